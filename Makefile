@@ -1,0 +1,72 @@
+# Everything runs in a virtual environment of its own, made on first use. `make demo` and `make test` are all a newcomer needs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
+VENV ?= .venv
+BIN = $(VENV)/bin
+PY = $(BIN)/python
+STAMP = $(VENV)/.installed
+PYTEST_ARGS ?=
+SLOW_ARGS ?=
+
+.PHONY: setup demo test check lint format names types docs notebooks slow bench dist mutate coverage clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q -c constraints.txt -e ".[test]"
+	touch $@
+
+$(VENV)/.docs: $(STAMP)
+	$(PY) -m pip install -q -c constraints.txt -e ".[test,docs]"
+	touch $@
+
+demo: setup
+	$(BIN)/tubelet demo $(DEMO_ARGS)
+
+test: setup
+	$(PY) -m pytest -q $(PYTEST_ARGS)
+
+check: lint types
+	$(PY) -m pytest -q -x --ignore=tests/demo --ignore=tests/models $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+names: setup
+	$(PY) tests/test_public.py
+
+types: setup
+	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+notebooks: dist
+	PYTHON=$(PY) scripts/notebooks.sh
+
+slow: setup
+	$(PY) -m pytest -q -m "slow and not gpu" $(SLOW_ARGS)
+
+bench: setup
+	$(PY) -m benchmarks
+
+dist: setup
+	rm -rf dist
+	$(PY) -m build -q
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+
+mutate: setup
+	$(PY) scripts/mutate.py
+
+coverage: setup
+	$(PY) -m pytest -q --cov=tubelet --cov-report=term-missing:skip-covered --cov-fail-under=90 $(PYTEST_ARGS)
+
+clean:
+	rm -rf dist build docs/_build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,52 @@
+"""tubelet: composable video-diffusion building blocks for PyTorch.
+
+Single blocks import from here; each subpackage is one stage of the way from video to video (see ``docs/design.md``).
+"""
+
+from tubelet import diffusion, hub, models, packing, vae
+from tubelet._version import __version__
+from tubelet.attention import Attention, CrossAttention, Joint, attend, explain, patterns
+from tubelet.blocks import Branch, TransformerBlock
+from tubelet.conditioning import AdaLNZero, LabelEmbedding, TimestepEmbedding
+from tubelet.layout import Grid, JointLayout, LayoutIndex, Rows, TokenLayout
+from tubelet.mlp import MLP, SwiGLU
+from tubelet.norms import LayerNorm, RMSNorm
+from tubelet.patchify import Patchify, Unpatchify, fold, unfold
+from tubelet.positions import Rope3d, SinCos3d
+from tubelet.text import WordEncoder
+
+__all__ = [
+    "MLP",
+    "AdaLNZero",
+    "Attention",
+    "Branch",
+    "CrossAttention",
+    "Grid",
+    "Joint",
+    "JointLayout",
+    "LabelEmbedding",
+    "LayerNorm",
+    "LayoutIndex",
+    "Patchify",
+    "RMSNorm",
+    "Rope3d",
+    "Rows",
+    "SinCos3d",
+    "SwiGLU",
+    "TimestepEmbedding",
+    "TokenLayout",
+    "TransformerBlock",
+    "Unpatchify",
+    "WordEncoder",
+    "__version__",
+    "attend",
+    "diffusion",
+    "explain",
+    "fold",
+    "hub",
+    "models",
+    "packing",
+    "patterns",
+    "unfold",
+    "vae",
+]

@@ -1,0 +1,1 @@
+"""Attention backends, one file each; :mod:`tubelet.attention.dispatch` holds their order."""

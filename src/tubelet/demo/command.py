@@ -1,0 +1,168 @@
+"""The demo from start to end: train live, sample the shipped checkpoint, judge, draw, and write it all down.
+
+Under the output folder: ``live/`` (the run that was just trained), ``full/`` (pictures of the shipped checkpoint, or
+with ``--full`` the hour-long run that makes it) and ``metrics.json``.
+"""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tubelet import hub
+from tubelet._version import __version__
+from tubelet.demo import digits
+from tubelet.demo.build import FULL, Plan, build, live_plan, prepare, run
+from tubelet.demo.evaluate import autoencoder_metrics, held_out_loss, sample_like, sample_metrics, verdicts
+from tubelet.demo.gallery import given_frames_exact, image_to_video, text_to_video, write_all
+from tubelet.demo.judge import Judge, train_judge
+from tubelet.demo.metrics import direction_accuracy
+from tubelet.demo.pictures import loss_curves, reconstruction_sheet
+from tubelet.demo.shipped import NAME, load_model
+from tubelet.files import replacing
+from tubelet.pipeline import TextToVideo
+from tubelet.training import Progress
+
+__all__ = ["full", "live_and_shipped"]
+
+_SAMPLES = 512
+
+
+def live_and_shipped(out: Path, minutes: float, seed: int, resume: bool) -> dict[str, Any]:
+    """What ``tubelet demo`` does: part (a) trains from scratch, part (b) samples the shipped checkpoint.
+
+    Args:
+        out: folder for everything that is written.
+        minutes: of live training; measured once into a step count that is stored with the run.
+        seed: of models, data, noise and samples.
+        resume: go on with an interrupted live run.
+
+    Raises:
+        ValueError: an interrupted run is in ``out`` and ``resume`` is False, or there is none to resume.
+
+    Example:
+        >>> metrics = live_and_shipped(Path("runs/demo"), minutes=2.0, seed=0, resume=False)  # doctest: +SKIP
+    """
+    began = time.monotonic()
+    _say(f"tubelet {__version__}: {torch.get_num_threads()} threads, seed {seed}, writing to {out}")
+    _say("(a) live: an autoencoder and a video DiT, built from blocks and trained from scratch")
+    metrics: dict[str, Any] = {"live": _live(out / "live", minutes, seed, resume)}
+    _say("(b) the full recipe's checkpoint, sampled at several durations and shapes")
+    metrics |= _judged(load_model(), out / "full", seed)
+    metrics["seconds"] = round(time.monotonic() - began, 1)
+    _finish(out, metrics, seed)
+    return metrics
+
+
+def full(out: Path, seed: int, resume: bool, plan: Plan = FULL) -> dict[str, Any]:
+    """What ``tubelet demo --full`` does: train by the full plan and leave the checkpoint that ships.
+
+    Raises:
+        ValueError: as :func:`live_and_shipped`.
+
+    Example:
+        >>> metrics = full(Path("runs/demo"), seed=0, resume=False)  # doctest: +SKIP
+    """
+    folder = out / "full"
+    plan = prepare(folder, resume, lambda: plan.with_seed(seed))
+    model = build(plan.seed)
+    histories = run(model, plan, folder, _show)
+    loss_curves(folder / "loss.png", histories)
+    metrics = _judged(model.eval(), folder, plan.seed)
+    record = {"command": f"tubelet demo --full --seed {plan.seed}", "threads": torch.get_num_threads(), **_versions()}
+    record |= {"plan": json.loads((folder / "plan.json").read_text()), "metrics": metrics}
+    record["training_seconds"] = {name: round(sum(history.values["seconds"])) for name, history in histories.items()}
+    record["first_losses"] = {name: history["loss"][:20] for name, history in histories.items()}
+    hub.save_bundle(folder / f"{NAME}.safetensors", model.parts(), dtype=torch.bfloat16, metadata=_versions())
+    _write_json(folder / f"{NAME}.json", record)
+    _finish(out, metrics, plan.seed)
+    return metrics
+
+
+def _live(folder: Path, minutes: float, seed: int, resume: bool) -> dict[str, Any]:
+    plan = prepare(folder, resume, lambda: live_plan(minutes, seed))
+    model = build(plan.seed)
+    histories = run(model, plan, folder, _show)
+    model.eval()
+    denoiser = histories["denoiser"]
+    metrics: dict[str, Any] = held_out_loss(model, seed)
+    metrics["padding_fraction"] = sum(denoiser["padding"]) / len(denoiser["padding"])
+    metrics["tokens_per_s"] = sum(denoiser["tokens"]) / sum(denoiser["seconds"])
+    metrics["autoencoder"] = autoencoder_metrics(model, seed)
+    metrics["steps"] = {name: len(history["loss"]) for name, history in histories.items()}
+    baseline = ("best per-element linear predictor", metrics["linear_predictor_loss"])
+    loss_curves(folder / "loss.png", histories, baselines={"denoiser": baseline})
+    hub.save_bundle(folder / "checkpoint.safetensors", model.parts(), metadata=_versions())
+    prompts, videos = text_to_video(model, seed)
+    write_all(folder / "samples", videos, prompts)
+    _reconstructions(model, folder, seed)
+    _write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def _judged(model: TextToVideo, folder: Path, seed: int) -> dict[str, Any]:
+    """Pictures and judgement of a trained model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts, videos = text_to_video(model, seed)
+    write_all(folder / "samples", videos, prompts)
+    clips, moved = image_to_video(model, seed)
+    write_all(folder / "image-to-video", moved[:6], [clip.caption for clip in clips[:6]])
+    _reconstructions(model, folder, seed)
+    judge = _trained_judge(seed)
+    real = digits.batch("held_out", seed, 0, _SAMPLES)
+    with _show("sample")(_SAMPLES, 0) as progress:
+        samples = sample_like(model, real, 10_000 + seed, tick=lambda done: progress.update(done, {}))
+    captions = [clip.caption for clip in clips]
+    followed = {"direction_accuracy": direction_accuracy(moved, captions)._asdict()}
+    return {
+        "autoencoder": autoencoder_metrics(model, seed),
+        "samples": sample_metrics(judge, samples, real, seed),
+        "image_to_video": given_frames_exact(clips, moved) | followed,
+        "sizes": sorted({tuple(video.shape[1:]) for video in [*videos, *samples]}),
+    }
+
+
+def _trained_judge(seed: int) -> Judge:
+    with _show("judge")(1, 0) as progress:
+        judge = train_judge(seed)
+        progress.update(1, {})
+    return judge
+
+
+def _reconstructions(model: TextToVideo, folder: Path, seed: int) -> None:
+    clips = digits.batch("held_out", seed, 0, 10)
+    with torch.no_grad():
+        again = [model.vae(clip.video[None])[0].clamp(-1, 1) for clip in clips]
+    captions = [clip.caption for clip in clips]
+    reconstruction_sheet(folder / "reconstructions.png", [clip.video for clip in clips], again, captions)
+
+
+def _finish(out: Path, metrics: dict[str, Any], seed: int) -> None:
+    metrics["bars"] = verdicts(metrics)
+    metrics |= {"seed": seed, **_versions()}
+    _write_json(out / "metrics.json", metrics)
+    for name, found in metrics["bars"].items():
+        _say(f"  {'pass' if found['passes'] else 'MISS'}  {name:<42} {found['value']:.4g}  ({found['bar']})")
+    _say(f"pictures, videos, checkpoints and metrics.json are in {out}")
+
+
+def _versions() -> dict[str, str]:
+    return {"tubelet": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with replacing(path) as temporary:
+        Path(temporary).write_text(json.dumps(value, indent=1) + "\n")
+
+
+def _show(title: str) -> Callable[[int, int], Progress]:
+    return lambda steps, start: Progress(steps, start=start, title=title)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stdout, flush=True)

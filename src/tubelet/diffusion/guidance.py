@@ -1,0 +1,60 @@
+"""Guidance: functions from denoisers to a denoiser. Shapes: those of the denoisers, ``(*lead, c)``.
+
+Classifier-free guidance (Ho and Salimans, 2022, arXiv:2207.12598) in the convention ``u + scale·(c - u)``: 1 is the
+conditional prediction, 0 the unconditional one. (U-ViT writes ``c + s·(c - u)``; its ``s`` is ``scale - 1``.)
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tubelet.diffusion.predictions import level
+from tubelet.layout import Rows
+from tubelet.protocols import Denoiser
+
+__all__ = ["cfg", "interval"]
+
+
+def cfg(conditional: Denoiser, unconditional: Denoiser, scale: float | Callable[[Tensor], Tensor]) -> Denoiser:
+    """Classifier-free guidance: ``u + scale·(c - u)``, the two denoisers called one after the other.
+
+    Args:
+        conditional: the denoiser with its condition.
+        unconditional: the denoiser without.
+        scale: the guidance scale, or a function from noise levels ``(r,)`` to scales ``(r,)``: :func:`interval`.
+
+    Example:
+        >>> guided = cfg(lambda x, t: x, lambda x, t: 0 * x, 3.0)
+        >>> guided(torch.ones(2, 1), Rows(torch.tensor([0.5]))).tolist()
+        [[3.0], [3.0]]
+    """
+
+    def guided(x: Float[Tensor, "*lead c"], t: Rows) -> Float[Tensor, "*lead c"]:
+        with_condition, without = conditional(x, t), unconditional(x, t)
+        difference = with_condition - without
+        factor = level(t.map(scale), difference).to(difference.dtype) if callable(scale) else scale
+        return without + factor * difference
+
+    return guided
+
+
+def interval(scale: float, low: float, high: float) -> Callable[[Tensor], Tensor]:
+    """``scale`` where the noise level lies in [low, high], 1 elsewhere (Kynkäänniemi et al., 2024, arXiv:2404.07724).
+
+    Raises:
+        ValueError: ``low`` is above ``high``.
+
+    Example:
+        >>> interval(4.0, 0.2, 0.8)(torch.tensor([0.1, 0.5, 0.9]))
+        tensor([1., 4., 1.])
+    """
+    if low > high:
+        raise ValueError(f"low must not be above high, got {low} and {high}")
+    return partial(_inside, scale=scale, low=low, high=high)
+
+
+def _inside(t: Tensor, scale: float, low: float, high: float) -> Tensor:
+    return torch.where((t >= low) & (t <= high), scale, 1.0).to(t.dtype)

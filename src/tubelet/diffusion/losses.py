@@ -1,0 +1,32 @@
+"""Losses on patches: squared error per token and its masked mean. Shapes: ``(*lead, c)`` to ``(*lead)`` to a scalar."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+__all__ = ["masked_mean", "squared_error"]
+
+
+def squared_error(prediction: Float[Tensor, "*lead c"], target: Float[Tensor, "*lead c"]) -> Float[Tensor, "*lead"]:
+    """The mean squared difference over the last axis, in at least float32.
+
+    Example:
+        >>> squared_error(torch.tensor([[1.0, 3.0]]), torch.zeros(1, 2))
+        tensor([5.])
+    """
+    dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+    return (prediction.to(dtype) - target.to(dtype)).square().mean(dim=-1)
+
+
+def masked_mean(values: Float[Tensor, "*lead"], mask: Bool[Tensor, "*lead"] | None = None) -> Float[Tensor, ""]:
+    """The mean over the tokens where ``mask`` is True (all without one); 0 where it is True nowhere.
+
+    Values outside the mask may be anything, NaN included.
+
+    Example:
+        >>> masked_mean(torch.tensor([1.0, 3.0, float("nan")]), torch.tensor([True, True, False]))
+        tensor(2.)
+    """
+    if mask is None:
+        return values.mean()
+    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)

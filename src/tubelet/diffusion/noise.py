@@ -1,0 +1,75 @@
+"""Noise from one seed per sample, so that a sample's noise does not depend on what it is packed with.
+
+Shapes: ``(*lead, channels)`` in the order of a :class:`~tubelet.layout.TokenLayout`; padding is 0.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tubelet.layout import TokenLayout
+
+__all__ = ["noise_like", "noise_stream"]
+
+
+def noise_like(
+    layout: TokenLayout,
+    channels: int,
+    seeds: Sequence[int],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "*lead c"]:
+    """Standard normal noise: that of sample ``i`` depends on ``seeds[i]`` and on the sample's own shape alone.
+
+    It is drawn on the CPU, so that every device sees the same numbers.
+
+    Raises:
+        ValueError: ``seeds`` and the layout's samples differ in number.
+
+    Example:
+        >>> from tubelet.layout import Grid
+        >>> both = noise_like(TokenLayout.packed([Grid(1, 2, 2), Grid(2, 1, 1)]), 3, seeds=[7, 8])
+        >>> alone = noise_like(TokenLayout.packed([Grid(2, 1, 1)]), 3, seeds=[8])
+        >>> bool((both[4:] == alone).all())
+        True
+    """
+    return next(noise_stream(layout, channels, seeds, device=device, dtype=dtype))
+
+
+def noise_stream(
+    layout: TokenLayout,
+    channels: int,
+    seeds: Sequence[int],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Float[Tensor, "*lead c"]]:
+    """Endless fresh noise for stochastic samplers; the first tensor is what :func:`noise_like` returns.
+
+    Raises:
+        ValueError: ``seeds`` and the layout's samples differ in number.
+
+    Example:
+        >>> from tubelet.layout import Grid
+        >>> stream = noise_stream(TokenLayout.dense(1, Grid(1, 1, 2)), 3, seeds=[0])
+        >>> bool((next(stream) == next(stream)).any())
+        False
+    """
+    if len(seeds) != len(layout.lengths):
+        raise ValueError(f"seeds has {len(seeds)} entries, but the layout has {len(layout.lengths)} samples")
+    return _draw(layout, channels, seeds, device, dtype)
+
+
+def _draw(
+    layout: TokenLayout, channels: int, seeds: Sequence[int], device: torch.device | str | None, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    while True:
+        out = torch.zeros(*layout.shape, channels)
+        flat = out.view(-1, channels)
+        for start, length, generator in zip(layout.starts, layout.lengths, generators, strict=True):
+            flat[start : start + length] = torch.randn(length, channels, generator=generator)
+        yield out.to(device=device, dtype=dtype)

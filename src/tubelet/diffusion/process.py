@@ -1,0 +1,267 @@
+"""The diffusion process that training and sampling share: path, what is predicted, and how times are spread.
+
+``Process`` is the one place where a timestep shift enters: its ``warp`` maps even times to the times that are used, for
+training (``draw_times``) and sampling (``times``) alike, once. Shapes: patches ``(*lead, c)``, noise levels ``Rows``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tubelet.diffusion.losses import masked_mean, squared_error
+from tubelet.diffusion.paths import RectifiedFlow
+from tubelet.diffusion.predictions import Prediction, coefficients, from_x0_eps, level, to_x0_eps
+from tubelet.layout import Rows
+from tubelet.protocols import Path
+
+__all__ = ["Density", "Process", "constant", "discrete", "identity", "logit_normal", "shift_warp", "uniform"]
+
+
+@runtime_checkable
+class Density(Protocol):
+    """Draws even (unwarped) training times in [0, 1], in float64 on the generator's device.
+
+    Example:
+        >>> def half(shape, generator=None):
+        ...     return torch.full(shape, 0.5, dtype=torch.float64)
+        >>> Process(density=half).draw_times(2)
+        tensor([0.5000, 0.5000])
+    """
+
+    def __call__(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Float[Tensor, "..."]:
+        """Times of the given shape."""
+        ...
+
+
+def identity(t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """The warp that changes nothing.
+
+    Example:
+        >>> identity(torch.tensor(0.5))
+        tensor(0.5000)
+    """
+    return t
+
+
+def constant(t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """The loss weight 1 at every noise level.
+
+    Example:
+        >>> constant(torch.tensor([0.1, 0.9]))
+        tensor([1., 1.])
+    """
+    return torch.ones_like(t)
+
+
+def shift_warp(shift: float) -> Callable[[Tensor], Tensor]:
+    """The warp ``t -> s·t / (1 + (s - 1)·t)`` towards noise for ``s > 1`` (arXiv:2403.03206, equation 23).
+
+    Raises:
+        ValueError: ``shift`` is not positive.
+
+    Example:
+        >>> shift_warp(3.0)(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([0.0000, 0.7500, 1.0000])
+    """
+    if not shift > 0:
+        raise ValueError(f"shift must be above 0, got {shift}")
+    return partial(_shift, shift=shift)
+
+
+def uniform(shape: tuple[int, ...], generator: torch.Generator | None = None) -> Float[Tensor, "..."]:
+    """Times uniform on [0, 1).
+
+    Example:
+        >>> bool((uniform((100,)) < 1).all())
+        True
+    """
+    return torch.rand(shape, generator=generator, dtype=torch.float64, device=_device(generator))
+
+
+def logit_normal(mean: float = 0.0, std: float = 1.0) -> Density:
+    """Times ``sigmoid(z)`` with ``z`` normal, dense in the middle (arXiv:2403.03206, equation 19).
+
+    Raises:
+        ValueError: ``std`` is not positive.
+
+    Example:
+        >>> times = logit_normal()((1000,), torch.Generator().manual_seed(0))
+        >>> bool((times.median() - 0.5).abs() < 0.05)
+        True
+    """
+    if not std > 0:
+        raise ValueError(f"std must be above 0, got {std}")
+    return partial(_logit_normal, mean=mean, std=std)
+
+
+def discrete(steps: int) -> Density:
+    """Times uniform on the ``steps`` places ``1/N, 2/N, ..., 1`` of a discrete path, as DDPM and DiT train.
+
+    Raises:
+        ValueError: ``steps`` is smaller than 1.
+
+    Example:
+        >>> sorted(set(discrete(4)((100,), torch.Generator().manual_seed(0)).tolist()))
+        [0.25, 0.5, 0.75, 1.0]
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    return partial(_discrete, steps=steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """How data is noised, what the network predicts, how times are spread: one value for training and sampling.
+
+    Args:
+        path: the factors of data and noise.
+        prediction: what the network predicts: ``eps``, ``x0``, ``v`` or ``velocity``.
+        warp: a monotone map of [0, 1] to itself, applied to training times and to sampling times, nowhere else.
+        density: how even training times are drawn, before the warp.
+        weight: the loss weight of each noise level, after the warp.
+
+    Example:
+        >>> process = Process(warp=shift_warp(3.0), density=logit_normal())
+        >>> process.times(2)
+        tensor([1.0000, 0.7500, 0.0000])
+        >>> x0, noise = torch.zeros(4, 3), torch.ones(4, 3)
+        >>> t = Rows(process.draw_times(1, torch.Generator().manual_seed(0)))
+        >>> process.loss(noise - x0, x0, noise, t)
+        tensor(0.)
+    """
+
+    path: Path = field(default_factory=RectifiedFlow)
+    prediction: Prediction = "velocity"
+    warp: Callable[[Tensor], Tensor] = identity
+    density: Density = uniform
+    weight: Callable[[Tensor], Tensor] = constant
+
+    def draw_times(
+        self,
+        shape: int | tuple[int, ...],
+        generator: torch.Generator | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Float[Tensor, "..."]:
+        """Training times of the given shape: warped draws of the density, made where the generator is.
+
+        Example:
+            >>> Process().draw_times((2, 3)).shape
+            torch.Size([2, 3])
+        """
+        drawn = self.density((shape,) if isinstance(shape, int) else shape, generator=generator)
+        return self.warp(drawn).to(device=device, dtype=dtype)
+
+    def times(
+        self, steps: int, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, " s"]:
+        """The ``steps + 1`` sampling times from 1 to 0: even times, warped.
+
+        Raises:
+            ValueError: ``steps`` is smaller than 1.
+
+        Example:
+            >>> Process().times(4)
+            tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000])
+        """
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        return self.warp(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).to(device=device, dtype=dtype)
+
+    def noise(self, x0: Float[Tensor, "*s"], noise: Float[Tensor, "*s"], t: Rows) -> Float[Tensor, "*s"]:
+        """``x_t = alpha·x0 + sigma·noise``, in the dtype of ``x0``; where ``t`` is 0 the data exactly.
+
+        Example:
+            >>> Process().noise(torch.zeros(2, 1), torch.ones(2, 1), Rows(torch.tensor([0.25]))).tolist()
+            [[0.25], [0.25]]
+        """
+        at = coefficients(self.path, t, x0)
+        return (at.alpha * x0 + at.sigma * noise).to(x0.dtype)
+
+    def target(self, x0: Float[Tensor, "*s"], noise: Float[Tensor, "*s"], t: Rows) -> Float[Tensor, "*s"]:
+        """What a perfect network predicts.
+
+        Example:
+            >>> Process(prediction="x0").target(torch.zeros(1, 1), torch.ones(1, 1), Rows(torch.tensor([0.5])))
+            tensor([[0.]])
+        """
+        return from_x0_eps(self.prediction, x0, noise, coefficients(self.path, t, x0))
+
+    def split(
+        self, prediction: Float[Tensor, "*s"], x: Float[Tensor, "*s"], t: Rows
+    ) -> tuple[Float[Tensor, "*s"], Float[Tensor, "*s"]]:
+        """The data and the noise that a prediction at state ``x`` implies.
+
+        Example:
+            >>> Process().split(torch.tensor([[2.0]]), torch.tensor([[1.5]]), Rows(torch.tensor([0.25])))
+            (tensor([[1.]]), tensor([[3.]]))
+        """
+        return to_x0_eps(self.prediction, prediction, x, coefficients(self.path, t, x))
+
+    def velocity(self, prediction: Float[Tensor, "*s"], x: Float[Tensor, "*s"], t: Rows) -> Float[Tensor, "*s"]:
+        """The time derivative of the state that a prediction implies: the right side of the sampling equation.
+
+        Example:
+            >>> Process(prediction="x0").velocity(torch.zeros(1, 1), torch.ones(1, 1), Rows(torch.tensor([0.5])))
+            tensor([[2.]])
+        """
+        if self.prediction == "velocity":
+            return prediction
+        at = coefficients(self.path, t, x)
+        return from_x0_eps("velocity", *to_x0_eps(self.prediction, prediction, x, at), at)
+
+    def loss(
+        self,
+        prediction: Float[Tensor, "*lead c"],
+        x0: Float[Tensor, "*lead c"],
+        noise: Float[Tensor, "*lead c"],
+        t: Rows,
+        mask: Bool[Tensor, "*lead"] | None = None,
+        weights: Rows | None = None,
+    ) -> Float[Tensor, ""]:
+        """The training loss: squared error per token times its weight, averaged over the tokens in ``mask``.
+
+        Args:
+            prediction: the network's output at ``noise(x0, noise, t)``.
+            x0: data.
+            noise: the noise that was mixed in.
+            t: noise levels.
+            mask: True where a token counts; leave out padding and known frames.
+            weights: further weights per row, such as one per sample. The mean divides by tokens, not by weights.
+
+        Example:
+            >>> x0, noise, t = torch.zeros(2, 1), torch.ones(2, 1), Rows(torch.tensor([0.5]))
+            >>> Process().loss(torch.tensor([[1.0], [3.0]]), x0, noise, t, mask=torch.tensor([True, False]))
+            tensor(0.)
+        """
+        error = squared_error(prediction, self.target(x0, noise, t))
+        error = error * level(t.map(self.weight), error)
+        if weights is not None:
+            error = error * level(weights, error)
+        return masked_mean(error, mask)
+
+
+def _shift(t: Tensor, shift: float) -> Tensor:
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def _logit_normal(
+    shape: tuple[int, ...], generator: torch.Generator | None = None, *, mean: float, std: float
+) -> Tensor:
+    normal = torch.randn(shape, generator=generator, dtype=torch.float64, device=_device(generator))
+    return torch.sigmoid(mean + std * normal)
+
+
+def _discrete(shape: tuple[int, ...], generator: torch.Generator | None = None, *, steps: int) -> Tensor:
+    index = torch.randint(steps, shape, generator=generator, device=_device(generator))
+    return (index + 1).double() / steps
+
+
+def _device(generator: torch.Generator | None) -> torch.device:
+    return torch.device("cpu") if generator is None else generator.device

@@ -1,0 +1,81 @@
+"""Files that are whole or absent, and optional packages that are named clearly when they are missing.
+
+Files are written beside the target and renamed onto it.
+
+POSIX renames within one folder are atomic, so a reader sees the old file or the new one, and a crash at any moment
+leaves the old one. The data reach the disk (fsync) before the rename does.
+"""
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from uuid import uuid4
+
+__all__ = ["replacing", "require"]
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name beside ``path`` to write to; leaving the block puts it in the place of ``path``.
+
+    The temporary name keeps the suffix, for writers that go by it. The file gets the mode of the one it replaces, or
+    that of any new file. If the block raises, the temporary file goes and ``path`` stays as it was.
+
+    Args:
+        path: the file to make or replace; missing parent folders are made.
+
+    Returns:
+        A context manager over the temporary path.
+
+    Raises:
+        OSError: the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "metrics.json"
+        >>> with replacing(file) as temporary:
+        ...     _ = temporary.write_text("{}")
+        ...     file.exists()
+        False
+        >>> file.read_text()
+        '{}'
+    """
+    target = Path(path).resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".tmp-{uuid4().hex[:8]}-{target.name}")
+    try:
+        temporary.touch()
+        mode = (target if target.exists() else temporary).stat().st_mode
+        yield temporary
+        temporary.chmod(mode)
+        _flush(temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def require(name: str) -> ModuleType:
+    """Import ``name``, an optional package of the extra ``tubelet[video]``.
+
+    Raises:
+        ImportError: it is not installed; the message names the extra.
+
+    Example:
+        >>> require("PIL.Image").__name__
+        'PIL.Image'
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"reading and writing videos needs the package {name.split('.')[0]!r}: pip install 'tubelet[video]'"
+        ) from error
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())

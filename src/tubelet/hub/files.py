@@ -1,0 +1,229 @@
+"""One model in one folder: ``config.json`` and ``model*.safetensors``, as the Hugging Face Hub expects them.
+
+``config.json`` holds ``_class`` (the dotted name), ``format_version``, ``config`` (the dataclass) and ``metadata``
+(yours). Large models are split into shards with an index. The folder is written beside its place and renamed, so a
+crash leaves the old model or the new one, never a mixture.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, overload
+from uuid import uuid4
+
+import torch
+from torch import nn
+
+from tubelet.hub.weights import build, check_format, describe, gather, resolve, to_json
+
+__all__ = ["load", "read_metadata", "save"]
+
+M = TypeVar("M", bound=nn.Module)
+_CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_OURS = re.compile(r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+
+
+def save(
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    max_shard_size: int | str = "2GB",
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a model to a folder that :func:`load` reads.
+
+    Args:
+        model: has a dataclass ``config`` and is built by ``Cls(config, device=, dtype=)``. Weights keep their dtypes.
+        directory: made, or replaced if it holds a saved model and nothing else.
+        max_shard_size: bytes, or a text such as ``"500MB"``.
+        metadata: JSON values to note beside the config (a seed, versions, metrics).
+
+    Returns:
+        ``directory``.
+
+    Raises:
+        ValueError: no dataclass config, a config or metadata that JSON cannot hold, or a folder with other files in it.
+
+    Example:
+        >>> import tempfile
+        >>> from tubelet.text import WordEncoder, WordEncoderConfig
+        >>> encoder = WordEncoder(WordEncoderConfig(words=("a", "seven"), dim=8))
+        >>> folder = save(encoder, Path(tempfile.mkdtemp()) / "encoder", metadata={"seed": 0})
+        >>> sorted(file.name for file in folder.iterdir())
+        ['config.json', 'model.safetensors']
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    text = to_json({**describe(model), "metadata": dict(metadata or {})})
+    with _replacing_folder(directory) as folder:
+        save_torch_state_dict(gather(model), folder, max_shard_size=max_shard_size, safe_serialization=True)
+        (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
+        for file in folder.glob("*.safetensors"):
+            file.chmod((folder / _CONFIG).stat().st_mode)
+    return Path(directory)
+
+
+@overload
+def load(
+    source: str | os.PathLike[str],
+    cls: type[M],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> M: ...
+
+
+@overload
+def load(
+    source: str | os.PathLike[str],
+    cls: None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> nn.Module: ...
+
+
+def load(
+    source: str | os.PathLike[str],
+    cls: type[nn.Module] | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> nn.Module:
+    """Read a model from a folder or from the Hugging Face Hub.
+
+    Args:
+        source: a folder that :func:`save` wrote, or else a repository ``"owner/name"``, of which only safetensors and
+            JSON files are fetched.
+        cls: the class to build. None: the class that the file names, which must be one of tubelet's, since a
+            stranger's file must not choose what code runs.
+        device: where the weights go; the CPU by default.
+        dtype: of floating-point weights; None keeps the file's.
+        revision: branch, tag or commit of a repository.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        FileNotFoundError: no such folder, and not the form of a repository's name; or a folder without a model.
+        ValueError: another format, a config that does not fit, or tensors that do not: one error lists all that are
+            missing, unexpected or of another shape.
+
+    Example:
+        >>> import tempfile
+        >>> from tubelet.text import WordEncoder, WordEncoderConfig
+        >>> encoder = WordEncoder(WordEncoderConfig(words=("a", "seven"), dim=8))
+        >>> folder = save(encoder, Path(tempfile.mkdtemp()) / "encoder")
+        >>> loaded = load(folder)
+        >>> type(loaded).__name__, torch.equal(loaded.embed.weight, encoder.embed.weight)
+        ('WordEncoder', True)
+    """
+    from safetensors import safe_open
+
+    folder = _fetch(source, revision)
+    description = _read_config(folder)
+    cls = resolve(description["_class"]) if cls is None else cls
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(f, "pt", device=str(device or "cpu"))) for f in _weight_files(folder)]
+        where = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in where.items()}
+        return build(cls, description, shapes, lambda name: where[name].get_tensor(name), device, dtype)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What was noted when a folder or a bundle was saved.
+
+    Args:
+        path: a folder of :func:`save` or a file of :func:`save_bundle`.
+
+    Returns:
+        The ``metadata`` given then.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: it holds no model of this format.
+
+    Example:
+        >>> import tempfile
+        >>> from tubelet.text import WordEncoder, WordEncoderConfig
+        >>> encoder = WordEncoder(WordEncoderConfig(words=("a", "seven"), dim=8))
+        >>> read_metadata(save(encoder, Path(tempfile.mkdtemp()) / "encoder", metadata={"seed": 3}))
+        {'seed': 3}
+    """
+    from tubelet.hub.bundles import read_header
+
+    header = _read_config(Path(path)) if Path(path).is_dir() else read_header(path)
+    metadata: dict[str, Any] = header["metadata"]
+    return metadata
+
+
+def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
+    """The local folder of ``source``, downloaded if need be."""
+    if Path(source).is_dir():
+        return Path(source)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
+        raise FileNotFoundError(f"{source} is neither a folder nor a repository's name 'owner/name'")
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(source), revision=revision, allow_patterns=["*.safetensors", "*.json"]))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not (folder / _CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} holds no {_CONFIG}")
+    description = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    check_format(description, {"_class", "format_version", "config", "metadata"}, str(folder / _CONFIG))
+    checked: dict[str, Any] = description
+    return checked
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The one weights file, or the shards that the index names; names only, so they stay in the folder."""
+    if not (folder / _INDEX).is_file():
+        names = [_WEIGHTS]
+    else:
+        names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    for name in names:
+        if not _OURS.fullmatch(name) or not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no weights file {name!r}")
+    return [folder / name for name in names]
+
+
+@contextmanager
+def _replacing_folder(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new folder beside ``directory`` to fill; leaving the block puts it in that place."""
+    target = Path(directory).resolve()
+    if target.exists():
+        foreign = sorted(f.name for f in target.iterdir() if not _OURS.fullmatch(f.name))
+        if foreign:
+            raise ValueError(f"directory {directory} would be replaced, but it also holds {foreign}")
+    temporary = target.with_name(f".tmp-{uuid4().hex[:8]}-{target.name}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        _put_in_place(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _put_in_place(new: Path, target: Path) -> None:
+    """Rename; an older model steps aside first, and comes back if the new one cannot take its place."""
+    if not target.exists():
+        os.rename(new, target)
+        return
+    old = target.with_name(f".old-{uuid4().hex[:8]}-{target.name}")
+    os.rename(target, old)
+    try:
+        os.rename(new, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old)

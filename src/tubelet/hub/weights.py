@@ -1,0 +1,142 @@
+"""From a model to named tensors and back: what files and bundles share.
+
+Tied parameters are stored once and tied again. A model is first built on the meta device, where it costs nothing, and
+compared with the file's names and shapes; only then are tensors read, one at a time, straight to their device and dtype
+and put in the model's place. Buffers that are not stored need the real constructor, which then runs on the target.
+"""
+
+import importlib
+import json
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.hub.configs import from_dict, to_dict
+
+__all__: list[str] = []
+
+FORMAT_VERSION = 1
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """What a file says about a model: its class, the format and the config."""
+    config = getattr(model, "config", None)
+    if not is_dataclass(config) or isinstance(config, type):
+        raise ValueError(f"{type(model).__name__} must have a dataclass instance as .config, got {config!r}")
+    return {"_class": _dotted_name(type(model)), "format_version": FORMAT_VERSION, "config": to_dict(config)}
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """JSON text, or an error that says what JSON cannot hold."""
+    try:
+        return json.dumps(value, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata must hold finite JSON values only: {error}") from error
+
+
+def check_format(description: Mapping[str, Any], keys: set[str], where: str) -> None:
+    """Refuse another format version, and keys that this version does not know."""
+    if description.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"{where} has format_version {description.get('format_version')!r}, expected {FORMAT_VERSION}")
+    if set(description) != keys:
+        raise ValueError(f"{where} has keys {sorted(description)}, expected {sorted(keys)}")
+
+
+def resolve(name: str) -> type[nn.Module]:
+    """The class that a file names, among tubelet's own modules only.
+
+    A file from a stranger may choose among our classes, never import or call other code: the module must lie in
+    ``tubelet``, and the class must be an ``nn.Module`` defined there.
+    """
+    module, _, attribute = name.rpartition(".")
+    if module.split(".")[0] != "tubelet":
+        raise ValueError(f"the file's class {name!r} is not one of tubelet's; pass cls= to say which class to build")
+    try:
+        found: object = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"the file's class {name!r} does not exist in this version of tubelet") from error
+    if isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.startswith("tubelet."):
+        return found
+    raise ValueError(f"the file's class {name!r} is no nn.Module of tubelet's")
+
+
+def gather(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with each tied tensor once, under its first name, contiguous."""
+    aliases = _aliases(model)
+    return {name: t.detach().contiguous() for name, t in model.state_dict().items() if name not in aliases}
+
+
+def build(
+    cls: type[nn.Module],
+    description: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], Tensor],
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> nn.Module:
+    """A model with the config of ``description`` and the tensors that ``read`` gives, in eval mode."""
+    config = from_dict(_config_type(cls), description["config"])
+    model = cls(config, device="meta", dtype=dtype)
+    aliases = _aliases(model)
+    _check_shapes(model, aliases, shapes)
+    if set(dict(model.named_buffers())) - set(model.state_dict()):
+        model = cls(config, device=device, dtype=dtype)
+    tensors = {name: _cast(read(name), dtype) for name in shapes}
+    model.load_state_dict(tensors | {name: tensors[first] for name, first in aliases.items()}, assign=True)
+    for name, first in aliases.items():
+        _tie(model, name, first)
+    return model.eval()
+
+
+def _dotted_name(cls: type[Any]) -> str:
+    """The shortest public path, which outlives a move between files."""
+    parts = cls.__module__.split(".")
+    for n in range(2, len(parts)):
+        if getattr(sys.modules.get(path := ".".join(parts[:n])), cls.__qualname__, None) is cls:
+            return f"{path}.{cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _config_type(cls: type[nn.Module]) -> type[Any]:
+    constructor: Any = getattr(cls, "__init__")  # noqa: B009
+    kind = typing.get_type_hints(constructor).get("config")
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        raise ValueError(f"{cls!r} must annotate its argument config with a dataclass, got {kind!r}")
+    return kind
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Names of tied tensors, and the first name of each."""
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if (earlier := first.setdefault(id(tensor), name)) != name:
+            aliases[name] = earlier
+    return aliases
+
+
+def _check_shapes(model: nn.Module, aliases: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    ours = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in aliases}
+    faults = [f"missing {name} {ours[name]}" for name in ours if name not in shapes]
+    faults += [f"unexpected {name} {shapes[name]}" for name in shapes if name not in ours]
+    both = [name for name in ours if name in shapes]
+    faults += [f"{name} is {shapes[name]}, expected {ours[name]}" for name in both if shapes[name] != ours[name]]
+    if faults:
+        lines = "\n  ".join(faults)
+        raise ValueError(f"the file's tensors do not fit {type(model).__name__} in {len(faults)} places:\n  {lines}")
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A copy that owns its memory, not the file's mapping; integers keep their dtype."""
+    return tensor.to(dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype, copy=True)
+
+
+def _tie(model: nn.Module, name: str, first: str) -> None:
+    owner, _, attribute = name.rpartition(".")
+    source, _, source_attribute = first.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, getattr(model.get_submodule(source), source_attribute))

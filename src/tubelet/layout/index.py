@@ -1,0 +1,195 @@
+"""The device side of a layout: tensors that say where each token lies, what it is and whose.
+
+Shapes: ``*lead`` is ``n`` (packed) or ``b n`` (batched), ``s`` segments, ``f`` rows of (sample, frame).
+"""
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+from tubelet.layout.rows import Level, Rows
+
+__all__ = ["Kind", "LayoutIndex", "TokenInfo"]
+
+
+class Kind:
+    """What a token is: padding, a prefix token (text or register), or a cell of the video grid.
+
+    Plain integers: ``torch.compile`` evaluates a comparison of a tensor with an enum member to a constant.
+
+    Example:
+        >>> Kind.PAD, Kind.TEXT, Kind.GRID
+        (0, 1, 2)
+    """
+
+    PAD: Final = 0
+    TEXT: Final = 1
+    GRID: Final = 2
+
+
+class TokenInfo(NamedTuple):
+    """What an attention pattern may know of a token; every field broadcasts over the token axes.
+
+    ``coords`` is ``(t, h, w)`` inside the sample's grid (text: ``(-1, 0, position)``), ``extent`` the grid's sides
+    (text: ``(1, 1, length)``), ``kind`` one of :class:`Kind`, ``sample`` the sample's number (padding: -1).
+
+    Example:
+        >>> from tubelet.layout import Grid, TokenLayout
+        >>> info = TokenLayout.packed([Grid(1, 1, 2)]).on("cpu").info()
+        >>> info.coords.tolist()
+        [[0, 0, 0], [0, 0, 1]]
+    """
+
+    coords: Int[Tensor, "*lead 3"]
+    extent: Int[Tensor, "*lead 3"]
+    kind: Int[Tensor, "*lead"]
+    sample: Int[Tensor, "*lead"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayoutIndex:
+    """A layout as tensors on one device; made by :meth:`TokenLayout.on`.
+
+    Segment ``i`` holds ``seqlens[i]`` tokens from ``cu_seqlens[i]`` on the flattened token axis. In a layout with a
+    capacity, ``cu_seqlens``, ``seqlens`` and the row tables are padded to bucketed sizes, so that code compiled for one
+    layout serves every layout of that capacity. Copies on the host spare kernels a synchronisation.
+
+    Example:
+        >>> from tubelet.layout import Grid, TokenLayout
+        >>> index = TokenLayout.packed([Grid(1, 2, 2), Grid(2, 1, 1)]).on("cpu")
+        >>> index.cu_seqlens.tolist(), index.sample.tolist()
+        ([0, 4, 6], [0, 0, 0, 0, 1, 1])
+    """
+
+    cu_seqlens: Int[Tensor, " s1"]
+    seqlens: Int[Tensor, " s"]
+    host_cu_seqlens: Int[Tensor, " s1"]
+    host_seqlens: Int[Tensor, " s"]
+    coords: Int[Tensor, "*lead 3"]
+    extent: Int[Tensor, "*lead 3"]
+    sample: Int[Tensor, "*lead"]
+    kind: Int[Tensor, "*lead"]
+    frame_row: Int[Tensor, "*lead"]
+    frame_sample: Int[Tensor, " f"]
+    samples: int
+    frames: int
+    max_seqlen: int
+    dense: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The leading shape of token tensors: ``(n,)`` packed, ``(b, n)`` batched."""
+        return tuple(self.sample.shape)
+
+    @property
+    def frame(self) -> Int[Tensor, "*lead"]:
+        """The frame number of each token; -1 for text and padding."""
+        return self.coords[..., 0]
+
+    @property
+    def valid(self) -> Bool[Tensor, "*lead"]:
+        """True where a token is not padding."""
+        return self.kind != Kind.PAD
+
+    def info(self) -> TokenInfo:
+        """What a pattern's predicate sees of these tokens."""
+        return TokenInfo(self.coords, self.extent, self.kind, self.sample)
+
+    def rows(self, values: Shaped[Tensor, "r ..."], level: Level) -> Rows:
+        """Give each token its row of ``values``: one per sample, per (sample, frame) or per token.
+
+        At ``"frame"`` a sample with text has one more row, first, for its text. Rows beyond the real ones
+        (capacity) are zeros; padding tokens use row 0.
+
+        Raises:
+            ValueError: ``values`` has another number of rows than the level.
+
+        Example:
+            >>> from tubelet.layout import Grid, TokenLayout
+            >>> index = TokenLayout.dense(1, Grid(2, 1, 2)).on("cpu")
+            >>> index.rows(torch.tensor([0.0, 0.7]), "frame").expand()
+            tensor([[0.0000, 0.0000, 0.7000, 0.7000]])
+        """
+        real, capacity = self.row_counts(level)
+        # a full table never reads the number of real rows, so that compiled code holds no guard on it
+        if values.shape[0] != capacity and values.shape[0] != real:
+            raise ValueError(f"values has {values.shape[0]} rows, but the layout has {real} at level {level!r}")
+        values = _fit(values, capacity)
+        by_view = level == "sample" and self.dense
+        return Rows(values, None if by_view else self._row_index(level), self._owner(level))
+
+    def row_counts(self, level: Level) -> tuple[int, int]:
+        """``(real, capacity)``: how many rows the level has, and how many with the capacity's padding."""
+        if level == "sample":
+            return self.samples, self.seqlens.shape[0]
+        if level == "frame":
+            return self.frames, self.frame_sample.shape[0]
+        return self.sample.numel(), self.sample.numel()
+
+    def lift(self, values: Shaped[Tensor, "s ..."], level: Level) -> Shaped[Tensor, "r ..."]:
+        """Repeat one row per sample into one row per ``level``: ``(samples, ...)`` to ``(rows, ...)``.
+
+        Example:
+            >>> from tubelet.layout import Grid, TokenLayout
+            >>> index = TokenLayout.packed([Grid(2, 1, 1), Grid(1, 1, 1)]).on("cpu")
+            >>> index.lift(torch.tensor([5, 6]), "frame").tolist()
+            [5, 5, 6]
+        """
+        return values[self._owner(level)[: self.row_counts(level)[0]]]
+
+    def add_per_sample(self, rows: Rows, values: Shaped[Tensor, "s ..."]) -> Rows:
+        """Add one value per sample to rows of any level, as pooled text is added to embedded noise levels.
+
+        A single row without an owner (one noise level for all) becomes one row per sample. ``values`` may come from a
+        layout of the same samples with another capacity of samples.
+
+        Raises:
+            ValueError: several rows of unknown owners.
+
+        Example:
+            >>> from tubelet.layout import Grid, Rows, TokenLayout
+            >>> index = TokenLayout.packed([Grid(1, 1, 1), Grid(1, 1, 2)]).on("cpu")
+            >>> index.add_per_sample(Rows(torch.tensor([[1.0]])), torch.tensor([[10.0], [20.0]])).expand().flatten()
+            tensor([11., 21., 21.])
+        """
+        values = _fit(values, self.seqlens.shape[0])
+        if rows.owner is not None:
+            return Rows(rows.values + values[rows.owner], rows.index, rows.owner)
+        if rows.values.shape[0] != 1:
+            raise ValueError(f"rows has {rows.values.shape[0]} rows without owners; make them with layout.rows(...)")
+        return self.rows(rows.values + values, "sample")
+
+    def same_samples(self, other: "LayoutIndex") -> bool:
+        """Whether both hold as many samples; taken for granted in compiled code, whose graph serves any number.
+
+        Example:
+            >>> from tubelet.layout import Grid, TokenLayout
+            >>> index = TokenLayout.dense(2, Grid(1, 1, 1)).on("cpu")
+            >>> index.same_samples(TokenLayout.padded([1, 0], 3).on("cpu"))
+            True
+        """
+        return torch.compiler.is_compiling() or self.samples == other.samples
+
+    def _owner(self, level: Level) -> Int[Tensor, " r"]:
+        """The sample of each row of a level, up to the capacity."""
+        if level == "sample":
+            return torch.arange(self.seqlens.shape[0], device=self.sample.device)
+        return self.frame_sample if level == "frame" else self.sample.flatten().clamp(min=0)
+
+    def _row_index(self, level: Level) -> Int[Tensor, "*lead"]:
+        if level == "sample":
+            return self.sample.clamp(min=0)
+        if level == "frame":
+            return self.frame_row
+        return torch.arange(self.sample.numel(), device=self.sample.device).view(self.shape)
+
+
+def _fit(values: Shaped[Tensor, "r ..."], rows: int) -> Shaped[Tensor, "rows ..."]:
+    """Zeros behind ``values``, or its first rows, so that it has ``rows`` of them."""
+    missing = rows - values.shape[0]
+    if missing <= 0:
+        return values[:rows]
+    return torch.cat([values, values.new_zeros(missing, *values.shape[1:])])

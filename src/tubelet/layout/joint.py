@@ -1,0 +1,140 @@
+"""Several token streams of the same samples whose attention is joint: merging and splitting q, k, v.
+
+The streams keep their own widths and weights, as in MM-DiT (Esser et al., 2024, arXiv:2403.03206, figure 2b).
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from tubelet.layout.index import LayoutIndex
+from tubelet.layout.tokens import TokenLayout
+
+__all__ = ["JointIndex", "JointLayout"]
+
+
+@dataclass(frozen=True)
+class JointLayout:
+    """Several streams (text, video) of the same samples whose attention is joint (MM-DiT, arXiv:2403.03206, figure 2).
+
+    Streams of different widths are separate tensors with separate layouts; only their q, k, v are merged, in the
+    canonical order: per sample the prefix tokens of each stream in turn, then the grid, then (per row or at the end of
+    the axis) all padding.
+
+    Raises:
+        ValueError: the streams differ in samples or in being batched, or two of them have a grid for one sample.
+
+    Example:
+        >>> from tubelet.layout import Grid
+        >>> text, video = TokenLayout.packed([None, None], [1, 2]), TokenLayout.packed([Grid(1, 1, 2), Grid(1, 1, 1)])
+        >>> joint = JointLayout((text, video)).on("cpu")
+        >>> joint.merge(torch.tensor([10, 20, 21]), torch.tensor([1, 2, 3])).tolist()
+        [10, 1, 2, 20, 21, 3]
+    """
+
+    streams: tuple[TokenLayout, ...]
+
+    def __post_init__(self) -> None:
+        first = self.streams[0]
+        for other in self.streams[1:]:
+            if len(other.grids) != len(first.grids) or other.batched != first.batched:
+                raise ValueError(
+                    f"streams must hold the same samples in the same form, got {len(first.grids)} samples "
+                    f"(batched={first.batched}) and {len(other.grids)} (batched={other.batched})"
+                )
+        for i, grids in enumerate(zip(*(s.grids for s in self.streams), strict=True)):
+            if sum(g is not None for g in grids) > 1:
+                raise ValueError(f"sample {i} has a grid in more than one stream: {grids}")
+
+    @property
+    def merged(self) -> TokenLayout:
+        """The layout of the merged axis."""
+        per_sample = zip(*(s.grids for s in self.streams), strict=True)
+        grids = tuple(next((g for g in found if g is not None), None) for found in per_sample)
+        texts = tuple(map(sum, zip(*(s.text_lengths for s in self.streams), strict=True)))
+        width = sum(s.width for s in self.streams)
+        bucketed = any(s.bucketed for s in self.streams)
+        kept = None
+        if any(s.kept is not None for s in self.streams):
+            positions = zip(*self._merged_positions(), strict=True)
+            kept = tuple(tuple(sorted(itertools.chain(*parts))) for parts in positions)
+        return TokenLayout(grids, texts, width, self.streams[0].batched, bucketed, kept)
+
+    def on(self, device: torch.device | str) -> "JointIndex":
+        """The index of the merged layout with the permutation that merges and splits, on ``device``."""
+        batch = len(self.streams[0].grids) if self.streams[0].batched else 1
+        width = sum(s.width for s in self.streams)
+        samples = len(self.streams[0].grids)
+        stride = max(sum(lengths) for lengths in zip(*(s.full_lengths for s in self.streams), strict=True)) + 1
+        key = torch.full((batch, width), samples * stride, dtype=torch.long)  # padding sorts behind every token
+        offset = 0
+        for stream, positions in zip(self.streams, self._merged_positions(), strict=True):
+            for i, places in enumerate(positions):
+                row = i if stream.batched else 0
+                start = offset + (0 if stream.batched else stream.starts[i])
+                # the sample's number in the high part, the merged position in the low part
+                key[row, start : start + len(places)] = torch.tensor(places, dtype=torch.long) + i * stride
+            offset += stream.width
+        order = torch.argsort(key, dim=1, stable=True)
+        identity = bool((order == torch.arange(width)).all())
+        index = self.merged.on(device)
+        shape = (batch, width) if self.streams[0].batched else (width,)
+        order, back = order.view(shape).to(device), torch.argsort(order, dim=1).view(shape).to(device)
+        return JointIndex(index, order, back, tuple(s.width for s in self.streams), identity)
+
+    def _merged_positions(self) -> list[list[list[int]]]:
+        """Per stream and sample, the canonical position on the merged axis of each of its tokens."""
+        totals = [sum(texts) for texts in zip(*(s.text_lengths for s in self.streams), strict=True)]
+        before, result = [0] * len(totals), []
+        for s in self.streams:
+            places = [
+                [before[i] + p if p < text else totals[i] + p - text for p in positions]
+                for i, (text, positions) in enumerate(zip(s.text_lengths, s.positions(), strict=True))
+            ]
+            result.append(places)
+            before = [a + b for a, b in zip(before, s.text_lengths, strict=True)]
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class JointIndex:
+    """The merged index of several streams, and the permutation between streams and merged axis.
+
+    Example:
+        >>> from tubelet.layout import Grid
+        >>> joint = JointLayout((TokenLayout.padded([1], 2), TokenLayout.dense(1, Grid(1, 1, 2)))).on("cpu")
+        >>> merged = joint.merge(torch.tensor([[7, 0]]), torch.tensor([[1, 2]]))
+        >>> merged.tolist(), [s.tolist() for s in joint.split(merged)]
+        ([[7, 1, 2, 0]], [[[7, 0]], [[1, 2]]])
+    """
+
+    index: LayoutIndex
+    order: Int[Tensor, "*lead"]
+    back: Int[Tensor, "*lead"]
+    widths: tuple[int, ...]
+    identity: bool
+
+    def merge(self, *streams: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        """Streams ``(*lead_i, ...)``, in the order of the joint layout, to one tensor ``(*lead, ...)``."""
+        axis = self.order.ndim - 1
+        got = tuple(s.shape[axis] for s in streams)
+        if got != self.widths:
+            raise ValueError(f"streams have {got} tokens, but the joint layout has {self.widths}")
+        joined = torch.cat(streams, dim=axis)
+        return joined if self.identity else _permute(joined, self.order)
+
+    def split(self, merged: Shaped[Tensor, "..."]) -> tuple[Shaped[Tensor, "..."], ...]:
+        """Undo :meth:`merge`."""
+        axis = self.order.ndim - 1
+        parts = merged if self.identity else _permute(merged, self.back)
+        return torch.split(parts, list(self.widths), dim=axis)
+
+
+def _permute(x: Tensor, order: Tensor) -> Tensor:
+    """Reorder the token axis of ``(n, ...)`` or, row by row, of ``(b, n, ...)``."""
+    if order.ndim == 1:
+        return x[order]
+    return x[torch.arange(order.shape[0], device=x.device)[:, None], order]

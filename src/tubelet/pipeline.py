@@ -1,0 +1,327 @@
+"""Text to video in a latent space: autoencoder, text encoder and denoiser, trained and sampled on packed batches.
+
+Nothing here is a new idea: latent diffusion (Rombach et al., 2021, arXiv:2112.10752) on the packed sequences of NaViT
+(arXiv:2307.06304), with rectified-flow training (arXiv:2209.03003, arXiv:2403.03206), known frames held at noise level
+0 (diffusion forcing, arXiv:2407.01392) and classifier-free guidance (arXiv:2207.12598). One batch may mix images and
+clips of any sizes; each sample's noise depends on its own seed only, so that a batch equals its samples one by one.
+
+Shapes: videos ``(c, T, H, W)`` in [-1, 1], latents ``(z, t, h, w)`` of unit variance, patches ``(n, p)``.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from tubelet.diffusion import Known, Process, cfg, noise_like, sample
+from tubelet.layout import Grid, LayoutIndex, Rows, TokenLayout
+from tubelet.models import VideoDiT
+from tubelet.patchify import fold_packed, unfold_packed
+from tubelet.protocols import Denoiser
+from tubelet.text import WordEncoder
+from tubelet.vae import CausalAutoencoder
+
+__all__ = [
+    "LatentBatch",
+    "TextToVideo",
+    "decode_latents",
+    "denoising_loss",
+    "encode_videos",
+    "generate",
+    "prefix_mask",
+]
+
+
+class TextToVideo(nn.Module):
+    """The three models of a text-to-video system, under one name for state dicts and averages.
+
+    Example:
+        >>> from tubelet.models import VideoDiTConfig
+        >>> from tubelet.text import WordEncoderConfig
+        >>> from tubelet.vae import digits
+        >>> dit = VideoDiTConfig(latent_channels=16, dim=64, depth=1, heads=4, text_dim=8)
+        >>> text = WordEncoder(WordEncoderConfig(words=("a", "seven"), dim=8))
+        >>> model = TextToVideo(CausalAutoencoder(digits()), text, VideoDiT(dit))
+        >>> [v.shape for v in generate(model, ["a seven", "a"], [(1, 16, 16), (5, 16, 24)], seeds=[0, 1], steps=2)]
+        [torch.Size([1, 1, 16, 16]), torch.Size([1, 5, 16, 24])]
+    """
+
+    def __init__(self, vae: CausalAutoencoder, text: WordEncoder, denoiser: VideoDiT) -> None:
+        super().__init__()
+        self.vae, self.text, self.denoiser = vae, text, denoiser
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The models by name, as :func:`tubelet.hub.save_bundle` takes them."""
+        return {"vae": self.vae, "text": self.text, "denoiser": self.denoiser}
+
+    @classmethod
+    def of(cls, parts: Mapping[str, nn.Module]) -> "TextToVideo":
+        """The inverse of :meth:`parts`.
+
+        Raises:
+            ValueError: a part is missing or of another class.
+        """
+        vae, text, denoiser = (parts.get(name) for name in ("vae", "text", "denoiser"))
+        if not (
+            isinstance(vae, CausalAutoencoder) and isinstance(text, WordEncoder) and isinstance(denoiser, VideoDiT)
+        ):
+            found = {name: type(part).__name__ for name, part in parts.items()}
+            raise ValueError(f"parts must be a CausalAutoencoder, a WordEncoder and a VideoDiT, got {found}")
+        return cls(vae, text, denoiser)
+
+
+@dataclass(frozen=True, eq=False)
+class LatentBatch:
+    """Packed latents with their prompts: patches ``(n, p)``, where they lie, and one prompt a sample.
+
+    Example:
+        >>> batch = LatentBatch.of([torch.zeros(16, 1, 2, 2), torch.zeros(16, 2, 2, 3)], ["a", "b"], (1, 1, 1))
+        >>> batch.patches.shape, batch.layout.lengths
+        (torch.Size([16, 16]), (4, 12))
+    """
+
+    patches: Float[Tensor, "n p"]
+    layout: TokenLayout
+    prompts: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        latents: Sequence[Float[Tensor, "z _ _ _"]],
+        prompts: Sequence[str],
+        patch: tuple[int, int, int],
+    ) -> "LatentBatch":
+        """Pack latents of any sizes; equal lengths are put side by side, so that their attention is batched.
+
+        Raises:
+            ValueError: there are not as many prompts as latents.
+        """
+        if len(latents) != len(prompts):
+            raise ValueError(f"latents has {len(latents)} samples, but prompts has {len(prompts)}")
+        order = sorted(
+            range(len(latents)),
+            key=lambda i: (latents[i].shape[1:].numel(), len(prompts[i].split())),
+        )
+        patches, grids = fold_packed([latents[i] for i in order], patch)
+        return cls(patches, TokenLayout.packed(grids), tuple(prompts[i] for i in order))
+
+
+@torch.no_grad()
+def encode_videos(vae: CausalAutoencoder, videos: Sequence[Float[Tensor, "c _ _ _"]]) -> list[Float[Tensor, "z _ _ _"]]:
+    """Unit-variance latents (the posterior's mode) of videos of any sizes; equal sizes are encoded together.
+
+    Raises:
+        ValueError: a video that the autoencoder's factors do not divide.
+
+    Example:
+        >>> from tubelet.vae import digits
+        >>> vae = CausalAutoencoder(digits())
+        >>> [z.shape for z in encode_videos(vae, [torch.zeros(1, 5, 16, 16), torch.zeros(1, 1, 24, 16)])]
+        [torch.Size([16, 2, 2, 2]), torch.Size([16, 1, 3, 2])]
+    """
+    return _by_shape(videos, lambda batch: vae.scale(vae.encode(batch).mode()).to(batch.dtype))
+
+
+@torch.no_grad()
+def decode_latents(
+    vae: CausalAutoencoder, latents: Sequence[Float[Tensor, "z _ _ _"]]
+) -> list[Float[Tensor, "c _ _ _"]]:
+    """Videos of unit-variance latents of any sizes, clamped to [-1, 1].
+
+    Example:
+        >>> from tubelet.vae import digits
+        >>> [v.shape for v in decode_latents(CausalAutoencoder(digits()), [torch.zeros(16, 2, 2, 2)])]
+        [torch.Size([1, 5, 16, 16])]
+    """
+    return _by_shape(latents, lambda batch: vae.decode(vae.unscale(batch)).clamp(-1, 1).to(batch.dtype))
+
+
+def _by_shape(items: Sequence[Tensor], fn: Callable[[Tensor], Tensor], most: int = 64) -> list[Tensor]:
+    """Apply a batched function to items grouped by shape, at most ``most`` at a time; results in the given order."""
+    groups: dict[torch.Size, list[int]] = {}
+    for i, item in enumerate(items):
+        groups.setdefault(item.shape, []).append(i)
+    results: dict[int, Tensor] = {}
+    for members in groups.values():
+        for start in range(0, len(members), most):
+            chosen = members[start : start + most]
+            results.update(zip(chosen, fn(torch.stack([items[i] for i in chosen])), strict=True))
+    return [results[i] for i in range(len(items))]
+
+
+def prefix_mask(layout: LayoutIndex, frames: Sequence[int]) -> Bool[Tensor, " f"]:
+    """True for the first ``frames[i]`` frames of sample i: one flag for each (sample, frame) row of the layout.
+
+    Example:
+        >>> layout = TokenLayout.packed([Grid(3, 1, 1), Grid(2, 1, 1)]).on("cpu")
+        >>> prefix_mask(layout, [1, 0]).tolist()
+        [True, False, False, False, False]
+    """
+    owner = layout.frame_sample[: layout.frames]
+    counts = torch.bincount(owner, minlength=layout.samples)
+    place = torch.arange(layout.frames, device=owner.device) - (counts.cumsum(0) - counts)[owner]
+    return place < torch.tensor(frames, device=owner.device)[owner]
+
+
+def denoising_loss(
+    model: TextToVideo,
+    batch: LatentBatch,
+    process: Process,
+    generator: torch.Generator,
+    *,
+    drop_text: float = 0.1,
+    known_frames: float = 0.25,
+) -> Float[Tensor, ""]:
+    """The training loss of one packed batch: the process's loss over the unknown tokens.
+
+    Each sample draws one noise level; with probability ``known_frames`` a random number of its first frames (never all)
+    is given: clean, at level 0, marked in the mask and left out of the loss. With probability ``drop_text`` its prompt
+    is the empty one.
+
+    Example:
+        >>> from tubelet.models import VideoDiTConfig
+        >>> from tubelet.text import WordEncoderConfig
+        >>> from tubelet.vae import digits
+        >>> dit = VideoDiTConfig(latent_channels=16, dim=64, depth=1, heads=4, text_dim=8)
+        >>> text = WordEncoder(WordEncoderConfig(words=("a", "seven"), dim=8))
+        >>> model = TextToVideo(CausalAutoencoder(digits()), text, VideoDiT(dit))
+        >>> batch = LatentBatch.of([torch.zeros(16, 2, 8, 8)], ["a seven"], (1, 1, 1))
+        >>> denoising_loss(model, batch, Process(), torch.Generator().manual_seed(0)).round(decimals=1)
+        tensor(1., grad_fn=<RoundBackward1>)
+    """
+    layout = batch.layout.on(batch.patches.device)
+    levels = process.draw_times((layout.samples,), generator=generator)
+    flags = prefix_mask(layout, _draw_known(batch.layout, known_frames, generator))
+    known = Known(layout.rows(flags, "frame"), batch.patches)
+    t = known.levels(layout.rows(layout.lift(levels, "frame"), "frame").values)
+    noise = torch.randn(batch.patches.shape, generator=generator)
+    dropped = torch.rand(layout.samples, generator=generator) < drop_text
+    prompts = ["" if drop else prompt for drop, prompt in zip(dropped.tolist(), batch.prompts, strict=True)]
+    prediction = _predict(model, process.noise(batch.patches, noise, t), t, prompts, layout, known.tokens)
+    return process.loss(prediction, batch.patches, noise, t, mask=~known.tokens)
+
+
+def _draw_known(layout: TokenLayout, share: float, generator: torch.Generator) -> list[int]:
+    """How many first frames of each sample are given: 0, or for a share of the samples 1 to t - 1."""
+    chosen = torch.rand(len(layout.grids), generator=generator) < share
+    place = torch.rand(len(layout.grids), generator=generator)
+    frames = [0 if grid is None else grid.t for grid in layout.grids]
+    return [
+        min(1 + int(u * (t - 1)), t - 1) if yes else 0
+        for yes, u, t in zip(chosen.tolist(), place.tolist(), frames, strict=True)
+    ]
+
+
+def _predict(
+    model: TextToVideo,
+    x: Float[Tensor, "n p"],
+    t: Rows,
+    prompts: Sequence[str],
+    layout: LayoutIndex,
+    given: Bool[Tensor, " n"],
+) -> Float[Tensor, "n p"]:
+    text = model.text(prompts)
+    text_layout = TokenLayout.packed([None] * len(prompts), text.lengths).on(x.device)
+    cells = given[:, None].to(x.dtype).expand(-1, math.prod(model.denoiser.config.patch))
+    return model.denoiser(x, t, text.tokens, layout, text_layout, cells).to(x.dtype)
+
+
+@torch.no_grad()
+def generate(
+    model: TextToVideo,
+    prompts: Sequence[str],
+    sizes: Sequence[tuple[int, int, int]],
+    seeds: Sequence[int],
+    *,
+    process: Process | None = None,
+    prefixes: Sequence[Float[Tensor, "c _ _ _"] | None] | None = None,
+    steps: int = 25,
+    guidance: float = 2.0,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> list[Float[Tensor, "c _ _ _"]]:
+    """Sample videos of any sizes in one packed batch.
+
+    Args:
+        model: the trained models.
+        prompts: one text a video; "" is unconditional.
+        sizes: frames, height and width of each, in pixels.
+        seeds: one a video: a video depends on its own prompt, size, seed and prefix only.
+        process: what the denoiser was trained with; None means rectified flow.
+        prefixes: the first ``1 + temporal·k`` frames of each video, or None: image to video, extension. They come back
+            bit for bit, and their latents stay exact throughout.
+        steps: Euler steps.
+        guidance: scale of classifier-free guidance; 1 means none.
+        callback: called after each step with its number and the packed state.
+
+    Raises:
+        ValueError: lists of different lengths, sizes that the autoencoder does not divide, or a prefix of another size.
+
+    Example:
+        See :class:`TextToVideo`.
+
+        >>> callable(generate)
+        True
+    """
+    process = Process() if process is None else process
+    prefixes = [None] * len(prompts) if prefixes is None else list(prefixes)
+    _check_lengths(prompts=prompts, sizes=sizes, seeds=seeds, prefixes=prefixes)
+    order = sorted(range(len(prompts)), key=lambda i: (math.prod(sizes[i]), len(prompts[i].split())))
+    prompts, sizes = [prompts[i] for i in order], [sizes[i] for i in order]
+    seeds, prefixes = [seeds[i] for i in order], [prefixes[i] for i in order]
+    patch = model.denoiser.config.patch
+    grids = [model.vae.latent_grid(*size) for size in sizes]
+    clean = [_clean(model.vae, grid, size, prefix) for grid, size, prefix in zip(grids, sizes, prefixes, strict=True)]
+    patches, token_grids = fold_packed([latent for latent, _ in clean], patch)
+    layout = TokenLayout.packed(token_grids)
+    index = layout.on(patches.device)
+    known = Known(
+        index.rows(prefix_mask(index, [frames // patch[0] for _, frames in clean]), "frame"),
+        patches,
+    )
+
+    def denoiser(texts: Sequence[str]) -> Denoiser:
+        return lambda x, t: _predict(model, x, t, texts, index, known.tokens)
+
+    guided = denoiser(prompts) if guidance == 1 else cfg(denoiser(prompts), denoiser([""] * len(prompts)), guidance)
+    start = known.apply(noise_like(layout, patches.shape[-1], seeds))
+    done = sample(
+        guided,
+        start,
+        process.times(steps),
+        process=process,
+        rows=known.levels,
+        callback=callback,
+    )
+    videos = decode_latents(model.vae, unfold_packed(done, token_grids, patch))
+    made = dict(zip(order, map(_paste, videos, prefixes), strict=True))
+    return [made[i] for i in range(len(order))]
+
+
+def _check_lengths(**lists: Sequence[object]) -> None:
+    counts = {name: len(values) for name, values in lists.items()}
+    if len(set(counts.values())) != 1:
+        raise ValueError(f"prompts, sizes, seeds and prefixes must be equally many, got {counts}")
+
+
+def _clean(
+    vae: CausalAutoencoder,
+    grid: Grid,
+    size: tuple[int, int, int],
+    prefix: Tensor | None,
+) -> tuple[Float[Tensor, "z _ _ _"], int]:
+    """The known latents of a video, zeros elsewhere, and how many of its latent frames are known."""
+    latent = torch.zeros(vae.config.latent_channels, grid.t, grid.h, grid.w)
+    if prefix is None:
+        return latent, 0
+    if tuple(prefix.shape[2:]) != tuple(size[1:]) or prefix.shape[1] > size[0]:
+        raise ValueError(f"a prefix of shape {tuple(prefix.shape)} does not begin a video of size {tuple(size)}")
+    known = encode_videos(vae, [prefix])[0]
+    latent[:, : known.shape[1]] = known
+    return latent, known.shape[1]
+
+
+def _paste(video: Tensor, prefix: Tensor | None) -> Tensor:
+    return video if prefix is None else torch.cat([prefix, video.to(prefix.dtype)[:, prefix.shape[1] :]], dim=1)

@@ -1,0 +1,94 @@
+"""Checks of noise paths, denoisers and sampler steps. Shapes: patches ``(*lead, c)``, times in [0, 1] with 0 = data."""
+
+import torch
+
+from tubelet.diffusion import Process
+from tubelet.layout import Rows
+from tubelet.protocols import Denoiser, Path, SamplerStep
+from tubelet.testing.mixtures import check_module, same
+
+__all__ = ["check_denoiser", "check_path", "check_sampler_step"]
+
+
+def check_path(path: Path, *, interior: int = 7) -> None:
+    """Check a noise path.
+
+    At t = 0 there is data alone; the noise-to-data ratio grows; the derivatives are those of central differences in
+    float64 at ``interior`` times between the ends; dtype and shape are kept.
+
+    Raises:
+        AssertionError: what differs, and at which time.
+
+    Example:
+        >>> from tubelet.diffusion import RectifiedFlow
+        >>> check_path(RectifiedFlow())
+    """
+    zero = torch.zeros((), dtype=torch.float64)
+    same("alpha(0)", path.alpha(zero), torch.ones_like(zero), 1e-6)
+    assert path.sigma(zero).abs() <= 1e-3, f"sigma(0) is {path.sigma(zero).item():.3e}, not 0"
+    t = torch.linspace(0.05, 0.95, interior, dtype=torch.float64) + 1.7e-4
+    angle = torch.atan2(path.sigma(t), path.alpha(t))
+    assert (angle.diff() > 0).all(), f"noise over data does not grow with time: {angle.tan().tolist()}"
+    step = 1e-6
+    for name, value, derivative in (("alpha", path.alpha, path.alpha_dot), ("sigma", path.sigma, path.sigma_dot)):
+        same(f"{name}_dot", derivative(t), (value(t + step) - value(t - step)) / (2 * step), 1e-5)
+        for function in (value, derivative):
+            out = function(t.float().view(1, -1))
+            assert out.dtype == torch.float32, f"{name}: float32 times gave {out.dtype}"
+            assert out.shape == (1, interior), f"{name}: times (1, {interior}) gave {tuple(out.shape)}"
+
+
+def check_denoiser(denoiser: Denoiser, channels: int, *, batch: int = 3, tokens: int = 5) -> None:
+    """Check a denoiser on dense patches ``(batch, tokens, channels)``.
+
+    Shape and dtype are kept, equal calls give equal results, a sample does not depend on the others, and one noise
+    level for all is the same as that level in each row.
+
+    Raises:
+        AssertionError: what differs.
+
+    Example:
+        >>> check_denoiser(lambda x, t: x * t.expand()[..., None], channels=4)
+    """
+    x, levels = torch.randn(batch, tokens, channels), torch.linspace(0.1, 0.9, batch)
+    with torch.no_grad():
+        out = denoiser(x, Rows(levels))
+        assert out.shape == x.shape, f"patches {tuple(x.shape)} gave {tuple(out.shape)}"
+        assert out.dtype == x.dtype, f"patches in {x.dtype} gave {out.dtype}"
+        same("a second call", denoiser(x, Rows(levels)), out, 0.0)
+        changed = torch.cat([x[:1], torch.randn_like(x[1:])])
+        same("sample 0 beside other samples", denoiser(changed, Rows(levels))[:1], out[:1], 1e-5)
+        shared = denoiser(x, Rows(levels[:1]))
+        same("one noise level for all", shared, denoiser(x, Rows(levels[:1].expand(batch))), 1e-5)
+    check_module("the denoiser", denoiser)
+
+
+def check_sampler_step(step: SamplerStep, process: Process | None = None) -> None:
+    """Check a sampler step.
+
+    With a perfect denoiser of one point it lands where the path goes (so that any consistent step passes on a straight
+    path); rows whose level does not change keep their values bit for bit, whatever the denoiser says there.
+
+    Args:
+        step: yours, deterministic.
+        process: the process it serves; None for rectified flow.
+
+    Raises:
+        AssertionError: what differs.
+
+    Example:
+        >>> from tubelet.diffusion import euler_step
+        >>> check_sampler_step(euler_step)
+    """
+    process = Process() if process is None else process
+    x0, noise = torch.randn(2, 6, 3, dtype=torch.float64)
+    index = torch.tensor([0, 0, 1, 1, 1, 0])
+    t, s = (Rows(torch.tensor(level, dtype=torch.float64), index) for level in ([0.8, 0.5], [0.6, 0.1]))
+    got = step(lambda x, at: process.target(x0, noise, at), process.noise(x0, noise, t), t, s, process)
+    same("the state after a perfect prediction", got, process.noise(x0, noise, s), 1e-9)
+    known = Rows(torch.tensor([0.0, 0.5], dtype=torch.float64), index)
+    later = Rows(torch.tensor([0.0, 0.3], dtype=torch.float64), index)
+    state = process.noise(x0, noise, known)
+    moved = step(lambda x, at: torch.full_like(x, 1e3), state, known, later, process)
+    held = moved[index == 0]
+    same("rows whose noise level does not change", held, state[index == 0], 0.0)

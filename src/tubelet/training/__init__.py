@@ -1,0 +1,37 @@
+"""Training: averages of weights, learning rates, data order, exact resume and one small loop.
+
+Nothing here owns a model: each piece is a function or a small object beside a step that the user writes in full.
+
+- :class:`EMA` averages weights; :func:`warmup_cosine`, :func:`warmup_linear_decay` and :func:`set_lr` set rates;
+- :func:`step_generator` and :func:`batch_indices` make data and noise pure functions of ``(seed, step)``, so that a
+  resumed run needs no loader state;
+- :func:`save_checkpoint`, :func:`load_checkpoint` and :class:`Checkpoint` keep a run in one atomic safetensors file;
+- :func:`fit` calls the step, shows progress, saves every so often and when Ctrl-C is pressed.
+"""
+
+from tubelet.training.checkpoint import Checkpoint, Stateful, load_checkpoint, save_checkpoint
+from tubelet.training.ema import EMA
+from tubelet.training.loop import History, Interrupted, fit
+from tubelet.training.order import batch_indices, step_generator
+from tubelet.training.progress import Progress
+from tubelet.training.random import restore_rng_state, rng_state
+from tubelet.training.schedules import set_lr, warmup_cosine, warmup_linear_decay
+
+__all__ = [
+    "EMA",
+    "Checkpoint",
+    "History",
+    "Interrupted",
+    "Progress",
+    "Stateful",
+    "batch_indices",
+    "fit",
+    "load_checkpoint",
+    "restore_rng_state",
+    "rng_state",
+    "save_checkpoint",
+    "set_lr",
+    "step_generator",
+    "warmup_cosine",
+    "warmup_linear_decay",
+]

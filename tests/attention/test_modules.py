@@ -1,0 +1,137 @@
+"""Attention modules against PyTorch's own, and against themselves sample by sample."""
+
+import pytest
+import torch
+from torch import nn
+
+from tubelet.attention import Attention, CrossAttention
+from tubelet.layout import Grid, TokenLayout
+from tubelet.norms import RMSNorm
+from tubelet.positions import Rope3d, apply_rope
+
+GRIDS, TEXT = [Grid(2, 2, 2), Grid(1, 1, 3), Grid(1, 4, 1)], [2, 0, 1]
+
+
+def copy_into(theirs: nn.MultiheadAttention, ours: Attention | CrossAttention) -> None:
+    projections = (ours.q_proj, ours.k_proj, ours.v_proj)
+    with torch.no_grad():
+        if theirs.in_proj_weight is None:
+            for name, source in zip("qkv", projections, strict=True):
+                getattr(theirs, f"{name}_proj_weight").copy_(source.weight)
+        else:
+            theirs.in_proj_weight.copy_(torch.cat([p.weight for p in projections]))
+        theirs.in_proj_bias.copy_(torch.cat([p.bias for p in projections]))
+        theirs.out_proj.load_state_dict(ours.out_proj.state_dict())
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+def test_self_attention_equals_pytorchs() -> None:
+    ours = randomised(Attention(12, heads=3, dtype=torch.float64))
+    theirs = nn.MultiheadAttention(12, 3, batch_first=True, dtype=torch.float64)
+    copy_into(theirs, ours)
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x, x, x, need_weights=False)[0], rtol=1e-11, atol=1e-12)
+
+
+def test_cross_attention_equals_pytorchs_with_key_padding() -> None:
+    ours = randomised(CrossAttention(12, heads=3, context_dim=5, dtype=torch.float64))
+    theirs = nn.MultiheadAttention(12, 3, batch_first=True, kdim=5, vdim=5, dtype=torch.float64)
+    copy_into(theirs, ours)
+    x, text = torch.randn(2, 7, 12, dtype=torch.float64), torch.randn(2, 4, 5, dtype=torch.float64)
+    layout = TokenLayout.padded([3, 2], 4)
+    expected = theirs(x, text, text, key_padding_mask=~layout.on("cpu").valid, need_weights=False)[0]
+    torch.testing.assert_close(ours(x, text, text_layout=layout), expected, rtol=1e-11, atol=1e-12)
+
+
+def test_grouped_heads_norms_and_rope_by_hand() -> None:
+    ours = randomised(Attention(16, heads=4, kv_heads=2, head_dim=8, bias=False, qk_norm=RMSNorm, dtype=torch.float64))
+    layout = TokenLayout.dense(2, Grid(2, 2, 1))
+    rope = Rope3d(8)(layout.on("cpu").coords)
+    x = torch.randn(2, 4, 16, dtype=torch.float64)
+    q, k, v = ((x @ p.weight.T).view(2, 4, -1, 8) for p in (ours.q_proj, ours.k_proj, ours.v_proj))
+    q, k = (
+        z / (z.square().mean(-1, keepdim=True) + n.eps).sqrt() * n.weight
+        for z, n in ((q, ours.q_norm), (k, ours.k_norm))
+    )
+    q, k = apply_rope(q, rope), apply_rope(k, rope)
+    weights = torch.einsum("bqhd,bkhd->bhqk", q, k.repeat_interleave(2, 2)).div(8**0.5).softmax(-1)
+    expected = torch.einsum("bhqk,bkhd->bqhd", weights, v.repeat_interleave(2, 2)).flatten(2) @ ours.out_proj.weight.T
+    torch.testing.assert_close(ours(x, layout=layout, rope=rope), expected, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(ours(x, layout=layout), expected, rtol=1e-3)  # the rotation counts
+
+
+def test_packed_equals_separate_in_outputs_and_gradients() -> None:
+    module = randomised(Attention(8, heads=2, head_dim=8, qk_norm=RMSNorm, dtype=torch.float64))
+    layout = TokenLayout.packed(GRIDS, TEXT, capacity=21)
+    rope = Rope3d(8)
+    x = torch.randn(21, 8, dtype=torch.float64, requires_grad=True)
+    out = module(x, layout=layout, rope=rope(layout.on("cpu").coords))
+    out[:18].square().sum().backward()
+    whole = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    start = 0
+    for grid, text in zip(GRIDS, TEXT, strict=True):
+        one = TokenLayout.dense(1, grid, text)
+        piece = x.detach()[None, start : start + one.width].requires_grad_()
+        alone = module(piece, layout=one, rope=rope(one.on("cpu").coords))
+        alone.square().sum().backward()
+        torch.testing.assert_close(out[start : start + one.width], alone[0], rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(x.grad[start : start + one.width], piece.grad[0], rtol=1e-11, atol=1e-11)
+        start += one.width
+    for a, p in zip(whole, module.parameters(), strict=True):
+        torch.testing.assert_close(a, p.grad, rtol=1e-11, atol=1e-11)
+
+
+def test_zero_ceremony_and_meta_construction() -> None:
+    assert Attention(24, heads=6)(torch.randn(2, 10, 24)).shape == (2, 10, 24)
+    for module in (
+        Attention(8, 2, qk_norm=RMSNorm, device="meta"),
+        CrossAttention(8, 2, qk_norm=RMSNorm, device="meta"),
+    ):
+        assert all(p.is_meta for p in module.parameters())
+        names = {name for name, child in module.named_modules() if type(child) is nn.Linear}
+        assert names == {"q_proj", "k_proj", "v_proj", "out_proj"}
+        filled = module.to_empty(device="cpu")
+        filled.reset_parameters()
+        assert all(p.bias.abs().max() == 0 for p in (filled.q_proj, filled.out_proj))
+        bound = (6 / 16) ** 0.5  # Xavier-uniform for 8 to 8
+        assert 0.8 * bound < filled.q_proj.weight.abs().max() <= bound
+
+
+def test_half_precision_under_autocast_keeps_running() -> None:
+    module = Attention(8, heads=2, head_dim=8, qk_norm=RMSNorm)
+    layout = TokenLayout.packed(GRIDS, TEXT)
+    rope = Rope3d(8)(layout.on("cpu").coords)
+    x = torch.randn(18, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(x, layout=layout, rope=rope)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), module(x, layout=layout, rope=rope), rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", [Attention, CrossAttention])
+def test_heads_must_divide(kind: type[nn.Module]) -> None:
+    with pytest.raises(ValueError, match="dim=10 is not a multiple of heads=4"):
+        kind(10, 4)
+
+
+@pytest.mark.graph
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_one_graph_serves_many_layouts(backend: str) -> None:
+    module, compiles = Attention(8, heads=2, backend=backend), []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        compiles.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(module, fullgraph=True, backend=counting)
+    for grids in ([Grid(1, 2, 2)], [Grid(2, 2, 2), Grid(1, 1, 3)], [Grid(1, 1, 1)] * 9):
+        index = TokenLayout.packed(grids, capacity=16).on("cpu")
+        x = torch.randn(16, 8)
+        torch.testing.assert_close(compiled(x, layout=index), module(x, layout=index))
+    assert len(compiles) == 1

@@ -1,0 +1,61 @@
+"""Guidance against its formula, its fixed points and the other convention."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tubelet.diffusion import Process, cfg, interval, sample
+from tubelet.layout import Rows
+
+X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+LEVELS = Rows(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), torch.tensor([0, 1, 1, 2, 0]))
+
+
+def conditional(x: torch.Tensor, t: Rows) -> torch.Tensor:
+    return torch.sin(x) + t.expand()[..., None]
+
+
+def unconditional(x: torch.Tensor, t: Rows) -> torch.Tensor:
+    return torch.cos(x) - 2 * t.expand()[..., None]
+
+
+@given(st.floats(-3, 12))
+def test_equals_the_formula_and_the_other_convention(scale: float) -> None:
+    got = cfg(conditional, unconditional, scale)(X, LEVELS)
+    c, u = conditional(X, LEVELS), unconditional(X, LEVELS)
+    torch.testing.assert_close(got, u + scale * (c - u), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(got, c + (scale - 1) * (c - u), rtol=1e-12, atol=1e-11)
+
+
+def test_one_is_conditional_and_zero_unconditional() -> None:
+    torch.testing.assert_close(cfg(conditional, unconditional, 1.0)(X, LEVELS), conditional(X, LEVELS))
+    assert torch.equal(cfg(conditional, unconditional, 0.0)(X, LEVELS), unconditional(X, LEVELS))
+
+
+def test_interval_acts_per_row_with_both_ends_inside() -> None:
+    got = cfg(conditional, unconditional, interval(4.0, 0.5, 0.9))(X, LEVELS)
+    full = cfg(conditional, unconditional, 4.0)(X, LEVELS)
+    inside = torch.tensor([False, True, True, True, False])
+    torch.testing.assert_close(got[inside], full[inside])
+    torch.testing.assert_close(got[~inside], conditional(X, LEVELS)[~inside])
+
+
+def test_a_scale_function_serves_dense_rows_and_keeps_the_dtype() -> None:
+    x = torch.ones(2, 4, 3, dtype=torch.bfloat16)
+    guided = cfg(lambda x, t: x, lambda x, t: 0 * x, lambda t: 10 * t)
+    got = guided(x, Rows(torch.tensor([0.1, 0.5])))
+    assert got.dtype == torch.bfloat16
+    assert got[:, 0, 0].tolist() == [1.0, 5.0]
+
+
+def test_guidance_composes_with_sampling() -> None:
+    process = Process()
+    towards = lambda goal: lambda x, t: (x - goal) / t.values  # noqa: E731
+    got = sample(cfg(towards(2.0), towards(1.0), 3.0), X, process.times(5, dtype=torch.float64), process=process)
+    torch.testing.assert_close(got, torch.full_like(X, 1.0 + 3.0 * (2.0 - 1.0)))
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"low must not be above high, got 0\.8 and 0\.2"):
+        interval(2.0, 0.8, 0.2)

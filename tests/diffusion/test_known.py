@@ -1,0 +1,75 @@
+"""Known tokens: levels against a loop, and bit-preservation through whole runs on random layouts."""
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tubelet.diffusion import Known, Process, ddim_step, euler_step, heun_step, noise_like, noise_stream, sample
+from tubelet.layout import Grid, Rows, TokenLayout
+from tubelet.protocols import SamplerStep
+
+grids = st.lists(st.builds(Grid, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=4)
+
+
+def known_frames(layout: TokenLayout, seed: int) -> tuple[Known, torch.Tensor]:
+    """Random known frames of random values, and the mask per token found by a loop."""
+    generator = torch.Generator().manual_seed(seed)
+    flags = torch.rand(sum(g.t for g in layout.grids if g), generator=generator) < 0.5
+    tokens, row = [], 0
+    for grid in layout.grids:
+        assert grid is not None
+        for _ in range(grid.t):
+            tokens += [bool(flags[row])] * (grid.h * grid.w)
+            row += 1
+    values = torch.randn(*layout.shape, 3, generator=generator)
+    return Known(layout.rows(flags, "frame"), values), torch.tensor(tokens)
+
+
+@given(grids, st.integers(0, 99), st.sampled_from([euler_step, heun_step, ddim_step]))
+def test_known_frames_are_kept_bit_for_bit(sides: list[Grid], seed: int, step: SamplerStep) -> None:
+    layout, process = TokenLayout.packed(sides), Process()
+    known, tokens = known_frames(layout, seed)
+    assert torch.equal(known.tokens, tokens)
+    start = known.apply(noise_like(layout, 3, range(len(sides))))
+    seen: list[torch.Tensor] = []
+
+    def denoiser(x: torch.Tensor, t: Rows) -> torch.Tensor:
+        seen.append(x)
+        assert torch.equal(t.expand() == 0, tokens | (t.values.max() == 0))
+        return x.cumsum(0) + 1e30 * tokens[:, None]
+
+    got = sample(denoiser, start, process.times(3), process=process, rows=known.levels, step=step)
+    assert torch.equal(got[tokens], known.values[tokens])
+    assert all(torch.equal(x[tokens], known.values[tokens]) for x in seen)
+    assert not bool((got[~tokens] == start[~tokens]).all(-1).any())
+
+
+def test_known_frames_survive_ancestral_sampling() -> None:
+    layout, process = TokenLayout.packed([Grid(3, 2, 2), Grid(2, 1, 2)]), Process(prediction="v")
+    known, tokens = known_frames(layout, 3)
+    step = partial(ddim_step, eta=1.0, noise=noise_stream(layout, 3, [8, 9]))
+    start = known.apply(noise_like(layout, 3, [1, 2]))
+    got = sample(lambda x, t: x, start, process.times(3), process=process, rows=known.levels, step=step)
+    assert torch.equal(got[tokens], known.values[tokens])
+    assert bool(got.isfinite().all())
+
+
+def test_levels_serve_one_time_or_one_per_row() -> None:
+    known = Known(Rows(torch.tensor([True, False, False]), torch.tensor([0, 1, 1, 2])), torch.zeros(4, 1))
+    assert known.levels(torch.tensor(0.5)).expand().tolist() == [0.0, 0.5, 0.5, 0.5]
+    got = known.levels(torch.tensor([0.25, 0.5, 0.75])).expand()
+    assert got.tolist() == [0.0, 0.5, 0.5, 0.75]
+
+
+def test_dense_rows_per_sample() -> None:
+    known = Known(Rows(torch.tensor([True, False])), torch.full((2, 3, 1), 7.0))
+    assert known.tokens.tolist() == [[True] * 3, [False] * 3]
+    assert known.apply(torch.zeros(2, 3, 1))[:, :, 0].tolist() == [[7.0] * 3, [0.0] * 3]
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"mask must hold torch\.bool, got torch\.float32"):
+        Known(Rows(torch.ones(1)), torch.zeros(1, 1))

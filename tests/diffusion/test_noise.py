@@ -1,0 +1,58 @@
+"""Per-sample noise: packed equals separate, and it is standard normal."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tubelet.diffusion import noise_like, noise_stream
+from tubelet.layout import Grid, TokenLayout
+
+grids = st.builds(Grid, st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
+
+
+@given(st.lists(st.tuples(grids, st.integers(0, 2**40)), min_size=1, max_size=5), st.integers(0, 7), st.integers(1, 5))
+def test_packed_equals_separate(samples: list[tuple[Grid, int]], spare: int, channels: int) -> None:
+    sides, seeds = zip(*samples, strict=True)
+    total = sum(g.tokens for g in sides)
+    layout = TokenLayout.packed(sides, capacity=total + spare)
+    stream = noise_stream(layout, channels, seeds)
+    for draw in range(2):
+        together = next(stream)
+        assert together.shape == (total + spare, channels)
+        for start, grid, seed in zip(layout.starts, sides, seeds, strict=True):
+            own = noise_stream(TokenLayout.dense(1, grid), channels, [seed])
+            alone = next(itertools.islice(own, draw, None))[0]
+            assert torch.equal(together[start : start + grid.tokens], alone)
+        assert bool((together[total:] == 0).all())
+
+
+def test_padded_rows_have_noise_where_tokens_are() -> None:
+    layout = TokenLayout.padded([2, 4], n=4)
+    noise = noise_like(layout, 3, [5, 6])
+    assert torch.equal((noise != 0).all(-1), layout.on("cpu").valid)
+
+
+def test_noise_is_standard_normal_and_differs_between_samples_and_draws() -> None:
+    layout = TokenLayout.dense(2, Grid(4, 16, 16))
+    stream = noise_stream(layout, 16, [1, 2], dtype=torch.float64)
+    first, second = next(stream), next(stream)
+    assert torch.equal(first, noise_like(layout, 16, [1, 2], dtype=torch.float64))
+    for values in (first[0], first[1], second[0]):
+        assert abs(float(values.mean())) < 0.03
+        assert abs(float(values.std()) - 1) < 0.03
+    for a, b in ((first[0], first[1]), (first[0], second[0])):
+        assert abs(float((a * b).mean())) < 0.04
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    noise_like(TokenLayout.packed([Grid(1, 2, 2)]), 2, [0])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="seeds has 1 entries, but the layout has 2 samples"):
+        noise_stream(TokenLayout.packed([Grid(1, 1, 1)] * 2), 2, [0])

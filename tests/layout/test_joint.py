@@ -1,0 +1,126 @@
+"""Joint layouts against a plain merge of tagged tokens."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tubelet.layout import Grid, JointLayout, TokenLayout
+
+grids = st.builds(Grid, st.integers(1, 2), st.integers(1, 3), st.integers(1, 3))
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> Callable[[], tuple[TokenLayout, ...]]:
+    """Two or three streams of the same samples, one of them with the grids; packed (with capacity, drops) or rows."""
+    batch, count = draw(st.integers(1, 4)), draw(st.integers(2, 3))
+    with_grid, batched = draw(st.integers(0, count - 1)), draw(st.booleans())
+    made = [
+        draw(batched_stream(batch, s == with_grid) if batched else packed_stream(batch, s == with_grid))
+        for s in range(count)
+    ]
+    return lambda: tuple(make() for make in made)
+
+
+@st.composite
+def batched_stream(draw: st.DrawFn, batch: int, with_grid: bool) -> Callable[[], TokenLayout]:
+    if with_grid:
+        return partial(TokenLayout.dense, batch, draw(grids), draw(st.integers(0, 3)))
+    texts = draw(st.lists(st.integers(0, 3), min_size=batch, max_size=batch))
+    return partial(TokenLayout.padded, texts, max(texts) + draw(st.integers(0, 2)))
+
+
+@st.composite
+def packed_stream(draw: st.DrawFn, batch: int, with_grid: bool) -> Callable[[], TokenLayout]:
+    texts = draw(st.lists(st.integers(0, 3), min_size=batch, max_size=batch))
+    sizes = [draw(grids) if with_grid else None for _ in range(batch)]
+    total = sum(texts) + sum(g.tokens for g in sizes if g)
+    form = draw(st.sampled_from(["plain", "capacity", "dropped"]))
+    if form == "capacity":
+        return partial(TokenLayout.packed, sizes, texts, total + draw(st.integers(0, 3)))
+    if form == "dropped" and total:
+        chosen = sorted(draw(st.sets(st.integers(0, total - 1))))
+        return lambda: TokenLayout.packed(sizes, texts).keep(chosen)
+    return partial(TokenLayout.packed, sizes, texts)
+
+
+def tagged(layout: TokenLayout, stream: int) -> list[list[tuple[int, ...]]]:
+    """Per row the tokens of a stream as (sample, is grid, stream, canonical position), padding as ()."""
+    index = layout.on("cpu")
+    rows, count = [], len(layout.grids) if layout.batched else 1
+    fields = (index.sample.view(count, -1), index.kind.view(count, -1), index.coords.view(count, layout.width, 3))
+    for sample, kind, coords in zip(*(x.tolist() for x in fields), strict=True):
+        tokens: list[tuple[int, ...]] = []
+        for s, k, (t, y, x) in zip(sample, kind, coords, strict=True):
+            tokens.append(() if k == 0 else (s, int(k == 2), stream if k == 1 else 0, t, y, x))
+        rows.append(tokens)
+    return rows
+
+
+@given(streams())
+def test_merged_order_equals_the_plain_merge(make: Callable[[], tuple[TokenLayout, ...]]) -> None:
+    case = make()
+    joint = JointLayout(case).on("cpu")
+    per_stream = [tagged(layout, s) for s, layout in enumerate(case)]
+    expected = []
+    for rows in zip(*per_stream, strict=True):
+        tokens = [token for row in rows for token in row]
+        # sorted() is the canonical order: sample, text before grid, stream by stream, position; padding last
+        expected.append(sorted(t for t in tokens if t) + [()] * tokens.count(()))
+    numbers = {token: i + 1 for i, token in enumerate(sorted({t for row in expected for t in row if t}))}
+    numbers[()] = 0
+    inputs = [
+        torch.tensor([[numbers[t] for t in row] for row in rows], dtype=torch.long).view(layout.shape)
+        for rows, layout in zip(per_stream, case, strict=True)
+    ]
+    merged = joint.merge(*inputs)
+    assert merged.view(len(expected), joint.index.shape[-1]).tolist() == [[numbers[t] for t in row] for row in expected]
+    assert all(torch.equal(a, b) for a, b in zip(joint.split(merged), inputs, strict=True))
+
+
+@given(streams())
+def test_merged_index_agrees_with_what_was_merged(make: Callable[[], tuple[TokenLayout, ...]]) -> None:
+    case = make()
+    joint = JointLayout(case).on("cpu")
+    parts = [layout.on("cpu") for layout in case]
+    for name in ("sample", "kind"):
+        assert torch.equal(joint.merge(*(getattr(p, name) for p in parts)), getattr(joint.index, name))
+    grid = joint.index.kind == 2
+    assert torch.equal(joint.merge(*(p.coords for p in parts))[grid], joint.index.coords[grid])
+    assert joint.index.shape == JointLayout(case).merged.shape
+
+
+def test_split_undoes_merge_for_wide_tensors_and_gradients() -> None:
+    text, video = (
+        TokenLayout.packed([None, None], [2, 1], capacity=5),
+        TokenLayout.packed([Grid(1, 1, 2), Grid(1, 2, 2)]),
+    )
+    joint = JointLayout((text, video)).on("cpu")
+    a, b = torch.randn(5, 2, 3, requires_grad=True), torch.randn(6, 2, 3, requires_grad=True)
+    back = joint.split(joint.merge(a, b))
+    assert torch.equal(back[0], a) and torch.equal(back[1], b)
+    (back[0].sum() + 2 * back[1].sum()).backward()
+    assert (a.grad == 1).all() and (b.grad == 2).all()
+
+
+def test_aligned_dense_streams_are_not_permuted() -> None:
+    text, video = TokenLayout.padded([2, 2], 2), TokenLayout.dense(2, Grid(1, 1, 3))
+    joint = JointLayout((text, video)).on("cpu")
+    assert joint.identity and joint.index.dense and joint.widths == (2, 3)
+    assert not JointLayout((video, text)).on("cpu").identity  # text still comes first
+
+
+def test_bad_streams_name_both_values() -> None:
+    one, two = TokenLayout.packed([Grid(1, 1, 2)]), TokenLayout.packed([None, None], [1, 1])
+    with pytest.raises(ValueError, match=r"1 samples \(batched=False\) and 2 \(batched=False\)"):
+        JointLayout((one, two))
+    with pytest.raises(ValueError, match=r"1 samples \(batched=False\) and 1 \(batched=True\)"):
+        JointLayout((one, TokenLayout.padded([1], 2)))
+    with pytest.raises(ValueError, match="sample 0 has a grid in more than one stream"):
+        JointLayout((one, one))
+    joint = JointLayout((one, TokenLayout.packed([None], [3]))).on("cpu")
+    with pytest.raises(ValueError, match=r"streams have \(3, 2\) tokens, but the joint layout has \(2, 3\)"):
+        joint.merge(torch.zeros(3), torch.zeros(2))

@@ -1,0 +1,156 @@
+"""Blocks against their formula, against diffusers with mapped weights, and against themselves sample by sample."""
+
+import pytest
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tubelet.attention import Attention, CrossAttention
+from tubelet.blocks import Branch, TransformerBlock, modulate
+from tubelet.conditioning import AdaLNZero, LabelEmbedding, TimestepEmbedding
+from tubelet.layout import Grid, Rows, TokenLayout
+from tubelet.mlp import MLP
+from tubelet.norms import LayerNorm
+from tubelet.patchify import fold, unfold
+from tubelet.positions import sincos_2d
+
+F64 = {"dtype": torch.float64}
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return module
+
+
+def dit_block(dim: int, heads: int) -> TransformerBlock:
+    """DiT's block from our parts (Peebles & Xie, figure 3)."""
+    attention = Branch(
+        Attention(dim, heads, **F64),
+        LayerNorm(dim, affine=False),
+        modulation=AdaLNZero(dim, dim, **F64),
+        takes=["layout"],
+    )
+    mlp = Branch(MLP(dim, 4 * dim, **F64), LayerNorm(dim, affine=False), modulation=AdaLNZero(dim, dim, **F64))
+    return TransformerBlock([attention, mlp])
+
+
+def load_dit_block(ours: TransformerBlock, theirs: BasicTransformerBlock) -> None:
+    attention, mlp = ours.branches
+    for name, source in (("q_proj", "to_q"), ("k_proj", "to_k"), ("v_proj", "to_v")):
+        getattr(attention.inner, name).load_state_dict(getattr(theirs.attn1, source).state_dict())
+    attention.inner.out_proj.load_state_dict(theirs.attn1.to_out[0].state_dict())
+    mlp.inner.up.load_state_dict(theirs.ff.net[0].proj.state_dict())
+    mlp.inner.down.load_state_dict(theirs.ff.net[2].state_dict())
+    # one linear gives shift, scale, gate of the attention, then of the MLP
+    weights, biases = theirs.norm1.linear.weight.chunk(2), theirs.norm1.linear.bias.chunk(2)
+    for branch, weight, bias in zip(ours.branches, weights, biases, strict=True):
+        branch.modulation.proj.load_state_dict({"weight": weight, "bias": bias})
+
+
+def test_dit_block_equals_diffusers() -> None:
+    theirs = BasicTransformerBlock(
+        32, 4, 8, norm_type="ada_norm_zero", num_embeds_ada_norm=10, activation_fn="gelu-approximate",
+        attention_bias=True, norm_elementwise_affine=False, norm_eps=1e-6,
+    ).double().eval()  # fmt: skip
+    randomised(theirs)
+    ours = dit_block(32, 4)
+    load_dit_block(ours, theirs)
+    x, t, labels = torch.randn(3, 6, 32, **F64), torch.tensor([5, 400, 999]), torch.tensor([0, 3, 9])
+    cond = theirs.norm1.emb(t, labels, hidden_dtype=torch.float64)
+    expected = theirs(x, timestep=t, class_labels=labels)
+    got = ours(x, Rows(cond), {"layout": None})
+    assert (got - expected).norm() <= 1e-9 * expected.norm()
+    packed_layout = TokenLayout.packed([Grid(1, 2, 3)] * 3)
+    packed = ours(x.flatten(0, 1), packed_layout.rows(cond, "sample"), {"layout": packed_layout})
+    assert (packed - expected.flatten(0, 1)).norm() <= 1e-9 * expected.norm()
+
+
+def test_a_whole_dit_equals_diffusers() -> None:
+    theirs = DiTTransformer2DModel(
+        num_attention_heads=4, attention_head_dim=8, in_channels=3, out_channels=6, num_layers=2, sample_size=8,
+        patch_size=2, num_embeds_ada_norm=10, norm_eps=1e-6,
+    ).double().eval()  # fmt: skip
+    randomised(theirs)
+    for block in theirs.transformer_blocks:  # diffusers spaces the frequencies by 1/127 where DiT has 1/128
+        block.norm1.emb.time_proj.downscale_freq_shift = 0
+    video, t, labels = torch.randn(2, 3, 8, 8, **F64), torch.tensor([7, 321]), torch.tensor([1, 10])
+    expected = theirs(video, timestep=t, class_labels=labels).sample
+    proj = theirs.pos_embed.proj
+    grid = Grid(1, 4, 4)
+    tokens = fold(video[:, :, None], (1, 2, 2)) @ proj.weight.permute(0, 2, 3, 1).flatten(1).T + proj.bias
+    coords = TokenLayout.dense(2, grid).on("cpu").coords
+    tokens = tokens + sincos_2d(coords[..., 1:], 32).to(tokens.dtype)
+    conds = []  # each block of diffusers has an embedding of its own
+    for block in theirs.transformer_blocks:
+        time, label = TimestepEmbedding(32, **F64), LabelEmbedding(10, 32, **F64)
+        time.up.load_state_dict(block.norm1.emb.timestep_embedder.linear_1.state_dict())
+        time.down.load_state_dict(block.norm1.emb.timestep_embedder.linear_2.state_dict())
+        label.table.load_state_dict(block.norm1.emb.class_embedder.embedding_table.state_dict())
+        conds.append(Rows(time(t.double()) + label(labels)))
+        ours = dit_block(32, 4)
+        load_dit_block(ours, block)
+        tokens = ours(tokens, conds[-1], {"layout": None})
+    shift, scale = Rows(F.linear(F.silu(conds[0].values), theirs.proj_out_1.weight, theirs.proj_out_1.bias)).chunk(2)
+    tokens = modulate(LayerNorm(32, affine=False)(tokens), shift, scale)
+    patches = F.linear(tokens, theirs.proj_out_2.weight, theirs.proj_out_2.bias)
+    got = unfold(patches, grid, (1, 2, 2))[:, :, 0]
+    assert (got - expected).norm() <= 1e-5 * expected.norm()  # diffusers embeds times and positions in float32
+
+
+@pytest.mark.parametrize("level", ["sample", "frame", "token"])
+def test_a_branch_is_its_formula(level: str) -> None:
+    layout = TokenLayout.packed([Grid(2, 1, 2), Grid(1, 1, 3)], [1, 0])
+    index = layout.on("cpu")
+    inner, norm, post = nn.Linear(4, 4, **F64), LayerNorm(4, affine=False), LayerNorm(4, affine=False)
+    source = randomised(AdaLNZero(4, 6, **F64))
+    branch = Branch(inner, norm, modulation=source, post_norm=post, gate=torch.tanh)
+    x, values = torch.randn(8, 4, **F64), torch.randn(index.row_counts(level)[0], 6, **F64)
+    cond = index.rows(values, level)
+    shift, scale, gate = F.linear(F.silu(cond.expand()), source.proj.weight, source.proj.bias).chunk(3, -1)
+    plain = F.layer_norm(x, (4,), eps=norm.eps)
+    expected = x + gate.tanh() * F.layer_norm(inner(plain * (1 + scale) + shift), (4,), eps=post.eps)
+    torch.testing.assert_close(branch(x, cond), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_an_unmodulated_branch_adds_and_hands_on_what_it_takes() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, by: float) -> Tensor:
+            return x * by
+
+    block = TransformerBlock([Branch(Scaled(), takes=["by"]), Branch(nn.Identity())])
+    assert block(torch.ones(1, 2), context={"by": 3.0, "other": 0}).tolist() == [[8.0, 8.0]]
+    with pytest.raises(ValueError, match=r"context lacks \['by'\]: this branch takes \['by'\], got \['other'\]"):
+        block(torch.ones(1, 2), context={"other": 0})
+
+
+def test_a_modulated_branch_needs_conditioning() -> None:
+    with pytest.raises(ValueError, match="cond is None"):
+        Branch(nn.Identity(), modulation=AdaLNZero(2, 2))(torch.ones(1, 2))
+
+
+def test_closed_gates_leave_tokens_as_they_are() -> None:
+    x = torch.randn(2, 5, 8, **F64)
+    assert torch.equal(dit_block(8, 2)(x, Rows(torch.randn(2, 8, **F64)), {"layout": None}), x)
+
+
+@pytest.mark.graph
+def test_one_graph_serves_many_layouts() -> None:
+    block, compiles = randomised(dit_block(8, 2)), []
+    cross = Branch(randomised(CrossAttention(8, 2, **F64)), LayerNorm(8), takes=["text", "layout", "text_layout"])
+    block.branches.append(cross.double())
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        compiles.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(block, fullgraph=True, backend=counting)
+    for grids in ([Grid(1, 2, 2)], [Grid(2, 2, 2), Grid(1, 1, 3)], [Grid(1, 1, 1)] * 9):
+        index = TokenLayout.packed(grids, capacity=16).on("cpu")
+        text_index = TokenLayout.packed([None] * len(grids), range(len(grids)), capacity=40).on("cpu")
+        context = {"layout": index, "text": torch.randn(40, 8, **F64), "text_layout": text_index}
+        x, cond = torch.randn(16, 8, **F64), index.rows(torch.randn(len(grids), 8, **F64), "sample")
+        torch.testing.assert_close(compiled(x, cond, context), block(x, cond, context))
+    assert len(compiles) == 1

@@ -1,0 +1,45 @@
+"""The diagonal Gaussian against torch.distributions and diffusers."""
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch.distributions import Normal, kl_divergence
+
+from tubelet.vae import DiagonalGaussian
+
+
+def moments() -> torch.Tensor:
+    return 3 * torch.randn(3, 8, 2, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def test_kl_is_the_closed_form_of_torch_distributions() -> None:
+    mean, logvar = moments().chunk(2, 1)
+    expected = kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(torch.zeros_like(mean), torch.ones_like(mean)))
+    torch.testing.assert_close(DiagonalGaussian.of(moments()).kl(), expected.sum((1, 2, 3, 4)), rtol=1e-12, atol=0)
+
+
+def test_equal_to_diffusers() -> None:
+    ours, theirs = DiagonalGaussian.of(40 * moments()), DiagonalGaussianDistribution(40 * moments())
+    assert torch.equal(ours.logvar, theirs.logvar)
+    assert torch.equal(ours.mode(), theirs.mode())
+    assert ours.logvar.min() == -30
+    assert ours.logvar.max() == 20
+    sample = theirs.sample(torch.Generator().manual_seed(5))
+    torch.testing.assert_close(ours.sample(torch.Generator().manual_seed(5)), sample)
+
+
+def test_samples_have_the_moments_and_follow_the_generator() -> None:
+    one = torch.ones(1, 1, 1, 100, 1000, dtype=torch.float64)
+    posterior = DiagonalGaussian(2 * one, 2 * torch.log(3 * one))
+    sample = posterior.sample(torch.Generator().manual_seed(1))
+    assert abs(sample.mean().item() - 2) < 5 * 3 / 1e5**0.5
+    assert abs(sample.std().item() - 3) < 5 * 3 / 2e5**0.5
+    assert torch.equal(sample, posterior.sample(torch.Generator().manual_seed(1)))
+    assert not torch.equal(sample, posterior.sample(torch.Generator().manual_seed(2)))
+
+
+def test_gradients_reach_both_moments() -> None:
+    mean, logvar = (torch.zeros(1, 1, 1, 1, 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    sample = DiagonalGaussian(mean, logvar).sample(torch.Generator().manual_seed(1))
+    by_mean, by_logvar = torch.autograd.grad(sample.sum(), (mean, logvar))
+    assert by_mean.item() == 1.0
+    torch.testing.assert_close(by_logvar, sample.detach() / 2)
