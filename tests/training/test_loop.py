@@ -11,6 +11,14 @@ from torch import nn
 from tubelet.training import Checkpoint, History, Interrupted, Progress, fit
 
 
+@pytest.fixture(autouse=True)
+def _python_handles_ctrl_c():
+    """A shell's background job begins with SIGINT ignored; Python then installs no handler of its own."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def quiet(steps, start=0):
     return Progress(steps, start=start, stream=io.StringIO())
 

@@ -74,6 +74,7 @@ def full(out: Path, seed: int, resume: bool, plan: Plan = FULL) -> dict[str, Any
     histories = run(model, plan, folder, _show)
     loss_curves(folder / "loss.png", histories)
     metrics = _judged(model.eval(), folder, plan.seed)
+    metrics["bars"] = verdicts(metrics)
     record = {"command": f"tubelet demo --full --seed {plan.seed}", "threads": torch.get_num_threads(), **_versions()}
     record |= {"plan": json.loads((folder / "plan.json").read_text()), "metrics": metrics}
     record["training_seconds"] = {name: round(sum(history.values["seconds"])) for name, history in histories.items()}
