@@ -18,7 +18,7 @@ RECORD: dict[str, Any] = json.loads((files("tubelet.demo") / f"{NAME}.json").rea
 STEPS = 5
 
 
-class Enough(Exception):
+class EnoughError(Exception):
     pass
 
 
@@ -32,14 +32,14 @@ class Watch(Progress):
     def update(self, done: int, record: Mapping[str, Any]) -> None:
         self.losses.append(float(record["loss"]))
         if len(self.losses) == STEPS:
-            raise Enough
+            raise EnoughError
 
 
 def first_losses(train: Callable[[Callable[[int, int], Progress]], object]) -> list[float]:
     losses: list[float] = []
     flushed = torch.set_flush_denormal(True)
     try:
-        with pytest.raises(Enough):
+        with pytest.raises(EnoughError):
             train(lambda steps, start: Watch(losses, steps, start))
     finally:
         torch.set_flush_denormal(False)
