@@ -3,7 +3,7 @@
 Single blocks import from here; each subpackage is one stage of the way from video to video (see ``docs/design.md``).
 """
 
-from tubelet import diffusion, hub, models, packing, vae
+from tubelet import diffusion, hub, models, packing, testing, vae
 from tubelet._version import __version__
 from tubelet.attention import Attention, CrossAttention, Joint, attend, explain, patterns
 from tubelet.blocks import Branch, TransformerBlock
@@ -47,6 +47,7 @@ __all__ = [
     "models",
     "packing",
     "patterns",
+    "testing",
     "unfold",
     "vae",
 ]

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except KeyboardInterrupt as stop:
-        print(f"\ntubelet: {str(stop) or 'stopped'}", file=sys.stderr)
+        print(f"\ntubelet: {f'{stop}; --resume goes on' if str(stop) else 'stopped'}", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError) as error:
         print(f"tubelet: {' '.join(str(error).split())}", file=sys.stderr)
