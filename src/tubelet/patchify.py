@@ -386,6 +386,8 @@ def _fill_(patchify: Patchify, kernel: Float[Tensor, "d c pt ph pw"], bias: Tens
 
 def _token_sides(video_shape: Sequence[int], patch: Patch) -> tuple[int, int, int]:
     sides = tuple(video_shape[-3:])
+    if min(patch) < 1:
+        raise ValueError(f"patch must be positive, got {tuple(patch)} for a video of {tuple(video_shape[-3:])}")
     if any(side % p for side, p in zip(sides, patch, strict=True)):
         raise ValueError(f"video (t, h, w)={sides} is not a multiple of patch={tuple(patch)}; see pad_to_patch")
     t, h, w = (side // p for side, p in zip(sides, patch, strict=True))

@@ -302,3 +302,9 @@ def test_bad_requests_name_both_values(change: dict[str, object], names: tuple[s
     with pytest.raises(ValueError) as caught:
         attend(given_.pop("q"), given_.pop("k"), given_.pop("v"), **given_)
     assert all(name in str(caught.value) for name in names), str(caught.value)
+
+
+def test_a_bias_that_does_not_broadcast_is_named() -> None:
+    q = torch.zeros(8, 2, 4)
+    with pytest.raises(ValueError, match=r"\(3, 3\).*\(2, 8, 8\)"):
+        attend(q, q, q, bias=torch.zeros(3, 3))

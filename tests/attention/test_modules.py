@@ -135,3 +135,18 @@ def test_one_graph_serves_many_layouts(backend: str) -> None:
         x = torch.randn(16, 8)
         torch.testing.assert_close(compiled(x, layout=index), module(x, layout=index))
     assert len(compiles) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Attention(8, 0), "heads=0"),
+        (lambda: Attention(8, 2, kv_heads=0), "kv_heads=0"),
+        (lambda: Attention(8, 4, kv_heads=3), "kv_heads=3"),
+        (lambda: Attention(8, 2)(torch.zeros(1, 3, 9)), "width 9.*made for 8"),
+        (lambda: CrossAttention(8, 2, context_dim=4)(torch.zeros(1, 3, 8), torch.zeros(1, 2, 8)), "text has width 8"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(make, says) -> None:
+    with pytest.raises(ValueError, match=says):
+        make()

@@ -128,6 +128,7 @@ def _request(
     if index is None and kv_index is not None:
         index = _rows_of(q, kv_index)
     _check_layouts(q, k, index, kv_index)
+    _check_bias(bias, q, k)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     return AttentionRequest(
         pattern, index, kv_index, tuple(q.shape), tuple(k.shape), q.dtype, str(q.device), scale, bias
@@ -162,6 +163,17 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"k has shape {tuple(k.shape)}, but v has {tuple(v.shape)}")
     if k.shape[-2] == 0 or q.shape[-2] % k.shape[-2]:
         raise ValueError(f"q has {q.shape[-2]} heads, not a multiple of k's {k.shape[-2]}")
+
+
+def _check_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> None:
+    if bias is None:
+        return
+    scores = (*q.shape[:-3], q.shape[-2], q.shape[-3], k.shape[-3])
+    fits = bias.ndim <= len(scores) and all(
+        have in (1, want) for have, want in zip(bias.shape[::-1], scores[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}, which does not broadcast to the scores' {scores}")
 
 
 def _check_layouts(q: Tensor, k: Tensor, index: LayoutIndex | None, kv_index: LayoutIndex | None) -> None:

@@ -36,7 +36,8 @@ class Attention(nn.Module):
         pattern, backend: as in :func:`tubelet.attend`.
 
     Raises:
-        ValueError: ``dim`` is not a multiple of ``heads`` where ``head_dim`` is None.
+        ValueError: sizes are not positive, or ``dim`` is not a multiple of ``heads`` where ``head_dim`` is None; at the
+            call, the width of an input is another than the module's.
 
     Example:
         >>> Attention(384, heads=6)(torch.randn(2, 10, 384)).shape
@@ -60,6 +61,8 @@ class Attention(nn.Module):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
         head_dim = _head_dim(dim, heads, head_dim)
+        if kv_heads < 1 or heads % kv_heads:
+            raise ValueError(f"heads={heads} is not a multiple of kv_heads={kv_heads}")
         self.head_dim, self.pattern, self.backend = head_dim, pattern, backend
         self.q_proj = nn.Linear(dim, heads * head_dim, bias, device=device, dtype=dtype)
         self.k_proj = nn.Linear(dim, kv_heads * head_dim, bias, device=device, dtype=dtype)
@@ -77,6 +80,7 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "*lead d"], layout: Layout = None, rope: Rotary | None = None
     ) -> Float[Tensor, "*lead d"]:
         """Attend inside each sample of ``layout``; ``rope`` rotates queries and keys after their norm."""
+        _check_width("x", x, self.q_proj)
         q, k, v = (_split(p(x), self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
@@ -102,7 +106,8 @@ class CrossAttention(nn.Module):
         head_dim, bias, qk_norm, backend: as in :class:`Attention`.
 
     Raises:
-        ValueError: ``dim`` is not a multiple of ``heads`` where ``head_dim`` is None.
+        ValueError: sizes are not positive, or ``dim`` is not a multiple of ``heads`` where ``head_dim`` is None; at the
+            call, the width of an input is another than the module's.
 
     Example:
         >>> CrossAttention(32, heads=4, context_dim=16)(torch.randn(2, 10, 32), torch.randn(2, 3, 16)).shape
@@ -146,6 +151,8 @@ class CrossAttention(nn.Module):
         text_layout: Layout = None,
     ) -> Float[Tensor, "*lead d"]:
         """Attend from the tokens of each sample to its ``text``."""
+        _check_width("x", x, self.q_proj)
+        _check_width("text", text, self.k_proj)
         q = _split(self.q_proj(x), self.head_dim)
         k, v = (_split(p(text), self.head_dim) for p in (self.k_proj, self.v_proj))
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
@@ -164,9 +171,17 @@ class CrossAttention(nn.Module):
 
 
 def _head_dim(dim: int, heads: int, head_dim: int | None) -> int:
+    if heads < 1 or dim < 1 or (head_dim is not None and head_dim < 1):
+        raise ValueError(f"dim, heads and head_dim must be positive, got dim={dim}, heads={heads}, head_dim={head_dim}")
     if head_dim is None and dim % heads:
         raise ValueError(f"dim={dim} is not a multiple of heads={heads}; give head_dim")
     return dim // heads if head_dim is None else head_dim
+
+
+def _check_width(name: str, x: Tensor, proj: nn.Module) -> None:
+    """A clear error instead of a matrix product's; a replaced projection (quantised, adapted) checks for itself."""
+    if isinstance(proj, nn.Linear) and x.shape[-1] != proj.in_features:
+        raise ValueError(f"{name} has width {x.shape[-1]}, but the module was made for {proj.in_features}")
 
 
 def _split(x: Tensor, head_dim: int) -> Tensor:

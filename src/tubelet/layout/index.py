@@ -127,6 +127,8 @@ class LayoutIndex:
             return self.samples, self.seqlens.shape[0]
         if level == "frame":
             return self.frames, self.frame_sample.shape[0]
+        if level != "token":
+            raise ValueError(f"level must be 'sample', 'frame' or 'token', got {level!r}")
         return self.sample.numel(), self.sample.numel()
 
     def lift(self, values: Shaped[Tensor, "s ..."], level: Level) -> Shaped[Tensor, "r ..."]:

@@ -6,6 +6,7 @@ Packing several samples of any size on one axis is NaViT's "Patch n' Pack" (arXi
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -34,8 +35,9 @@ class Grid:
     w: int
 
     def __post_init__(self) -> None:
-        if min(self.t, self.h, self.w) < 1:
-            raise ValueError(f"a Grid needs sides of at least 1, got t={self.t}, h={self.h}, w={self.w}")
+        whole = all(isinstance(side, Integral) for side in (self.t, self.h, self.w))
+        if not whole or min(self.t, self.h, self.w) < 1:
+            raise ValueError(f"a Grid needs whole sides of at least 1, got t={self.t}, h={self.h}, w={self.w}")
 
     @property
     def tokens(self) -> int:
