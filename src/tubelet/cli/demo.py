@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tubelet.cli.arguments import folder, number, positive
+from tubelet.cli.cpu import flushed_denormals
 
 __all__ = ["add", "run"]
 
@@ -51,8 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from tubelet.demo.command import full, live_and_shipped
 
-    torch.set_flush_denormal(True)
-    if arguments.full:
-        full(arguments.out, arguments.seed, arguments.resume)
-    else:
-        live_and_shipped(arguments.out, arguments.minutes, arguments.seed, arguments.resume)
+    with flushed_denormals():
+        if arguments.full:
+            full(arguments.out, arguments.seed, arguments.resume)
+        else:
+            live_and_shipped(arguments.out, arguments.minutes, arguments.seed, arguments.resume)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tubelet.cli.arguments import count, folder, number, positive, sides
+from tubelet.cli.cpu import flushed_denormals
 
 __all__ = ["add", "run"]
 
@@ -49,6 +50,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+@flushed_denormals()
 def run(arguments: argparse.Namespace) -> None:
     """Train and write ``model.safetensors``, ``loss.png``, ``samples.png`` and ``reconstructions.png``.
 
@@ -68,7 +70,6 @@ def run(arguments: argparse.Namespace) -> None:
     from tubelet.training import Progress
 
     _check_sides(arguments.frames, arguments.size)
-    torch.set_flush_denormal(True)
     videos, captions = _load(arguments)
     model = _build(captions, videos[0].shape[0], arguments.seed)
     batch = _batches(videos, arguments.seed)
