@@ -161,3 +161,11 @@ def test_errors_name_both_values(model) -> None:
         generate(model, ["a"], [(1, 16, 16)], [0], steps=0)
     with pytest.raises(ValueError, match="CausalAutoencoder"):
         TextToVideo.of({"vae": model.vae})
+
+
+def test_prefixes_outside_the_range_are_refused(model) -> None:
+    for bad in (torch.full((1, 1, 16, 16), 255.0), torch.full((1, 1, 16, 16), float("nan"))):
+        with pytest.raises(ValueError, match=r"\[-1, 1\]"):
+            generate(model, ["a"], [(5, 16, 16)], [0], prefixes=[bad], steps=1)
+    with pytest.raises(ValueError, match="one text"):
+        model.text("a two")

@@ -274,6 +274,8 @@ def generate(
     patch = model.denoiser.config.patch
     grids = [model.vae.latent_grid(*size) for size in sizes]
     clean = [_clean(model.vae, grid, size, prefix) for grid, size, prefix in zip(grids, sizes, prefixes, strict=True)]
+    if odd := [frames for _, frames in clean if frames % patch[0]]:
+        raise ValueError(f"a prefix of {odd[0]} latent frames is not a multiple of the patch's {patch[0]} frames")
     patches, token_grids = fold_packed([latent for latent, _ in clean], patch)
     layout = TokenLayout.packed(token_grids)
     index = layout.on(patches.device)
@@ -318,6 +320,8 @@ def _clean(
         return latent, 0
     if tuple(prefix.shape[2:]) != tuple(size[1:]) or prefix.shape[1] > size[0]:
         raise ValueError(f"a prefix of shape {tuple(prefix.shape)} does not begin a video of size {tuple(size)}")
+    if not bool(torch.isfinite(prefix).all()) or float(prefix.abs().max()) > 1 + 1e-3:
+        raise ValueError(f"a prefix must lie in [-1, 1], got {float(prefix.min())} to {float(prefix.max())}")
     known = encode_videos(vae, [prefix])[0]
     latent[:, : known.shape[1]] = known
     return latent, known.shape[1]

@@ -207,6 +207,8 @@ class WordEncoder(nn.Module):
         Raises:
             ValueError: no prompts, unknown words, or more words than ``max_length``.
         """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts must be a list of texts, got one text: {prompts!r}")
         if not prompts:
             raise ValueError("prompts is empty: at least one prompt is needed")
         ids = [self._ids(prompt) for prompt in prompts]

@@ -308,3 +308,10 @@ def test_a_bias_that_does_not_broadcast_is_named() -> None:
     q = torch.zeros(8, 2, 4)
     with pytest.raises(ValueError, match=r"\(3, 3\).*\(2, 8, 8\)"):
         attend(q, q, q, bias=torch.zeros(3, 3))
+
+
+@pytest.mark.graph  # run-time shape checks off, as for users
+def test_a_boolean_bias_is_refused() -> None:
+    q = torch.zeros(4, 2, 4)
+    with pytest.raises(ValueError, match=r"float32.*torch\.bool"):
+        attend(q, q, q, bias=torch.ones(4, 4, dtype=torch.bool))

@@ -1,6 +1,7 @@
 """Losses against numpy."""
 
 import numpy as np
+import pytest
 import torch
 
 from tubelet.diffusion import masked_mean, squared_error
@@ -33,3 +34,11 @@ def test_masked_values_reach_neither_the_loss_nor_its_gradient() -> None:
 
 def test_an_empty_mask_gives_zero() -> None:
     assert float(masked_mean(torch.ones(3), torch.zeros(3, dtype=torch.bool))) == 0.0
+
+
+@pytest.mark.graph  # run-time shape checks off, as for users
+def test_shapes_that_only_broadcast_are_refused():
+    with pytest.raises(ValueError, match=r"\(5,\).*\(3, 5\)"):
+        masked_mean(torch.ones(3, 5), torch.ones(5, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"\(4, 1\).*\(4, 3\)"):
+        squared_error(torch.ones(4, 1), torch.ones(4, 3))

@@ -200,3 +200,11 @@ def test_rows_of_a_layout_are_those_of_its_index() -> None:
     layout = TokenLayout.packed([Grid(1, 1, 2), Grid(2, 1, 1)])
     values = torch.randn(2, 3)
     assert torch.equal(layout.rows(values, "sample").expand(), layout.on("cpu").rows(values, "sample").expand())
+
+
+@pytest.mark.graph  # run-time shape checks off, as for users
+def test_keep_refuses_masks_and_fractions() -> None:
+    layout = TokenLayout.packed([Grid(1, 1, 4)])
+    for index in (torch.tensor([False, True]), torch.tensor([0.9, 2.2])):
+        with pytest.raises(ValueError, match=str(index.dtype)):
+            layout.keep(index)

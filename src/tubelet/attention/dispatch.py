@@ -168,6 +168,8 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
 def _check_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> None:
     if bias is None:
         return
+    if not bias.dtype.is_floating_point:
+        raise ValueError(f"bias is added to the scores: it must be floating point like q ({q.dtype}), got {bias.dtype}")
     scores = (*q.shape[:-3], q.shape[-2], q.shape[-3], k.shape[-3])
     fits = bias.ndim <= len(scores) and all(
         have in (1, want) for have, want in zip(bias.shape[::-1], scores[::-1], strict=False)

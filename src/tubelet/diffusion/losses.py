@@ -14,6 +14,8 @@ def squared_error(prediction: Float[Tensor, "*lead c"], target: Float[Tensor, "*
         >>> squared_error(torch.tensor([[1.0, 3.0]]), torch.zeros(1, 2))
         tensor([5.])
     """
+    if prediction.shape != target.shape:
+        raise ValueError(f"prediction has shape {tuple(prediction.shape)}, but target has {tuple(target.shape)}")
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
     return (prediction.to(dtype) - target.to(dtype)).square().mean(dim=-1)
 
@@ -29,4 +31,6 @@ def masked_mean(values: Float[Tensor, "*lead"], mask: Bool[Tensor, "*lead"] | No
     """
     if mask is None:
         return values.mean()
+    if mask.shape != values.shape:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, but values has {tuple(values.shape)}")
     return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)

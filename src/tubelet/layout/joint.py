@@ -129,6 +129,8 @@ class JointIndex:
     def split(self, merged: Shaped[Tensor, "..."]) -> tuple[Shaped[Tensor, "..."], ...]:
         """Undo :meth:`merge`."""
         axis = self.order.ndim - 1
+        if merged.shape[axis] != sum(self.widths):
+            raise ValueError(f"merged has {merged.shape[axis]} tokens, but the joint layout has {sum(self.widths)}")
         parts = merged if self.identity else _permute(merged, self.back)
         return torch.split(parts, list(self.widths), dim=axis)
 

@@ -167,6 +167,8 @@ class TokenLayout:
             >>> layout.lengths, layout.on("cpu").coords.tolist()
             ((2, 1), [[0, 0, 0], [0, 1, 1], [0, 0, 1]])
         """
+        if isinstance(index, Tensor) and (index.dtype == torch.bool or index.dtype.is_floating_point):
+            raise ValueError(f"index must hold whole token numbers, got {index.dtype} of shape {tuple(index.shape)}")
         chosen = [int(i) for i in index]
         for before, after in itertools.pairwise(chosen):
             if after <= before:
