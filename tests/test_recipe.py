@@ -110,6 +110,26 @@ def test_packs_hold_each_clip_once_an_epoch_within_the_budget() -> None:
     assert _PackOrder(lengths, 1024, seed=2)[0] != packs[0]
 
 
+def test_latents_need_a_caption_each_and_at_least_one() -> None:
+    for latents, captions in (((), ()), ((torch.zeros(4, 1, 2, 2),) * 2, ("a",))):
+        with pytest.raises(ValueError, match=f"got {len(captions)} for {len(latents)}"):
+            LatentSet(latents, captions)
+
+
+def test_a_step_far_away_is_found_without_the_ones_before() -> None:
+    """One pack an epoch: the steps are the epochs, each with every clip, in orders that differ."""
+    packs = _PackOrder([2, 3, 4], 16, seed=0)
+    orders = [tuple(packs[step]) for step in range(40)]
+    assert {tuple(sorted(order)) for order in orders} == {(0, 1, 2)}
+    assert _PackOrder([2, 3, 4], 16, seed=0)[39] == packs[39]
+
+
+def test_padding_is_the_part_of_the_budget_that_is_empty() -> None:
+    history = train_denoiser(_model(), _data(), RECIPE, on_progress=_quiet)
+    assert history["padding"] == pytest.approx([1 - tokens / 48 for tokens in history["tokens"]])
+    assert max(history["tokens"]) <= 48
+
+
 def test_latent_statistics_make_unit_variance() -> None:
     model, videos = _model(), list(_videos(0)) + list(_videos(1))
     with_latent_stats(model.vae, videos)

@@ -10,6 +10,7 @@ Shapes: videos ``(c, T, H, W)`` in [-1, 1]; latents ``(z, t, h, w)``.
 import copy
 import io
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -159,6 +160,9 @@ def train_autoencoder(
 class LatentSet:
     """Unit-variance latents of many clips with their captions: what the denoiser is trained on.
 
+    Raises:
+        ValueError: no latents, or not one caption each.
+
     Example:
         >>> LatentSet((torch.zeros(16, 2, 3, 4),), ("a seven",)).lengths((1, 1, 1))
         (24,)
@@ -166,6 +170,10 @@ class LatentSet:
 
     latents: tuple[Float[Tensor, "z _ _ _"], ...]
     captions: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.latents or len(self.latents) != len(self.captions):
+            raise ValueError(f"captions must be one per latent, got {len(self.captions)} for {len(self.latents)}")
 
     def lengths(self, patch: tuple[int, int, int]) -> tuple[int, ...]:
         """Tokens of each clip."""
@@ -334,7 +342,7 @@ class _PackOrder:
     def __getitem__(self, step: int) -> list[int]:
         while self.starts[-1] <= step:
             self.starts.append(self.starts[-1] + len(self.epoch(len(self.starts) - 1)))
-        number = next(i for i in range(len(self.starts) - 1) if step < self.starts[i + 1])
+        number = bisect_right(self.starts, step) - 1
         return self.epoch(number)[step - self.starts[number]]
 
     def _epoch(self, number: int) -> list[list[int]]:

@@ -7,7 +7,7 @@ import torch
 
 from tubelet import hub
 from tubelet.demo import command
-from tubelet.demo.build import Plan
+from tubelet.demo.build import Plan, prepare
 from tubelet.demo.evaluate import BARS, verdicts
 from tubelet.recipe import Recipe
 
@@ -60,7 +60,27 @@ def test_full_leaves_the_checkpoint_and_its_record(tmp_path) -> None:
     assert [len(losses) for losses in record["first_losses"].values()] == [2, 2]
     assert set(record["metrics"]["bars"]) == {name for name in BARS if not name.startswith("live")}
     models = hub.load_bundle(tmp_path / "full" / "drifting-digits.safetensors")
+    again = prepare(tmp_path / "full", False, lambda: plan, done="drifting-digits.json")
+    assert again == plan, "a finished run may be replaced"
     assert {p.dtype for p in models["denoiser"].parameters()} == {torch.bfloat16}
+
+
+def test_a_resumed_demo_keeps_the_seed_it_began_with(tmp_path, monkeypatch) -> None:
+    """Without ``--seed`` a resumed run is judged and recorded under its own seed, not the default."""
+    Plan(recipe=Recipe(vae_steps=1, steps=1, seed=5), clips=8).save(tmp_path / "live" / "plan.json")
+    seen: list[int] = []
+    monkeypatch.setattr(command, "_live", lambda folder, plan: seen.append(plan.seed) or {})
+    monkeypatch.setattr(command, "_judged", lambda model, folder, seed: seen.append(seed) or {})
+    command.live_and_shipped(tmp_path, minutes=1.0, seed=0, resume=True)
+    assert seen == [5, 5]
+    assert json.loads((tmp_path / "metrics.json").read_text())["seed"] == 5
+
+
+def test_a_finished_full_run_is_not_taken_for_an_interrupted_one(tmp_path, monkeypatch) -> None:
+    plan = Plan(recipe=Recipe(vae_steps=1, steps=1, budget=512), clips=16)
+    monkeypatch.setattr(command, "_judged", lambda model, folder, seed: {})
+    for _ in range(2):
+        command.full(tmp_path, seed=0, resume=False, plan=plan)
 
 
 def test_verdicts_know_both_sides() -> None:

@@ -1,6 +1,7 @@
 """``tubelet train``: the demo's recipe on your own captioned videos."""
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,11 @@ from torch import Tensor
 
 from tubelet.cli.arguments import count, folder, number, positive, sides
 from tubelet.cli.cpu import flushed_denormals
+from tubelet.files import replacing
 
 __all__ = ["add", "run"]
+
+_KEPT = ("frames", "size", "fps", "gray", "windows", "seed")
 
 _EXAMPLE = """example:
   tubelet train --clips videos/ --captions captions.jsonl --frames 9 --size 32,48 --minutes 30
@@ -55,7 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Train and write ``model.safetensors``, ``loss.png``, ``samples.png`` and ``reconstructions.png``.
 
     Raises:
-        ValueError: nothing usable in ``--clips``, bad captions, sizes that do not divide, or nothing to resume.
+        ValueError: nothing usable in ``--clips``, bad captions, sizes that do not divide, nothing to resume, or a run
+            that was begun with other options.
 
     Example:
         >>> callable(run)
@@ -75,13 +80,15 @@ def run(arguments: argparse.Namespace) -> None:
     batch = _batches(videos, arguments.seed)
 
     def plan() -> Plan:
-        recipe = Recipe(seed=arguments.seed, vae_steps=1, steps=1, ema=0.99)
+        longest = model.vae.latent_grid(arguments.frames, *arguments.size).tokens
+        recipe = Recipe(seed=arguments.seed, vae_steps=1, steps=1, ema=0.99, budget=max(2048, longest))
         trial = encode_clips(model.vae, videos[:64], captions[:64])
         measured = calibrated(recipe, arguments.minutes, model, batch, trial)
         return Plan(recipe=measured, clips=len(videos))
 
     out: Path = arguments.out
     recipe = prepare(out, arguments.resume, plan, done="model.safetensors").recipe
+    _keep_options(out / "options.json", arguments)
 
     def show(title: str) -> Callable[[int, int], Progress]:
         return lambda steps, start: Progress(steps, start=start, title=title)
@@ -115,6 +122,18 @@ def _check_sides(frames: int, size: tuple[int, int]) -> None:
         raise ValueError(f"--frames must be 1 + 4k, got {frames}")
     if size[0] % 8 or size[1] % 8:
         raise ValueError(f"--size must be multiples of 8, got {size[0]},{size[1]}")
+
+
+def _keep_options(path: Path, arguments: argparse.Namespace) -> None:
+    """Store what a new run was asked for; a resumed one must ask for the same."""
+    asked = json.loads(json.dumps({name: getattr(arguments, name) for name in _KEPT}))
+    if arguments.resume and path.exists():
+        begun = json.loads(path.read_text())
+        if changed := [name for name in _KEPT if begun[name] != asked[name]]:
+            name = changed[0]
+            raise ValueError(f"--resume: the run was begun with --{name} {begun[name]}, got {asked[name]}")
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(asked))
 
 
 def _load(arguments: argparse.Namespace) -> tuple[list[Float[Tensor, "c _ _ _"]], list[str]]:
@@ -154,9 +173,9 @@ def _build(captions: Sequence[str], channels: int, seed: int) -> Any:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        words = WordTokenizer.fit(captions).words
-        longest = max(len(caption.split()) for caption in captions)
-        text = WordEncoder(WordEncoderConfig(words=words, dim=64, max_length=max(8, 2 * longest)))
+        tokenizer = WordTokenizer.fit(captions)
+        longest = max(len(tokenizer.encode(caption)) for caption in captions)
+        text = WordEncoder(WordEncoderConfig(words=tokenizer.words, dim=64, max_length=max(8, 2 * longest)))
         return TextToVideo(
             CausalAutoencoder(replace(digits(), in_channels=channels)), text, VideoDiT(video_dit_digits())
         )

@@ -53,9 +53,16 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
-        """Read a plan back."""
-        stored = json.loads(path.read_text())
-        return cls(recipe=Recipe(**stored["recipe"]), clips=stored["clips"])
+        """Read a plan back.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        try:
+            stored = json.loads(path.read_text())
+            return cls(recipe=Recipe(**stored["recipe"]), clips=stored["clips"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no plan of a run: {error}") from error
 
     def with_seed(self, seed: int) -> "Plan":
         """The same plan with another seed."""

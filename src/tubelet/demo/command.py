@@ -39,7 +39,7 @@ def live_and_shipped(out: Path, minutes: float, seed: int, resume: bool) -> dict
     Args:
         out: folder for everything that is written.
         minutes: of live training; measured once into a step count that is stored with the run.
-        seed: of models, data, noise and samples.
+        seed: of models, data, noise and samples; a resumed run keeps its own.
         resume: go on with an interrupted live run.
 
     Raises:
@@ -51,7 +51,9 @@ def live_and_shipped(out: Path, minutes: float, seed: int, resume: bool) -> dict
     began = time.monotonic()
     _say(f"tubelet {__version__}: {torch.get_num_threads()} threads, seed {seed}, writing to {out}")
     _say("(a) live: an autoencoder and a video DiT, built from blocks and trained from scratch")
-    metrics: dict[str, Any] = {"live": _live(out / "live", minutes, seed, resume)}
+    plan = prepare(out / "live", resume, lambda: live_plan(minutes, seed))
+    seed = plan.seed
+    metrics: dict[str, Any] = {"live": _live(out / "live", plan)}
     _say("(b) the full recipe's checkpoint, sampled at several durations and shapes")
     metrics |= _judged(load_model(), out / "full", seed)
     metrics["seconds"] = round(time.monotonic() - began, 1)
@@ -69,7 +71,7 @@ def full(out: Path, seed: int, resume: bool, plan: Plan = FULL) -> dict[str, Any
         >>> metrics = full(Path("runs/demo"), seed=0, resume=False)  # doctest: +SKIP
     """
     folder = out / "full"
-    plan = prepare(folder, resume, lambda: plan.with_seed(seed))
+    plan = prepare(folder, resume, lambda: plan.with_seed(seed), done=f"{NAME}.json")
     model = build(plan.seed)
     histories = run(model, plan, folder, _show)
     loss_curves(folder / "loss.png", histories)
@@ -85,9 +87,8 @@ def full(out: Path, seed: int, resume: bool, plan: Plan = FULL) -> dict[str, Any
     return metrics
 
 
-def _live(folder: Path, minutes: float, seed: int, resume: bool) -> dict[str, Any]:
-    plan = prepare(folder, resume, lambda: live_plan(minutes, seed))
-    model = build(plan.seed)
+def _live(folder: Path, plan: Plan) -> dict[str, Any]:
+    seed, model = plan.seed, build(plan.seed)
     histories = run(model, plan, folder, _show)
     model.eval()
     denoiser = histories["denoiser"]
