@@ -2,6 +2,35 @@
 
 from tubelet.attention.dispatch import attend, backends, explain
 from tubelet.attention.modules import Attention, CrossAttention
-from tubelet.attention.patterns import Joint
+from tubelet.attention.patterns import (
+    Both,
+    Either,
+    FrameCausal,
+    HeadSplit,
+    Joint,
+    Neighborhood,
+    SlidingTile,
+    Spatial,
+    Strided,
+    Temporal,
+    Window,
+)
 
-__all__ = ["Attention", "CrossAttention", "Joint", "attend", "backends", "explain"]
+__all__ = [
+    "Attention",
+    "Both",
+    "CrossAttention",
+    "Either",
+    "FrameCausal",
+    "HeadSplit",
+    "Joint",
+    "Neighborhood",
+    "SlidingTile",
+    "Spatial",
+    "Strided",
+    "Temporal",
+    "Window",
+    "attend",
+    "backends",
+    "explain",
+]
