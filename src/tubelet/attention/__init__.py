@@ -1,5 +1,6 @@
 """Attention: patterns as values, one contract (``attend``), backends that say what they can, and plain modules."""
 
+from tubelet.attention.cache import FrameCache
 from tubelet.attention.dispatch import attend, backends, explain
 from tubelet.attention.modules import Attention, CrossAttention
 from tubelet.attention.patterns import (
@@ -21,6 +22,7 @@ __all__ = [
     "Both",
     "CrossAttention",
     "Either",
+    "FrameCache",
     "FrameCausal",
     "HeadSplit",
     "Joint",
