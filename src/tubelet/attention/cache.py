@@ -86,7 +86,7 @@ class FrameCache:
             raise ValueError(f"q has {q.shape[-3]} tokens, which are not whole frames of tokens={tokens}")
         self._check(k, v)
         cache, parts = self, []
-        for queries, keys, values in zip(*(x.split(tokens, dim=-3) for x in (q, k, v)), strict=True):
+        for queries, keys, values in zip(*(torch.split(x, tokens, dim=-3) for x in (q, k, v)), strict=True):
             kept = [*cache._kept(), (keys, values)]
             parts.append(self._attend(queries, *(torch.cat(side, dim=-3) for side in zip(*kept, strict=True))))
             cache = cache._with(keys, values)

@@ -89,8 +89,8 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "*b n d"], FrameCache]:
         """The next frames, of ``tokens`` tokens each, or the text before them (``tokens=None``), and the next cache.
 
-        A text and its frames in any portions equal :meth:`forward` on all of them with ``cache.pattern``; ``rope`` holds
-        the rotations of these tokens.
+        A text and its frames in any portions equal :meth:`forward` on all of them; ``rope`` holds the rotations of
+        these tokens.
 
         Raises:
             ValueError: the cache is for another pattern than the module's, text comes late, or frames are not whole.
