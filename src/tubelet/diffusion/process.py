@@ -177,10 +177,14 @@ class Process:
     def noise(self, x0: Float[Tensor, "*s"], noise: Float[Tensor, "*s"], t: Rows) -> Float[Tensor, "*s"]:
         """``x_t = alpha·x0 + sigma·noise``, in the dtype of ``x0``; where ``t`` is 0 the data exactly.
 
+        Raises:
+            ValueError: ``x0``, ``noise`` and ``t`` do not fit each other; so do the methods below.
+
         Example:
             >>> Process().noise(torch.zeros(2, 1), torch.ones(2, 1), Rows(torch.tensor([0.25]))).tolist()
             [[0.25], [0.25]]
         """
+        _check_shapes(x0=x0, noise=noise)
         at = coefficients(self.path, t, x0)
         return (at.alpha * x0 + at.sigma * noise).to(x0.dtype)
 
@@ -191,6 +195,7 @@ class Process:
             >>> Process(prediction="x0").target(torch.zeros(1, 1), torch.ones(1, 1), Rows(torch.tensor([0.5])))
             tensor([[0.]])
         """
+        _check_shapes(x0=x0, noise=noise)
         return from_x0_eps(self.prediction, x0, noise, coefficients(self.path, t, x0))
 
     def split(
@@ -202,6 +207,7 @@ class Process:
             >>> Process().split(torch.tensor([[2.0]]), torch.tensor([[1.5]]), Rows(torch.tensor([0.25])))
             (tensor([[1.]]), tensor([[3.]]))
         """
+        _check_shapes(x=x, prediction=prediction)
         return to_x0_eps(self.prediction, prediction, x, coefficients(self.path, t, x))
 
     def velocity(self, prediction: Float[Tensor, "*s"], x: Float[Tensor, "*s"], t: Rows) -> Float[Tensor, "*s"]:
@@ -211,6 +217,7 @@ class Process:
             >>> Process(prediction="x0").velocity(torch.zeros(1, 1), torch.ones(1, 1), Rows(torch.tensor([0.5])))
             tensor([[2.]])
         """
+        _check_shapes(x=x, prediction=prediction)
         if self.prediction == "velocity":
             return prediction
         at = coefficients(self.path, t, x)
@@ -232,7 +239,7 @@ class Process:
             x0: data.
             noise: the noise that was mixed in.
             t: noise levels.
-            mask: True where a token counts; leave out padding and known frames.
+            mask: True where a token counts; leave out padding and known frames, which may hold anything.
             weights: further weights per row, such as one per sample. The mean divides by tokens, not by weights.
 
         Example:
@@ -240,11 +247,18 @@ class Process:
             >>> Process().loss(torch.tensor([[1.0], [3.0]]), x0, noise, t, mask=torch.tensor([True, False]))
             tensor(0.)
         """
-        error = squared_error(prediction, self.target(x0, noise, t))
+        error = squared_error(prediction, self.target(x0, noise, t), mask)
         error = error * level(t.map(self.weight), error)
         if weights is not None:
             error = error * level(weights, error)
         return masked_mean(error, mask)
+
+
+def _check_shapes(**tensors: Tensor) -> None:
+    """Refuse what would broadcast: a noise or a prediction of one channel, of one token."""
+    (first, a), (second, b) = tensors.items()
+    if a.shape != b.shape:
+        raise ValueError(f"{first} has shape {tuple(a.shape)}, but {second} has {tuple(b.shape)}")
 
 
 def _shift(t: Tensor, shift: float) -> Tensor:
