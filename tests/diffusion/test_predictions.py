@@ -139,7 +139,10 @@ def test_bad_input_is_refused() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (Rows(torch.zeros(3), torch.zeros(4, dtype=torch.long)), r"index of shape \(4,\), .* tokens have shape \(2, 3\)"),
+        (
+            Rows(torch.zeros(3), torch.zeros(4, dtype=torch.long)),
+            r"index of shape \(4,\), .* tokens have shape \(2, 3\)",
+        ),
         (Rows(torch.zeros(3), torch.zeros(1, 2, dtype=torch.long)), r"index of shape \(1, 2\), .* shape \(2, 3\)"),
         (Rows(torch.zeros(2, 3)), r"scalars \(r,\), got values of shape \(2, 3\)"),
     ],
