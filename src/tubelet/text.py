@@ -37,8 +37,8 @@ class WordTokenizer:
     """A closed vocabulary of lower-case words.
 
     Text is lower-cased, composed (Unicode's NFC) and cut into words; a word is a run of letters with their combining
-    marks, digits and underscores, joined inside by hyphens or apostrophes. Punctuation and space only separate. A word outside the vocabulary is an error, never a
-    silent placeholder.
+    marks, digits and underscores, joined inside by hyphens or apostrophes. Punctuation and space only separate. A word
+    outside the vocabulary is an error, never a silent placeholder.
 
     Args:
         words: the vocabulary; a word's id is its place here.

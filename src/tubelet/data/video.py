@@ -223,7 +223,7 @@ def _fit(picture: UInt8[Tensor, "c h w"], size: tuple[int, int], crop: Crop) -> 
 def _resize(picture: UInt8[Tensor, "c h w"], size: tuple[int, int]) -> UInt8[Tensor, "c h2 w2"]:
     if tuple(picture.shape[-2:]) == size:
         return picture
-    # Interleaved 8-bit channels: torch's antialiasing fails for 8-bit planes at 1×1 and errs for floats at a width of 1.
+    # Interleaved 8-bit channels: torch's antialiasing fails for 8-bit planes at 1×1, and errs for floats at width 1.
     interleaved = picture[None].contiguous(memory_format=torch.channels_last)
     return functional.interpolate(interleaved, size=size, mode="bilinear", antialias=True)[0]
 

@@ -197,7 +197,7 @@ class VP:
         return alpha, sigma, speed
 
     def _place(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """Where ``t`` lies on the table, in float64, a whole number within 4 ulp of an index; its derivative by ``t`` is N."""
+        """Where ``t`` lies on the table, in float64: the index itself within 4 ulp of one; the slope is N everywhere."""
         scaled = t.double() * self.steps
         near = scaled.detach().round()
         gap = near - scaled.detach()
