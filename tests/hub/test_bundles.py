@@ -100,6 +100,22 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, models):
     assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("{", "is damaged"),
+        ("[]", r"must describe a model, got \[\]"),
+        ('{"format_version": 1, "models": [], "metadata": {}}', r"has \[\] as models, expected a dict"),
+        ('{"format_version": 1, "models": {"a": 3}, "metadata": {}}', "b: a must describe a model, got 3"),
+    ],
+)
+def test_a_damaged_description_names_the_file(tmp_path, header, message):
+    save_file({"x": torch.zeros(1)}, tmp_path / "b", metadata={"tubelet_bundle": header})
+    with pytest.raises(ValueError, match=message) as caught:
+        hub.load_bundle(tmp_path / "b")
+    assert str(tmp_path / "b") in str(caught.value)
+
+
 def test_bad_names_and_other_files(tmp_path, models):
     with pytest.raises(ValueError, match=r"models must be named by identifiers, got \['a.b'\]"):
         hub.save_bundle(tmp_path / "b", {"a.b": models["text"]})

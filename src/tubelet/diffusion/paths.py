@@ -197,7 +197,7 @@ class VP:
         return alpha, sigma, speed
 
     def _place(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """Where ``t`` lies on the table, in float64: the index itself within 4 ulp of one; the slope is N everywhere."""
+        """Where ``t`` lies on the table, in float64: an index itself within 4 ulp of it; the slope is N throughout."""
         scaled = t.double() * self.steps
         near = scaled.detach().round()
         gap = near - scaled.detach()

@@ -69,7 +69,8 @@ class VideoDiTConfig:
         for name in ("mlp_ratio", "rope_theta", "time_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        if len(self.patch) != 3 or not all(map(_is_size, self.patch)):
+        sides: tuple[Any, ...] = self.patch
+        if len(sides) != 3 or not all(map(_is_size, sides)):
             raise ValueError(f"patch must be three positive whole numbers (t, h, w), got {self.patch!r}")
         if self.dim % self.heads:
             raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
@@ -290,8 +291,8 @@ class VideoDiT(nn.Module):
         ) -> Float[Tensor, "*lead p"]: ...
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, Integral) and value > 0
+def _is_size(value: Any) -> bool:
+    return isinstance(value, Integral) and int(value) > 0
 
 
 def _block(
