@@ -106,7 +106,7 @@ def _safetensors(path, metadata, header="{}"):
         ('{"format_version": 1}', "is damaged .* lacks 'state'"),
         ('{"format_version": 1, "state": {"$tensor": "x"}}', "is damaged .* lacks 'x'"),
         ('{"format_version": 1, "state": {"$dict": 3}}', "is damaged"),
-        ('{"format_version": 1, "state": [1, 2]}', "its state is a list, expected a dict"),
+        ('{"format_version": 1, "state": [1, 2]}', "is no checkpoint: its state is a list, expected a dict"),
         ("[" * 100_000, "is damaged"),
     ],
 )
