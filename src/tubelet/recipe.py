@@ -9,6 +9,7 @@ Shapes: videos ``(c, T, H, W)`` in [-1, 1]; latents ``(z, t, h, w)``.
 
 import copy
 import io
+import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -65,7 +66,7 @@ class Recipe:
         save_every: steps between checkpoints.
 
     Raises:
-        ValueError: a length or rate that is not positive.
+        ValueError: a length or rate that is not positive, or a weight that is negative.
 
     Example:
         >>> Recipe(vae_steps=100, steps=200).budget
@@ -86,17 +87,12 @@ class Recipe:
     save_every: int = 500
 
     def __post_init__(self) -> None:
-        for name in (
-            "vae_steps",
-            "steps",
-            "vae_lr",
-            "budget",
-            "lr",
-            "muon_lr",
-            "save_every",
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("vae_steps", "steps", "vae_lr", "budget", "lr", "muon_lr", "save_every"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        for name in ("kl", "ink"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
 
     @property
     def process(self) -> Process:

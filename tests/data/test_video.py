@@ -241,9 +241,13 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         ({"frames": 0}, "frames must be at least 1, got 0"),
         ({"fps": 0.0}, "fps must be positive, got 0"),
         ({"size": (0, 4)}, r"size must be .* got \(0, 4\)"),
+        ({"size": (4,)}, r"size must be .* got \(4,\)"),
+        ({"size": (4.5, 4)}, r"size must be .* got \(4.5, 4\)"),
+        ({"size": [4, 4]}, r"size must be .* got \[4, 4\]"),
         ({"crop": (0.5, 1.5)}, r"crop must be .* got \(0.5, 1.5\)"),
     ],
 )
+@pytest.mark.graph  # without the shape checker, which would refuse some of these first
 def test_bad_requests(ten: Path, request_: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_video(ten, **request_)

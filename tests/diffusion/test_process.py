@@ -156,8 +156,11 @@ def test_a_process_travels_to_workers() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: shift_warp(0.0), "shift must be above 0, got 0.0"),
-        (lambda: logit_normal(0.0, -1.0), "std must be above 0, got -1.0"),
+        (lambda: shift_warp(0.0), "shift must be above 0 and finite, got 0.0"),
+        (lambda: shift_warp(math.inf), "shift must be above 0 and finite, got inf"),
+        (lambda: logit_normal(0.0, -1.0), "std must be above 0 and finite, got -1.0"),
+        (lambda: logit_normal(0.0, math.inf), "std must be above 0 and finite, got inf"),
+        (lambda: logit_normal(math.nan, 1.0), "mean must be finite, got nan"),
         (lambda: discrete(0), "steps must be at least 1, got 0"),
         (lambda: Process().times(0), "steps must be at least 1, got 0"),
     ],

@@ -70,6 +70,11 @@ def test_own_classes_are_passed_by_name_and_integers_keep_their_dtype(tmp_path, 
         hub.load_bundle(file, {"vae": Scale})
 
 
+def test_a_bundle_of_integers_is_refused(tmp_path, models):
+    with pytest.raises(ValueError, match=r"dtype must be floating-point, got torch\.int8"):
+        hub.save_bundle(tmp_path / "b", models, dtype=torch.int8)
+
+
 def test_names_that_begin_alike_stay_apart(tmp_path):
     models = {"a": Scale(ScaleConfig(2)), "a_b": Scale(ScaleConfig(4))}
     file = hub.save_bundle(tmp_path / "b", models)

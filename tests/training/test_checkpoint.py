@@ -252,3 +252,9 @@ def test_other_parts_are_an_error(tmp_path):
     Checkpoint(tmp_path / "a", model=nn.Linear(1, 1)).save(1)
     with pytest.raises(ValueError, match=r"holds \['model'\], but the run has \['ema', 'model'\]"):
         Checkpoint(tmp_path / "a", model=nn.Linear(1, 1), ema=EMA(nn.Linear(1, 1))).restore()
+
+
+def test_a_state_that_no_run_saved_is_refused(tmp_path):
+    file = save_checkpoint(tmp_path / "a", {"step": 3})
+    with pytest.raises(ValueError, match=r"a holds \['step'\], not the step, parts and rng of a Checkpoint"):
+        Checkpoint(file, model=nn.Linear(1, 1)).restore()

@@ -4,6 +4,7 @@
 training (``draw_times``) and sampling (``times``) alike, once. Shapes: patches ``(*lead, c)``, noise levels ``Rows``.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,14 +63,14 @@ def shift_warp(shift: float) -> Callable[[Tensor], Tensor]:
     """The warp ``t -> s·t / (1 + (s - 1)·t)`` towards noise for ``s > 1`` (arXiv:2403.03206, equation 23).
 
     Raises:
-        ValueError: ``shift`` is not positive.
+        ValueError: ``shift`` is not positive and finite.
 
     Example:
         >>> shift_warp(3.0)(torch.tensor([0.0, 0.5, 1.0]))
         tensor([0.0000, 0.7500, 1.0000])
     """
-    if not shift > 0:
-        raise ValueError(f"shift must be above 0, got {shift}")
+    if not 0 < shift < math.inf:
+        raise ValueError(f"shift must be above 0 and finite, got {shift}")
     return partial(_shift, shift=shift)
 
 
@@ -87,15 +88,17 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> Density:
     """Times ``sigmoid(z)`` with ``z`` normal, dense in the middle (arXiv:2403.03206, equation 19).
 
     Raises:
-        ValueError: ``std`` is not positive.
+        ValueError: ``std`` is not positive and finite, or ``mean`` not finite.
 
     Example:
         >>> times = logit_normal()((1000,), torch.Generator().manual_seed(0))
         >>> bool((times.median() - 0.5).abs() < 0.05)
         True
     """
-    if not std > 0:
-        raise ValueError(f"std must be above 0, got {std}")
+    if not 0 < std < math.inf:
+        raise ValueError(f"std must be above 0 and finite, got {std}")
+    if not math.isfinite(mean):
+        raise ValueError(f"mean must be finite, got {mean}")
     return partial(_logit_normal, mean=mean, std=std)
 
 

@@ -40,7 +40,8 @@ def save_bundle(
         ``path``.
 
     Raises:
-        ValueError: a name with a dot or without letters, no dataclass config, or what JSON cannot hold.
+        ValueError: a name with a dot or without letters, no dataclass config, a ``dtype`` that is not floating-point,
+            or what JSON cannot hold.
 
     Example:
         >>> import tempfile
@@ -54,6 +55,8 @@ def save_bundle(
 
     if wrong := [name for name in models if not name.isidentifier()]:
         raise ValueError(f"models must be named by identifiers, got {wrong}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be floating-point, got {dtype}, which would round the weights away")
     header = {
         "format_version": FORMAT_VERSION,
         "models": {name: describe(model) for name, model in models.items()},

@@ -148,11 +148,13 @@ class Checkpoint:
         """Put every part and generator back; the number of steps done, 0 where there is no file yet.
 
         Raises:
-            ValueError: the file holds other parts than this object.
+            ValueError: the file holds other parts than this object, or is no file of :meth:`save`.
         """
         if not self.path.exists():
             return 0
         state = load_checkpoint(self.path)
+        if set(state) != {"step", "parts", "rng"}:
+            raise ValueError(f"{self.path} holds {list(state)}, not the step, parts and rng of a Checkpoint")
         if set(state["parts"]) != set(self.parts):
             raise ValueError(f"{self.path} holds {sorted(state['parts'])}, but the run has {sorted(self.parts)}")
         for name, part in self.parts.items():

@@ -81,6 +81,9 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
         optimizer: its ``param_groups`` are changed in place.
         factor: for instance from :func:`warmup_cosine`.
 
+    Raises:
+        ValueError: a factor that is negative or not finite.
+
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
         >>> for step in (0, 5, 10):
@@ -90,6 +93,8 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
         0.05
         0.0
     """
+    if not 0 <= factor < math.inf:
+        raise ValueError(f"factor must be at least 0 and finite, got {factor}")
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
