@@ -61,6 +61,21 @@ def test_the_seed_the_prompt_and_the_guidance_each_matter(model) -> None:
         assert (base - other).abs().max() > 1e-3
 
 
+def test_guidance_leads_from_the_empty_prompt_past_the_prompt(model) -> None:
+    """One Euler step is linear in the guided prediction: ``empty + scale·(prompt - empty)``."""
+
+    def state(prompt: str, guidance: float) -> torch.Tensor:
+        states: list[torch.Tensor] = []
+        keep = lambda _, x: states.append(x)  # noqa: E731
+        generate(model, [prompt], [(5, 16, 16)], [0], steps=1, guidance=guidance, callback=keep)
+        return states[0]
+
+    empty, prompt = state("", 1.0), state("a two", 1.0)
+    assert (prompt - empty).abs().max() > 1e-2
+    torch.testing.assert_close(state("a two", 3.0), empty + 3 * (prompt - empty), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state("a two", 0.0), empty, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("frames", [1, 5])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_given_frames_come_back_to_the_bit_and_steer_the_rest(model, frames, bf16) -> None:
