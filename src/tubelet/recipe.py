@@ -188,6 +188,9 @@ class LatentSet:
 def with_latent_stats(vae: CausalAutoencoder, videos: Sequence[Float[Tensor, "c _ _ _"]]) -> None:
     """Measure mean and deviation of each latent channel over ``videos`` and store them in the autoencoder.
 
+    Raises:
+        ValueError: no videos, or latents that are not finite.
+
     Example:
         >>> from tubelet.vae import digits
         >>> vae = CausalAutoencoder(digits())
@@ -195,6 +198,8 @@ def with_latent_stats(vae: CausalAutoencoder, videos: Sequence[Float[Tensor, "c 
         >>> bool(vae.latent_std.ne(1).all())
         True
     """
+    if not videos:
+        raise ValueError("videos is empty: there is nothing to measure")
     channels = vae.config.latent_channels
     vae.set_latent_stats(torch.zeros(channels), torch.ones(channels))
     numbers = torch.cat([z.flatten(1) for z in encode_videos(vae, videos)], dim=1)

@@ -151,6 +151,7 @@ def test_tile_with_fewer_pictures_than_columns() -> None:
         ("a.mp4", torch.zeros(3, 0, 4, 4), {}, r"at least one pixel, got shape \(3, 0, 4, 4\)"),
         ("a.mp4", torch.full((3, 1, 4, 4), float("nan")), {}, "must be finite, got 48 other values"),
         ("a.mp4", torch.zeros(3, 1, 4, 4), {"fps": 0}, "fps must be positive, got 0"),
+        ("a.mp4", torch.zeros(3, 1, 4, 4), {"fps": 1e-9}, "fps must be at least 0.00001, got 1e-09"),
         ("a.gif", torch.zeros(3, 1, 4, 4), {"fps": 60}, "at most 50 in a GIF, got 60"),
         ("a.mp4", torch.zeros(3, 1, 4, 4), {"scale": 0}, "scale must be at least 1, got 0"),
     ],

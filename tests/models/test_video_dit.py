@@ -302,6 +302,7 @@ def test_bad_sizes_name_both_values(change: dict[str, Any], names: tuple[str, ..
         ({"t": Rows(torch.zeros(3), torch.zeros(1, 13, dtype=torch.long))}, ("(1, 13)", "(13,)")),
         ({"t": TokenLayout.packed([Grid(1, 3, 4)]).rows(torch.zeros(1), "sample")}, ("(12,)", "(13,)")),
         ({"t": Rows(torch.zeros(1, 2))}, ("t must hold scalars", "(1, 2)")),
+        ({"t": Rows(torch.tensor([500]))}, ("t must hold scalars", "torch.int64")),
     ],
 )
 def test_bad_inputs_name_both_values(change: dict[str, object], names: tuple[str, ...]) -> None:

@@ -258,3 +258,9 @@ def test_a_state_that_no_run_saved_is_refused(tmp_path):
     file = save_checkpoint(tmp_path / "a", {"step": 3})
     with pytest.raises(ValueError, match=r"a holds \['step'\], not the step, parts and rng of a Checkpoint"):
         Checkpoint(file, model=nn.Linear(1, 1)).restore()
+
+
+@pytest.mark.parametrize("value", [torch.ones(2, 2).to_sparse(), torch.ones(1, dtype=torch.complex128)])
+def test_tensors_that_the_file_cannot_hold_are_named(tmp_path, value):
+    with pytest.raises(ValueError, match=r"state at 'a/b' is a torch\..*, which a checkpoint cannot hold"):
+        save_checkpoint(tmp_path / "a", {"a": {"b": value}})

@@ -84,6 +84,8 @@ def test_average_does_not_alias_the_model():
 
 
 def test_bad_arguments():
+    with pytest.raises(ValueError, match="ReLU has no parameters to average"):
+        EMA(nn.ReLU())
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1"):
         EMA(nn.Linear(1, 1), decay=1.0)
     with pytest.raises(

@@ -64,9 +64,12 @@ def write_video(
         raise ValueError(f"fps must be positive, got {fps}")
     if suffix == ".gif" and fps > 50:
         raise ValueError(f"fps may be at most 50 in a GIF, got {fps}")
+    rate = Fraction(fps).limit_denominator(100_000)
+    if not rate:
+        raise ValueError(f"fps must be at least 0.00001, got {fps}")
     levels = to_levels(video, scale)
     with replacing(path) as temporary:
-        writers[suffix](temporary, levels, Fraction(fps).limit_denominator(100_000))
+        writers[suffix](temporary, levels, rate)
 
 
 def to_levels(video: Float[Tensor, "c t h w"], scale: int = 1) -> Levels:

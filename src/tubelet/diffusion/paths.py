@@ -71,7 +71,7 @@ class VP:
     def __post_init__(self) -> None:
         table = self.alphas_cumprod.double()
         if table.ndim != 1 or table.numel() < 2:
-            raise ValueError(f"alphas_cumprod needs at least 2 entries, got {table.numel()}")
+            raise ValueError(f"alphas_cumprod needs at least 2 entries on one axis, got shape {tuple(table.shape)}")
         if not 0 <= float(table[-1]) < float(table[0]) < 1:
             raise ValueError(f"alphas_cumprod must run from below 1 to at least 0, got {table[0]} and {table[-1]}")
         steps = table.diff()

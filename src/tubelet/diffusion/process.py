@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -128,6 +128,9 @@ class Process:
         density: how even training times are drawn, before the warp.
         weight: the loss weight of each noise level, after the warp.
 
+    Raises:
+        ValueError: ``prediction`` is not a :data:`Prediction`.
+
     Example:
         >>> process = Process(warp=shift_warp(3.0), density=logit_normal())
         >>> process.times(2)
@@ -144,6 +147,10 @@ class Process:
     density: Density = uniform
     weight: Callable[[Tensor], Tensor] = constant
 
+    def __post_init__(self) -> None:
+        if self.prediction not in get_args(Prediction):
+            raise ValueError(f"prediction must be one of {get_args(Prediction)}, got {self.prediction!r}")
+
     def draw_times(
         self,
         shape: int | tuple[int, ...],
@@ -154,10 +161,15 @@ class Process:
     ) -> Float[Tensor, "..."]:
         """Training times of the given shape: warped draws of the density, made where the generator is.
 
+        Raises:
+            ValueError: ``dtype`` is not floating-point.
+
         Example:
             >>> Process().draw_times((2, 3)).shape
             torch.Size([2, 3])
         """
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype must be floating-point, got {dtype}")
         drawn = self.density((shape,) if isinstance(shape, int) else shape, generator=generator)
         return self.warp(drawn).to(device=device, dtype=dtype)
 

@@ -160,8 +160,8 @@ def sample(
         The state at ``times[-1]``.
 
     Raises:
-        ValueError: ``times`` is no list of two or more, or leaves [0, 1] (looked at on the CPU only: reading times on
-            another device would stall it).
+        ValueError: ``noise`` holds integers, or ``times`` is no list of two or more, or leaves [0, 1] (looked at on the
+            CPU only: reading times on another device would stall it).
 
     Example:
         >>> process = Process()
@@ -169,6 +169,8 @@ def sample(
         >>> sample(towards_two, torch.zeros(2, 1), process.times(4), process=process).tolist()
         [[2.0], [2.0]]
     """
+    if not noise.is_floating_point():
+        raise ValueError(f"noise must be floating-point, got {noise.dtype}")
     _check_times(times)
     levels = [(rows or one_row)(time) for time in times.unbind()]
     x = noise

@@ -330,9 +330,9 @@ def _block(
 
 
 def _check_rows(t: Rows, lead: tuple[int, ...]) -> None:
-    """Refuse noise levels of another layout, which would broadcast against the tokens or take the wrong ones."""
-    if t.values.ndim != 1:
-        raise ValueError(f"t must hold scalars (r,), got values of shape {tuple(t.values.shape)}")
+    """Refuse indices of a discrete path, and levels of another layout, which would broadcast or be the wrong ones."""
+    if t.values.ndim != 1 or not t.values.is_floating_point():
+        raise ValueError(f"t must hold scalars (r,), got {t.values.dtype} of shape {tuple(t.values.shape)}")
     if t.index is not None:
         if tuple(t.index.shape) != lead:
             raise ValueError(f"t has an index of shape {tuple(t.index.shape)}, but layout has {lead}")

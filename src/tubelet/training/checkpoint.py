@@ -166,6 +166,10 @@ class Checkpoint:
 def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     """The JSON tree of ``value``; its tensors go into ``tensors`` under the name of their place."""
     if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.dtype in (torch.complex32, torch.complex128):
+            raise ValueError(
+                f"state at {where!r} is a {value.dtype} tensor of {value.layout}, which a checkpoint cannot hold"
+            )
         name = _unused(where, tensors)
         tensors[name] = value.detach()
         return {"$tensor": name}

@@ -28,7 +28,7 @@ class EMA:
         warmup: start from ``β_n = (1 + n)/(10 + n)`` instead of β.
 
     Raises:
-        ValueError: ``decay`` outside [0, 1), or a model that does not match the average.
+        ValueError: ``decay`` outside [0, 1), a model without parameters, or one that does not match the average.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -53,6 +53,8 @@ class EMA:
             name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
             for name, p in model.named_parameters()
         }
+        if not self.average:
+            raise ValueError(f"{type(model).__name__} has no parameters to average")
 
     @property
     def current_decay(self) -> float:
