@@ -59,15 +59,15 @@ def attention(
     if widens(q):
         q, k, v = (x.to(wide(x)) for x in (q, k, v))
     heads, length = q.shape[1:3]
-    q = _rows(q, k)
+    q, mask = _rows(q, k), _rows_mask(mask, heads, k.shape[1])
     if mask is None and not statistics:
         out = F.scaled_dot_product_attention(q, k, v, scale=scale)
         return _heads(out, heads, length), None
-    if mask is None and fused(q, v):
-        out, lse = _flash(q, k, v, 0.0, False, scale=scale)
+    if fused(q, v) and _full(mask):
+        out, lse = _flash(q, k, v, 0.0, False, attn_mask=_additive(mask, q), scale=scale)
         lse = lse.unsqueeze(-1)
     else:
-        out, lse = _definition(q, k, v, scale, _rows_mask(mask, heads, k.shape[1]))
+        out, lse = _definition(q, k, v, scale, mask)
     return _heads(out, heads, length), _heads(lse, heads, length) if statistics else None
 
 
@@ -116,10 +116,11 @@ def backward(
     heads, length = q.shape[1:3]
     grad, q, out = (_rows(x, k) for x in (grad, q, out))
     lse = None if lse is None else _rows(lse, k)
-    if lse is not None and mask is None and fused(q, v):
-        dq, dk, dv = _flash_backward(grad, q, k, v, out, lse.squeeze(-1), 0.0, False, scale=scale)
+    mask = _rows_mask(mask, heads, k.shape[1])
+    if lse is not None and fused(q, v) and _full(mask):
+        bias = _additive(mask, q)
+        dq, dk, dv = _flash_backward(grad, q, k, v, out, lse.squeeze(-1), 0.0, False, attn_mask=bias, scale=scale)
     else:
-        mask = _rows_mask(mask, heads, k.shape[1])
         dq, dk, dv = _definition_backward(grad, q, k, v, out, lse, scale, mask)
     return _heads(dq, heads, length), dk, dv
 
@@ -150,6 +151,16 @@ def fused(q: Float[Tensor, "*_ d"], v: Float[Tensor, "*_ e"]) -> bool:
         (True, False)
     """
     return q.device.type == "cpu" and q.shape[-1] == v.shape[-1]
+
+
+def _full(mask: Tensor | None) -> bool:
+    """Whether every query has a key: the fused kernel gives NaN for one without."""
+    return mask is None or bool(mask.any(-1).all())
+
+
+def _additive(mask: Tensor | None, q: Tensor) -> Tensor | None:
+    """A boolean mask as what is added to the scores."""
+    return None if mask is None else torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)[None]
 
 
 def _blocks(q: Tensor, k: Tensor) -> list[slice]:
