@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tubelet.attention import FrameCausal, Joint, Neighborhood, Spatial, Temporal, Window
+from tubelet.attention import FrameCausal, Joint, Neighborhood, SlidingTile, Spatial, Strided, Temporal, Window
 from tubelet.attention.backends.reference import mask_of
 from tubelet.attention.places import Affine
 from tubelet.attention.plan import Plan, make_plan
@@ -80,6 +80,35 @@ def test_cross_attention_to_other_grids(draw: drawn.Made, make: Callable[[], Tok
     keys = TokenLayout.packed([Grid(*sides)] * len(layout.grids))
     want = allowed(pattern, layout, keys, 1)
     assert torch.equal(pairs_of(plan_of(pattern, layout, keys), 1, *want.shape[1:]), want.long())
+
+
+@pytest.mark.parametrize("text", [0, 2])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        Window((2, 3, 3), (1, 1, 2)),
+        Neighborhood((3, 3, 5)),
+        Neighborhood((3, 3, 5), (True, False, False)),
+        SlidingTile((3, 4, 6), (1, 2, 2)),
+        FrameCausal(window=2, sink=1),
+        Strided(3, run=2),
+    ],
+    ids=str,
+)
+def test_longer_axes(pattern: Pattern, text: int) -> None:
+    """Borders on both sides, and an inside between them, on every axis; samples apart from their like."""
+    grids = [Grid(6, 1, 8), Grid(1, 7, 8), Grid(1, 1, 1), Grid(6, 7, 1), Grid(6, 7, 1)]
+    layout = TokenLayout.packed(grids, [text, 0, 1, text, text])
+    want = allowed(pattern, layout, None, 1)
+    assert torch.equal(pairs_of(plan_of(pattern, layout), 1, *want.shape[1:]), want.long())
+
+
+def test_segments_at_unequal_distances_are_not_one_run() -> None:
+    layout = TokenLayout.packed([None] * 4, [2, 2, 0, 2])
+    keys = TokenLayout.packed([None] * 4, [3, 3, 5, 3])
+    for queries, other in ((layout, keys), (keys, layout)):
+        want = allowed(Joint(), queries, other, 1)
+        assert torch.equal(pairs_of(plan_of(Joint(), queries, other), 1, *want.shape[1:]), want.long())
 
 
 class HeadOdd:
