@@ -19,7 +19,9 @@ _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Which shares of the samples, the longest first, balancing tries to spread over all packs."""
 
 
-def pack_offline(lengths: Sequence[int], budget: int, *, balance: bool = False) -> list[list[int]]:
+def pack_offline(
+    lengths: Sequence[int] | Int[np.ndarray, " n"], budget: int, *, balance: bool = False
+) -> list[list[int]]:
     """Group a known set of samples into packs of at most ``budget`` tokens by best-fit decreasing.
 
     Uses at most ``11/9 * optimal + 4`` packs (Johnson et al. 1974), in practice hardly more than
@@ -58,7 +60,8 @@ def pack_offline(lengths: Sequence[int], budget: int, *, balance: bool = False) 
         check_length(int(bad[0]), int(sizes[bad[0]]), budget)
     order = np.argsort(-sizes, kind="stable")
     items = list(zip(order.tolist(), sizes[order].tolist(), strict=True))
-    packs = _best_fit(items, budget)
+    packs = _place(items, budget)
+    assert packs is not None, "packs are opened as needed"
     if balance and packs:
         packs = _balanced(items, sizes, budget, packs)
     for members in packs:
@@ -66,61 +69,38 @@ def pack_offline(lengths: Sequence[int], budget: int, *, balance: bool = False) 
     return packs
 
 
-class _Rooms:
-    """The packs by the room that is left in them: distinct rooms in order, and a stack of packs for each."""
+def _place(
+    items: Sequence[tuple[int, int]], budget: int, count: int | None = None, longest: int = 0
+) -> list[list[int]] | None:
+    """Each ``(sample, length)`` into the fullest pack with room: best fit.
 
-    def __init__(self) -> None:
-        self.sorted: list[int] = []
-        self.packs: dict[int, list[int]] = {}
-
-    def push(self, pack: int, room: int) -> None:
-        """Add a pack; a full one is forgotten."""
-        stack = self.packs.get(room)
-        if stack is not None:
-            stack.append(pack)
-        elif room:
-            insort(self.sorted, room)
-            self.packs[room] = [pack]
-
-    def pop(self, at: int) -> tuple[int, int]:
-        """Take a pack of the ``at``-th smallest room: its number and its room."""
-        room = self.sorted[at]
-        stack = self.packs[room]
-        pack = stack.pop()
-        if not stack:
-            del self.packs[room], self.sorted[at]
-        return pack, room
-
-
-def _best_fit(items: Sequence[tuple[int, int]], budget: int) -> list[list[int]]:
-    """Each ``(sample, length)`` into the fullest pack with room, or into a new one."""
-    packs: list[list[int]] = []
-    rooms = _Rooms()
-    for index, length in items:
-        at = bisect_left(rooms.sorted, length)
-        if at < len(rooms.sorted):
-            pack, room = rooms.pop(at)
+    With a ``count`` that many packs are there from the start, of which the first ``longest`` items take the emptiest
+    (worst fit); None if there is no room for an item. Without, packs are opened as needed.
+    """
+    packs: list[list[int]] = [[] for _ in range(count or 0)]
+    rooms = [budget] if count else []  # the distinct rooms in order, and below a stack of packs for each
+    stacks = {budget: list(range(count))} if count else {}
+    for place, (index, length) in enumerate(items):
+        at = bisect_left(rooms, length)
+        if at < len(rooms):
+            at = len(rooms) - 1 if place < longest else at
+            room = rooms[at]
+            stack = stacks[room]
+            pack = stack.pop()
+            if not stack:
+                del rooms[at], stacks[room]
+        elif count is not None:
+            return None
         else:
             pack, room = len(packs), budget
             packs.append([])
         packs[pack].append(index)
-        rooms.push(pack, room - length)
-    return packs
-
-
-def _spread(items: Sequence[tuple[int, int]], budget: int, count: int, longest: int) -> list[list[int]] | None:
-    """The first ``longest`` items each into the emptiest of ``count`` packs, the rest by best fit; None: no room."""
-    packs: list[list[int]] = [[] for _ in range(count)]
-    rooms = _Rooms()
-    for pack in range(count):
-        rooms.push(pack, budget)
-    for place, (index, length) in enumerate(items):
-        at = len(rooms.sorted) - 1 if place < longest else bisect_left(rooms.sorted, length)
-        if not 0 <= at < len(rooms.sorted) or rooms.sorted[at] < length:
-            return None
-        pack, room = rooms.pop(at)
-        packs[pack].append(index)
-        rooms.push(pack, room - length)
+        room -= length
+        if room in stacks:
+            stacks[room].append(pack)
+        elif room:
+            insort(rooms, room)
+            stacks[room] = [pack]
     return packs
 
 
@@ -130,7 +110,7 @@ def _balanced(
     """As many packs with as many of the longest samples spread as fit, or ``packs`` where none is more even."""
     most, spread = _work(packs, sizes)
     for share in _SHARES:
-        found = _spread(items, budget, len(packs), round(share * len(items)))
+        found = _place(items, budget, len(packs), round(share * len(items)))
         if found is None or not all(found):
             continue
         new_most, new_spread = _work(found, sizes)

@@ -42,7 +42,7 @@ class ImageSizes:
     """NaViT's law of resolutions: sides from a truncated normal distribution, mapped to a range of pixels.
 
     ``u ~ N(mean, deviation)`` given ``-1 <= u <= 1``, and ``side = low + (u + 1)/2 · (high - low)``. The defaults are
-    the paper's: sides of 64 to 384 pixels, mean 200 instead of the 224 of a uniform draw.
+    the paper's: sides of 64 to 384 pixels, mean 201 instead of the 224 of a uniform draw.
 
     Args:
         low, high: the smallest and largest side, in pixels.
