@@ -25,7 +25,7 @@ from tubelet.packing.sizes import truncated_normal
 
 __all__ = ["BetaDrop", "ConstantDrop", "DropLaw", "LengthDrop", "ScheduledDrop", "drop_tokens"]
 
-DropLaw = Callable[[int, np.random.Generator], float]
+DropLaw = Callable[[int, "np.random.Generator"], float]
 """A share of tokens to drop from the number of tokens and a generator. Example: ``ConstantDrop(0.5)``."""
 
 _STREAM = 0x64726F70
@@ -49,7 +49,7 @@ class ConstantDrop:
     def __post_init__(self) -> None:
         _check_rates(rate=self.rate)
 
-    def __call__(self, tokens: int, rng: np.random.Generator) -> float:
+    def __call__(self, tokens: int, rng: "np.random.Generator") -> float:
         """The rate."""
         return self.rate
 
@@ -85,7 +85,7 @@ class BetaDrop:
         if not 0 < self.spread < 1:
             raise ValueError(f"spread must lie between 0 and 1, got {self.spread}")
 
-    def __call__(self, tokens: int, rng: np.random.Generator) -> float:
+    def __call__(self, tokens: int, rng: "np.random.Generator") -> float:
         """A rate, whatever the number of tokens."""
         share, total = self.mean / self.most, 1 / self.spread - 1
         return float(rng.beta(total * share, total * (1 - share))) * self.most
@@ -125,7 +125,7 @@ class LengthDrop:
         if self.deviation < 0:
             raise ValueError(f"deviation must not be negative, got {self.deviation}")
 
-    def __call__(self, tokens: int, rng: np.random.Generator) -> float:
+    def __call__(self, tokens: int, rng: "np.random.Generator") -> float:
         """A rate for a sample of ``tokens``."""
         place = min(max((tokens - self.short) / (self.long - self.short), 0.0), 1.0)
         mean = self.least + place * (self.most - self.least)
@@ -210,7 +210,7 @@ def drop_tokens(layout: TokenLayout, law: DropLaw, seeds: Sequence[int], *, text
     return torch.from_numpy(np.concatenate(kept))
 
 
-def _choose(tokens: int, law: DropLaw, rng: np.random.Generator) -> Int[np.ndarray, " kept"]:
+def _choose(tokens: int, law: DropLaw, rng: "np.random.Generator") -> Int[np.ndarray, " kept"]:
     if tokens == 0:
         return np.zeros(0, np.int64)
     rate = law(tokens, rng)

@@ -12,7 +12,7 @@ import numpy as np
 __all__ = ["ImageSizes", "truncated_normal"]
 
 
-def truncated_normal(rng: np.random.Generator, mean: float, deviation: float, low: float, high: float) -> float:
+def truncated_normal(rng: "np.random.Generator", mean: float, deviation: float, low: float, high: float) -> float:
     """One draw of a normal distribution, given that it falls into ``[low, high]``.
 
     Drawn by rejection, which needs few tries where the interval holds a fair share of the distribution.
@@ -67,13 +67,13 @@ class ImageSizes:
         if not 0 < self.low <= self.high:
             raise ValueError(f"sides must be positive and low at most high, got low={self.low}, high={self.high}")
 
-    def side(self, rng: np.random.Generator) -> float:
+    def side(self, rng: "np.random.Generator") -> float:
         """One side in ``[low, high]``: the square root of the area that an image is scaled to."""
         u = truncated_normal(rng, self.mean, self.deviation, -1.0, 1.0)
         return self.low + (u + 1) / 2 * (self.high - self.low)
 
     def size(
-        self, height: int, width: int, rng: np.random.Generator, patch: tuple[int, int] = (1, 1)
+        self, height: int, width: int, rng: "np.random.Generator", patch: tuple[int, int] = (1, 1)
     ) -> tuple[int, int]:
         """The size to scale an image or clip of ``height`` by ``width`` pixels to.
 
