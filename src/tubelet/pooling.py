@@ -145,7 +145,7 @@ def _query_index(index: LayoutIndex, queries: int) -> LayoutIndex:
         kind=zero + Kind.TEXT,
         frame_row=sample,
         frame_sample=sample[:, 0],
-        samples=rows if torch.compiler.is_compiling() else index.samples,  # compiled code serves any number
+        samples=index.samples,  # compiled code never reads it, and so holds no guard on it
         frames=rows,
         max_seqlen=queries,
         dense=True,

@@ -1,8 +1,10 @@
 """Whole samples in packs: what goes in comes out, and a model sees what it would see of each sample alone."""
 
 import copy
+import gc
 import pickle
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -109,18 +111,20 @@ def test_a_stream_gives_each_sample_once_in_batches_of_one_shape(workers: int) -
 
 
 def test_an_endless_stream_holds_few_samples() -> None:
-    made = 0
+    made: list[weakref.ref[Sample]] = []
 
-    def endless():  # type: ignore[no-untyped-def]
-        nonlocal made
+    def endless() -> Iterator[Sample]:
         while True:
-            made += 1
-            yield Sample(torch.zeros(4, 2), Grid(1, 2, 2))
+            sample = Sample(torch.zeros(4, 2), Grid(1, 2, 2))
+            made.append(weakref.ref(sample))
+            yield sample
 
     stream = iter(PackedStream(endless(), budget=10, open_bins=2))
     for number in range(1, 20):
         assert next(stream).layout.lengths == (4, 4)
-        assert made <= 2 * number + 5
+        assert len(made) <= 2 * number + 5
+    gc.collect()
+    assert sum(ref() is not None for ref in made) <= 7
 
 
 def test_batches_travel() -> None:

@@ -109,6 +109,13 @@ def test_balancing_keeps_its_promises(case: tuple[list[int], int]) -> None:
     assert sum(w * w for w in after) <= sum(w * w for w in before)  # at equal sums and counts: the variance
 
 
+def test_balancing_takes_nothing_worse() -> None:
+    """Cases where spreading the most samples would raise the largest sum, or the variance."""
+    for lengths, budget in (([10, 2, 6, 4, 4], 12), ([1, 9, 5, 6], 13), ([11, 3, 16, 7, 17, 1, 24, 27, 5, 23], 28)):
+        before, after = (work(pack_offline(lengths, budget, balance=b), lengths) for b in (False, True))
+        assert max(after) <= max(before) and np.var(after) <= np.var(before)
+
+
 def test_balancing_evens_out_the_work() -> None:
     mix, uniform = navit_mix(20_000), np.random.default_rng(1).integers(100, 4000, 20_000).tolist()
     for lengths, drop in ((mix, 0.85), (uniform, 0.1)):
