@@ -2,6 +2,8 @@
 
 NaViT draws a side from a truncated normal distribution that favours small images and scales the image to the area of a
 square of that side: many small samples for throughput, a few large ones for detail.
+
+Generators are named in quotes because ``numpy.random`` is loaded on first use only.
 """
 
 import math
