@@ -132,13 +132,14 @@ def _query_index(index: LayoutIndex, queries: int) -> LayoutIndex:
     sample = torch.arange(rows, device=device)[:, None].expand(rows, queries)
     zero = torch.zeros_like(sample)
     place = torch.arange(queries, device=device).expand(rows, queries)
-    starts = torch.arange(rows + 1, dtype=torch.int32) * queries
-    lengths = torch.full((rows,), queries, dtype=torch.int32)
+    starts = torch.arange(rows + 1) * queries
+    lengths = torch.full((rows,), queries)
+    none = torch.zeros(rows, dtype=torch.long)
     return LayoutIndex(
-        cu_seqlens=starts.to(device),
-        seqlens=lengths.to(device),
-        host_cu_seqlens=starts,
-        host_seqlens=lengths,
+        cu_seqlens=starts.int().to(device),
+        seqlens=lengths.int().to(device),
+        table=torch.stack([starts[:-1], lengths, lengths, none, none, none], dim=1),
+        kept=None,
         coords=torch.stack([zero - 1, zero, place], dim=-1),
         extent=torch.stack([zero + 1, zero + 1, zero + queries], dim=-1),
         sample=sample,
