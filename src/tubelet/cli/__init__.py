@@ -12,7 +12,7 @@ from tubelet._version import __version__
 from tubelet.cli import demo as demo
 from tubelet.cli import sample as sample
 from tubelet.cli import train as train
-from tubelet.cli.lines import MISTAKES, plain, warnings_as_lines
+from tubelet.cli.lines import MISTAKES, out_of_memory, plain, warnings_as_lines
 
 __all__ = ["main"]
 
@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"\ntubelet: {f'{stop}; --resume goes on' if str(stop) else 'stopped'}", file=sys.stderr)
         return 130
-    except MISTAKES as error:
+    except (*MISTAKES, RuntimeError) as error:
+        if not isinstance(error, MISTAKES) and not out_of_memory(error):
+            raise
         print(f"tubelet: {plain(error)}", file=sys.stderr)
         return 2
     return 0

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from safetensors import SafetensorError
 
-__all__ = ["MISTAKES", "plain", "warnings_as_lines"]
+__all__ = ["MISTAKES", "out_of_memory", "plain", "warnings_as_lines"]
 
 MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, MemoryError, SafetensorError)
 """What ends a command in one line: wrong input, a full disk, a missing extra, a loss that diverged, too little memory.
@@ -32,9 +32,19 @@ def plain(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if "can't allocate memory" in text or (isinstance(error, MemoryError) and not text):
+    if isinstance(error, MemoryError) or out_of_memory(error):
         text = "that needs more memory than this machine has"
     return " ".join(_NOISE.sub("", text).split())
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch says that memory is lacking; on the CPU its error is a plain ``RuntimeError``.
+
+    Example:
+        >>> out_of_memory(RuntimeError("shapes do not match"))
+        False
+    """
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 @contextmanager

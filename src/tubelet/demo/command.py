@@ -216,7 +216,7 @@ def _finish(out: Path, metrics: dict[str, Any], seed: int) -> None:
     if "samples" in metrics:
         for line in copying(metrics["samples"]["memorised"]).split("\n"):
             _say(f"  note  {line}")
-    _say(f"pictures, videos, checkpoints and metrics.json are in {out}")
+    _say(f"pictures, videos and metrics.json are in {out}")
 
 
 def _greet(out: Path) -> None:
