@@ -21,6 +21,7 @@ MEMORY = "that needs more memory than this machine has"
         (PermissionError(errno.EACCES, "Permission denied", "a b/c"), "a b/c: Permission denied"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
         (OSError(errno.EACCES, "Permission denied", "x/.tmp-0123abcd-a.gif"), "x/a.gif: Permission denied"),
+        (SafetensorError("No space left on device (os error 28)"), "No space left on device"),
         (ValueError("bad: [Errno 1094995529] Invalid data: 'x/.tmp-0123abcd-a.gif'"), "bad: Invalid data: 'x/a.gif'"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), MEMORY),
         (MemoryError(), MEMORY),

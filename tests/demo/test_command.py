@@ -10,14 +10,16 @@ from tubelet import hub
 from tubelet.demo import command
 from tubelet.demo.build import Plan, build, prepare
 from tubelet.demo.evaluate import BARS, judged_clips, verdicts
+from tubelet.demo.gallery import image_to_video
 from tubelet.recipe import Recipe
 from tubelet.text import WordEncoder, WordEncoderConfig
 
 
 @pytest.fixture
 def short(monkeypatch) -> None:
-    """Few samples, and a judge of a few steps."""
-    monkeypatch.setattr(command, "_MOVING", 60)
+    """Few samples, fewer continued ones, and a judge of a few steps."""
+    monkeypatch.setattr(command, "_MOVING", 50)
+    monkeypatch.setattr(command, "image_to_video", lambda model, seed: image_to_video(model, seed, count=8))
     monkeypatch.setattr(command, "train_judge", lambda seed: _judge(seed))
 
 

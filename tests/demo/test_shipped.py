@@ -97,6 +97,10 @@ def test_a_missing_checkpoint_is_named(tmp_path) -> None:
         load_model(tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="is a folder: name the checkpoint in it"):
         load_model(tmp_path)
+    for name in ("a.run.safetensors", "model.safetensors"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match=r"name the checkpoint in it, such as model\.safetensors$"):
+        load_model(tmp_path)
 
 
 def test_what_lies_beside_a_checkpoint_is_told_from_one(tmp_path) -> None:

@@ -19,7 +19,7 @@ Example:
     True
 """
 
-_NOISE = re.compile(r"\[Errno -?\d+\] |\.tmp-[0-9a-f]{8}-")
+_NOISE = re.compile(r"\[Errno -?\d+\] | \(os error \d+\)|\.tmp-[0-9a-f]{8}-")
 
 
 def plain(error: BaseException) -> str:

@@ -264,10 +264,12 @@ def resumable() -> Iterator[None]:
         KeyboardInterrupt: with a text, which a bare one lacks.
 
     Example:
-        >>> with resumable():
-        ...     raise KeyboardInterrupt
-        Traceback (most recent call last):
-        KeyboardInterrupt: stopped
+        >>> try:
+        ...     with resumable():
+        ...         raise KeyboardInterrupt
+        ... except KeyboardInterrupt as stop:
+        ...     print(stop)
+        stopped
     """
     try:
         yield

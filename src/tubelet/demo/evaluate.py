@@ -120,7 +120,7 @@ def judged_clips(seed: int, moving: int) -> list[digits.Clip]:
     Example:
         >>> clips = judged_clips(seed=0, moving=8)
         >>> len(clips), sum(clip.direction is not None for clip in clips)
-        (8, 8)
+        (9, 8)
     """
     clips: list[digits.Clip] = []
     while missing := moving - sum(clip.direction is not None for clip in clips):

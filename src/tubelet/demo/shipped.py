@@ -32,7 +32,10 @@ def load_model(path: Path | None = None) -> TextToVideo:
         with as_file(files("tubelet.demo") / f"{NAME}.safetensors") as shipped:
             return load_model(Path(shipped))
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: name the checkpoint in it, such as {path / 'model.safetensors'}")
+        found = [file.name for file in sorted(path.glob("*.safetensors")) if not file.name.endswith(".run.safetensors")]
+        raise ValueError(
+            f"{path} is a folder: name the checkpoint in it{', such as ' * bool(found)}{''.join(found[:1])}"
+        )
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}")
     _check_kind(path)
