@@ -1,8 +1,10 @@
 """Self- and cross-attention as plain modules: projections, optional qk-norm and rotary positions around ``attend``.
 
-Multi-head attention is Vaswani et al., 2017 (arXiv:1706.03762, section 3.2.2); per-head RMS norm of queries and keys as
-in Stable Diffusion 3 (arXiv:2403.03206, section 5.3.2). All projections are ``nn.Linear`` with the names that PEFT and
-torchao look for. Dense in, dense out; packed in, packed out: only ``attend`` reads the rank.
+Multi-head attention is Vaswani et al., 2017 (arXiv:1706.03762, section 3.2.2). Queries and keys may be normed head by
+head, by RMS as in Stable Diffusion 3 (arXiv:2403.03206, section 5.3.2) or LayerNorm (CogVideoX), or over all heads at
+once, before they are split (Wan, LTX): a norm is applied to groups as wide as it is. All projections are ``nn.Linear``
+with the names that PEFT and torchao look for. Dense in, dense out; packed in, packed out: only ``attend`` reads the
+rank.
 """
 
 from collections.abc import Callable
@@ -33,7 +35,8 @@ class Attention(nn.Module):
         kv_heads: number of key and value heads; None means ``heads``.
         head_dim: width of a head; None means ``dim // heads``.
         bias: give the projections a bias.
-        qk_norm: makes the norm of queries and keys from ``head_dim``, e.g. ``RMSNorm``; None for none.
+        qk_norm: makes the norm of queries and keys from its width, e.g. ``RMSNorm``; None for none.
+        across_heads: that width is of all the heads together instead of ``head_dim``.
         pattern, backend: as in :func:`tubelet.attend`.
 
     Raises:
@@ -54,23 +57,22 @@ class Attention(nn.Module):
         head_dim: int | None = None,
         bias: bool = True,
         qk_norm: Callable[..., nn.Module] | None = None,
+        across_heads: bool = False,
         pattern: Pattern = Joint(),  # noqa: B008 - a frozen value
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        kv_heads = heads if kv_heads is None else kv_heads
         head_dim = _head_dim(dim, heads, head_dim)
-        if kv_heads < 1 or heads % kv_heads:
-            raise ValueError(f"heads={heads} is not a multiple of kv_heads={kv_heads}")
+        kv_heads = _kv_heads(heads, kv_heads)
         self.head_dim, self.pattern, self.backend = head_dim, pattern, backend
         self.q_proj = nn.Linear(dim, heads * head_dim, bias, device=device, dtype=dtype)
         self.k_proj = nn.Linear(dim, kv_heads * head_dim, bias, device=device, dtype=dtype)
         self.v_proj = nn.Linear(dim, kv_heads * head_dim, bias, device=device, dtype=dtype)
         self.out_proj = nn.Linear(heads * head_dim, dim, bias, device=device, dtype=dtype)
-        self.q_norm = nn.Identity() if qk_norm is None else qk_norm(head_dim, device=device, dtype=dtype)
-        self.k_norm = nn.Identity() if qk_norm is None else qk_norm(head_dim, device=device, dtype=dtype)
+        self.norm_widths = (heads * head_dim, kv_heads * head_dim) if across_heads else (head_dim, head_dim)
+        self.q_norm, self.k_norm = _qk_norms(qk_norm, self.norm_widths, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -111,8 +113,9 @@ class Attention(nn.Module):
     def _qkv(self, x: Tensor, rope: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
         """Projected, normed and rotated."""
         _check_width("x", x, self.q_proj)
-        q, k, v = (_split(p(x), self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = self.q_norm(q), self.k_norm(k)
+        q = _normed_heads(self.q_norm, self.q_proj(x), self.norm_widths[0], self.head_dim)
+        k = _normed_heads(self.k_norm, self.k_proj(x), self.norm_widths[1], self.head_dim)
+        v = _split(self.v_proj(x), self.head_dim)
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         return q.to(v.dtype), k.to(v.dtype), v
@@ -129,9 +132,9 @@ class CrossAttention(nn.Module):
 
     Args:
         dim: width of the tokens.
-        heads: number of heads.
+        heads: number of query heads.
         context_dim: width of the context's tokens; None means ``dim``.
-        head_dim, bias, qk_norm, backend: as in :class:`Attention`.
+        kv_heads, head_dim, bias, qk_norm, across_heads, backend: as in :class:`Attention`.
 
     Raises:
         ValueError: sizes are not positive, or ``dim`` is not a multiple of ``heads`` where ``head_dim`` is None; at the
@@ -148,9 +151,11 @@ class CrossAttention(nn.Module):
         heads: int,
         *,
         context_dim: int | None = None,
+        kv_heads: int | None = None,
         head_dim: int | None = None,
         bias: bool = True,
         qk_norm: Callable[..., nn.Module] | None = None,
+        across_heads: bool = False,
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -158,13 +163,14 @@ class CrossAttention(nn.Module):
         super().__init__()
         context_dim = dim if context_dim is None else context_dim
         head_dim = _head_dim(dim, heads, head_dim)
+        kv_heads = _kv_heads(heads, kv_heads)
         self.head_dim, self.backend = head_dim, backend
         self.q_proj = nn.Linear(dim, heads * head_dim, bias, device=device, dtype=dtype)
-        self.k_proj = nn.Linear(context_dim, heads * head_dim, bias, device=device, dtype=dtype)
-        self.v_proj = nn.Linear(context_dim, heads * head_dim, bias, device=device, dtype=dtype)
+        self.k_proj = nn.Linear(context_dim, kv_heads * head_dim, bias, device=device, dtype=dtype)
+        self.v_proj = nn.Linear(context_dim, kv_heads * head_dim, bias, device=device, dtype=dtype)
         self.out_proj = nn.Linear(heads * head_dim, dim, bias, device=device, dtype=dtype)
-        self.q_norm = nn.Identity() if qk_norm is None else qk_norm(head_dim, device=device, dtype=dtype)
-        self.k_norm = nn.Identity() if qk_norm is None else qk_norm(head_dim, device=device, dtype=dtype)
+        self.norm_widths = (heads * head_dim, kv_heads * head_dim) if across_heads else (head_dim, head_dim)
+        self.q_norm, self.k_norm = _qk_norms(qk_norm, self.norm_widths, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -181,10 +187,10 @@ class CrossAttention(nn.Module):
         """Attend from the tokens of each sample to its ``text``."""
         _check_width("x", x, self.q_proj)
         _check_width("text", text, self.k_proj)
-        q = _split(self.q_proj(x), self.head_dim)
-        k, v = (_split(p(text), self.head_dim) for p in (self.k_proj, self.v_proj))
-        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        out = attend(q, k, v, layout=layout, kv_layout=text_layout, backend=self.backend)
+        q = _normed_heads(self.q_norm, self.q_proj(x), self.norm_widths[0], self.head_dim)
+        k = _normed_heads(self.k_norm, self.k_proj(text), self.norm_widths[1], self.head_dim)
+        v = _split(self.v_proj(text), self.head_dim)
+        out = attend(q.to(v.dtype), k.to(v.dtype), v, layout=layout, kv_layout=text_layout, backend=self.backend)
         return _project(self.out_proj, out)
 
     if TYPE_CHECKING:
@@ -206,6 +212,25 @@ def _head_dim(dim: int, heads: int, head_dim: int | None) -> int:
     return dim // heads if head_dim is None else head_dim
 
 
+def _kv_heads(heads: int, kv_heads: int | None) -> int:
+    kv_heads = heads if kv_heads is None else kv_heads
+    if kv_heads < 1 or heads % kv_heads:
+        raise ValueError(f"heads={heads} is not a multiple of kv_heads={kv_heads}")
+    return kv_heads
+
+
+def _qk_norms(
+    make: Callable[..., nn.Module] | None,
+    widths: tuple[int, int],
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> tuple[nn.Module, nn.Module]:
+    """The norms of queries and keys, or none."""
+    if make is None:
+        return nn.Identity(), nn.Identity()
+    return make(widths[0], device=device, dtype=dtype), make(widths[1], device=device, dtype=dtype)
+
+
 def _check_width(name: str, x: Tensor, proj: nn.Module) -> None:
     """A clear error instead of a matrix product's; a replaced projection (quantised, adapted) checks for itself."""
     if isinstance(proj, nn.Linear) and x.shape[-1] != proj.in_features:
@@ -214,6 +239,11 @@ def _check_width(name: str, x: Tensor, proj: nn.Module) -> None:
 
 def _split(x: Tensor, head_dim: int) -> Tensor:
     return x.reshape(*x.shape[:-1], x.shape[-1] // head_dim, head_dim)
+
+
+def _normed_heads(norm: nn.Module, x: Tensor, width: int, head_dim: int) -> Tensor:
+    """Norm each group of ``width`` features, one head or all of them, then split into heads."""
+    return _split(norm(_split(x, width)).flatten(-2), head_dim)
 
 
 def _project(proj: nn.Linear, x: Tensor) -> Tensor:
