@@ -210,7 +210,9 @@ def _pairs(x: Tensor, layout: RotaryLayout, axes: tuple[int, ...]) -> tuple[Tens
     if layout == "half":
         first, second = x.chunk(2, dim=-1)
         return first, second
-    firsts, seconds = zip(*(part.chunk(2, dim=-1) for part in torch.split(x, list(axes), -1) if part.shape[-1]), strict=True)
+    firsts, seconds = zip(
+        *(part.chunk(2, dim=-1) for part in torch.split(x, list(axes), -1) if part.shape[-1]), strict=True
+    )
     return torch.cat(firsts, dim=-1), torch.cat(seconds, dim=-1)
 
 
