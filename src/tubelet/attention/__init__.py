@@ -1,6 +1,7 @@
 """Attention: patterns as values, one contract (``attend``), backends that say what they can, and plain modules."""
 
 from tubelet.attention.cache import FrameCache
+from tubelet.attention.decoupled import DecoupledCrossAttention
 from tubelet.attention.dispatch import attend, backends, explain
 from tubelet.attention.modules import Attention, CrossAttention
 from tubelet.attention.patterns import (
@@ -21,6 +22,7 @@ __all__ = [
     "Attention",
     "Both",
     "CrossAttention",
+    "DecoupledCrossAttention",
     "Either",
     "FrameCache",
     "FrameCausal",

@@ -17,6 +17,16 @@ from torch import Tensor, nn
 from tubelet.attention.cache import FrameCache
 from tubelet.attention.dispatch import attend
 from tubelet.attention.patterns import Joint
+from tubelet.attention.projections import (
+    check_width,
+    key_heads,
+    normed_heads,
+    project,
+    qk_norms,
+    split,
+    width_of_heads,
+    xavier_,
+)
 from tubelet.layout import LayoutIndex, TokenLayout
 from tubelet.positions import Rotary, apply_rope
 from tubelet.protocols import Pattern
@@ -64,27 +74,27 @@ class Attention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        head_dim = _head_dim(dim, heads, head_dim)
-        kv_heads = _kv_heads(heads, kv_heads)
+        head_dim = width_of_heads(dim, heads, head_dim)
+        kv_heads = key_heads(heads, kv_heads)
         self.head_dim, self.pattern, self.backend = head_dim, pattern, backend
         self.q_proj = nn.Linear(dim, heads * head_dim, bias, device=device, dtype=dtype)
         self.k_proj = nn.Linear(dim, kv_heads * head_dim, bias, device=device, dtype=dtype)
         self.v_proj = nn.Linear(dim, kv_heads * head_dim, bias, device=device, dtype=dtype)
         self.out_proj = nn.Linear(heads * head_dim, dim, bias, device=device, dtype=dtype)
         self.norm_widths = (heads * head_dim, kv_heads * head_dim) if across_heads else (head_dim, head_dim)
-        self.q_norm, self.k_norm = _qk_norms(qk_norm, self.norm_widths, device, dtype)
+        self.q_norm, self.k_norm = qk_norms(qk_norm, self.norm_widths, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Xavier-uniform projections with zero bias (DiT's initialisation)."""
-        _xavier_(self.q_proj, self.k_proj, self.v_proj, self.out_proj)
+        xavier_(self.q_proj, self.k_proj, self.v_proj, self.out_proj)
 
     def forward(
         self, x: Float[Tensor, "*lead d"], layout: Layout = None, rope: Rotary | None = None
     ) -> Float[Tensor, "*lead d"]:
         """Attend inside each sample of ``layout``; ``rope`` rotates queries and keys after their norm."""
         out = attend(*self._qkv(x, rope), pattern=self.pattern, layout=layout, backend=self.backend)
-        return _project(self.out_proj, out)
+        return project(self.out_proj, out)
 
     def stream(
         self, x: Float[Tensor, "*b n d"], cache: FrameCache, tokens: int | None = None, rope: Rotary | None = None
@@ -108,14 +118,14 @@ class Attention(nn.Module):
             raise ValueError(f"cache is for {cache.pattern}, but the module attends by {self.pattern}")
         qkv = self._qkv(x, rope)
         out, cache = cache.prefix(*qkv) if tokens is None else cache.frames(*qkv, tokens)
-        return _project(self.out_proj, out), cache
+        return project(self.out_proj, out), cache
 
     def _qkv(self, x: Tensor, rope: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
         """Projected, normed and rotated."""
-        _check_width("x", x, self.q_proj)
-        q = _normed_heads(self.q_norm, self.q_proj(x), self.norm_widths[0], self.head_dim)
-        k = _normed_heads(self.k_norm, self.k_proj(x), self.norm_widths[1], self.head_dim)
-        v = _split(self.v_proj(x), self.head_dim)
+        check_width("x", x, self.q_proj)
+        q = normed_heads(self.q_norm, self.q_proj(x), self.norm_widths[0], self.head_dim)
+        k = normed_heads(self.k_norm, self.k_proj(x), self.norm_widths[1], self.head_dim)
+        v = split(self.v_proj(x), self.head_dim)
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         return q.to(v.dtype), k.to(v.dtype), v
@@ -162,20 +172,20 @@ class CrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         context_dim = dim if context_dim is None else context_dim
-        head_dim = _head_dim(dim, heads, head_dim)
-        kv_heads = _kv_heads(heads, kv_heads)
+        head_dim = width_of_heads(dim, heads, head_dim)
+        kv_heads = key_heads(heads, kv_heads)
         self.head_dim, self.backend = head_dim, backend
         self.q_proj = nn.Linear(dim, heads * head_dim, bias, device=device, dtype=dtype)
         self.k_proj = nn.Linear(context_dim, kv_heads * head_dim, bias, device=device, dtype=dtype)
         self.v_proj = nn.Linear(context_dim, kv_heads * head_dim, bias, device=device, dtype=dtype)
         self.out_proj = nn.Linear(heads * head_dim, dim, bias, device=device, dtype=dtype)
         self.norm_widths = (heads * head_dim, kv_heads * head_dim) if across_heads else (head_dim, head_dim)
-        self.q_norm, self.k_norm = _qk_norms(qk_norm, self.norm_widths, device, dtype)
+        self.q_norm, self.k_norm = qk_norms(qk_norm, self.norm_widths, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Xavier-uniform projections with zero bias."""
-        _xavier_(self.q_proj, self.k_proj, self.v_proj, self.out_proj)
+        xavier_(self.q_proj, self.k_proj, self.v_proj, self.out_proj)
 
     def forward(
         self,
@@ -185,13 +195,13 @@ class CrossAttention(nn.Module):
         text_layout: Layout = None,
     ) -> Float[Tensor, "*lead d"]:
         """Attend from the tokens of each sample to its ``text``."""
-        _check_width("x", x, self.q_proj)
-        _check_width("text", text, self.k_proj)
-        q = _normed_heads(self.q_norm, self.q_proj(x), self.norm_widths[0], self.head_dim)
-        k = _normed_heads(self.k_norm, self.k_proj(text), self.norm_widths[1], self.head_dim)
-        v = _split(self.v_proj(text), self.head_dim)
+        check_width("x", x, self.q_proj)
+        check_width("text", text, self.k_proj)
+        q = normed_heads(self.q_norm, self.q_proj(x), self.norm_widths[0], self.head_dim)
+        k = normed_heads(self.k_norm, self.k_proj(text), self.norm_widths[1], self.head_dim)
+        v = split(self.v_proj(text), self.head_dim)
         out = attend(q.to(v.dtype), k.to(v.dtype), v, layout=layout, kv_layout=text_layout, backend=self.backend)
-        return _project(self.out_proj, out)
+        return project(self.out_proj, out)
 
     if TYPE_CHECKING:
 
@@ -202,57 +212,3 @@ class CrossAttention(nn.Module):
             layout: Layout = None,
             text_layout: Layout = None,
         ) -> Float[Tensor, "*lead d"]: ...
-
-
-def _head_dim(dim: int, heads: int, head_dim: int | None) -> int:
-    if heads < 1 or dim < 1 or (head_dim is not None and head_dim < 1):
-        raise ValueError(f"dim, heads and head_dim must be positive, got dim={dim}, heads={heads}, head_dim={head_dim}")
-    if head_dim is None and dim % heads:
-        raise ValueError(f"dim={dim} is not a multiple of heads={heads}; give head_dim")
-    return dim // heads if head_dim is None else head_dim
-
-
-def _kv_heads(heads: int, kv_heads: int | None) -> int:
-    kv_heads = heads if kv_heads is None else kv_heads
-    if kv_heads < 1 or heads % kv_heads:
-        raise ValueError(f"heads={heads} is not a multiple of kv_heads={kv_heads}")
-    return kv_heads
-
-
-def _qk_norms(
-    make: Callable[..., nn.Module] | None,
-    widths: tuple[int, int],
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> tuple[nn.Module, nn.Module]:
-    """The norms of queries and keys, or none."""
-    if make is None:
-        return nn.Identity(), nn.Identity()
-    return make(widths[0], device=device, dtype=dtype), make(widths[1], device=device, dtype=dtype)
-
-
-def _check_width(name: str, x: Tensor, proj: nn.Module) -> None:
-    """A clear error instead of a matrix product's; a replaced projection (quantised, adapted) checks for itself."""
-    if isinstance(proj, nn.Linear) and x.shape[-1] != proj.in_features:
-        raise ValueError(f"{name} has width {x.shape[-1]}, but the module was made for {proj.in_features}")
-
-
-def _split(x: Tensor, head_dim: int) -> Tensor:
-    return x.reshape(*x.shape[:-1], x.shape[-1] // head_dim, head_dim)
-
-
-def _normed_heads(norm: nn.Module, x: Tensor, width: int, head_dim: int) -> Tensor:
-    """Norm each group of ``width`` features, one head or all of them, then split into heads."""
-    return _split(norm(_split(x, width)).flatten(-2), head_dim)
-
-
-def _project(proj: nn.Linear, x: Tensor) -> Tensor:
-    out: Tensor = proj(x.reshape(*x.shape[:-2], proj.in_features))
-    return out
-
-
-def _xavier_(*projections: nn.Linear) -> None:
-    for projection in projections:
-        nn.init.xavier_uniform_(projection.weight)
-        if projection.bias is not None:
-            nn.init.zeros_(projection.bias)

@@ -123,11 +123,12 @@ class Rope3d(nn.Module):
         self.head_dim, self.axes, self.theta = head_dim, _checked_axes(head_dim, axes), theta
         self.layout, self.place, self.dtype = layout, place, dtype
 
-    def forward(self, coords: Real[Tensor, "*lead 3"]) -> Rotary:
-        """Coordinates ``(*lead, 3)`` to cosines and sines ``(*lead, head_dim/2)``."""
+    def forward(self, coords: Real[Tensor, "*lead 3"], dtype: torch.dtype | None = None) -> Rotary:
+        """Coordinates ``(*lead, 3)`` to cosines and sines ``(*lead, head_dim/2)``, in ``dtype`` or the module's own."""
         places = coords if self.place is None else self.place(coords)
         turns = zero_text(coords, rope_angles(places, self.head_dim, self.axes, self.theta))
-        return Rotary(turns.cos().to(self.dtype), turns.sin().to(self.dtype), self.layout, self.axes)
+        dtype = self.dtype if dtype is None else dtype
+        return Rotary(turns.cos().to(dtype), turns.sin().to(dtype), self.layout, self.axes)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print``."""
@@ -136,7 +137,7 @@ class Rope3d(nn.Module):
 
     if TYPE_CHECKING:
 
-        def __call__(self, coords: Real[Tensor, "*lead 3"]) -> Rotary: ...
+        def __call__(self, coords: Real[Tensor, "*lead 3"], dtype: torch.dtype | None = None) -> Rotary: ...
 
 
 def apply_rope(x: Float[Tensor, "*lead heads head_dim"], rotary: Rotary) -> Float[Tensor, "*lead heads head_dim"]:
