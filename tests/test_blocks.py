@@ -1,5 +1,7 @@
 """Blocks against their formula, against diffusers with mapped weights, and against themselves sample by sample."""
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
@@ -13,9 +15,10 @@ from tubelet.blocks import Branch, Part, TransformerBlock, gated, modulate
 from tubelet.conditioning import AdaLNSingle, AdaLNZero, LabelEmbedding, ModulationSlice, TimestepEmbedding
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.norms import LayerNorm
+from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.patchify import fold, unfold
 from tubelet.positions import sincos_2d
+from tubelet.testing import check_block
 
 F64 = {"dtype": torch.float64}
 
@@ -166,6 +169,20 @@ def test_float32_rows_make_a_float32_island_in_a_bfloat16_block() -> None:
     assert torch.equal(narrow, torch.addcmul(x, cond.values[:, None, :8], x))
     with torch.autocast("cpu", torch.bfloat16):
         assert block(x.float(), cond).dtype == torch.float32
+
+
+def test_a_block_with_one_modulation_passes_the_kit() -> None:
+    def make(**on: Any) -> TransformerBlock:
+        attention = Branch(
+            Attention(8, 2, qk_norm=RMSNorm, across_heads=True, **on),
+            LayerNorm(8, affine=False),
+            modulation=ModulationSlice(8, 0),
+            takes=["layout"],
+        )
+        mlp = Branch(MLP(8, **on), LayerNorm(8, affine=False), modulation=ModulationSlice(8, 3))
+        return TransformerBlock([attention, mlp], AdaLNSingle(8, parts=6, **on))
+
+    check_block(make, dim=8, cond_dim=48)
 
 
 def test_a_modulated_block_needs_conditioning() -> None:

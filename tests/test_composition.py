@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tubelet.attention import Attention
 from tubelet.blocks import Branch, TransformerBlock
-from tubelet.conditioning import AdaLNZero, TimestepEmbedding
+from tubelet.conditioning import AdaLNZero, ModulationSlice, TimestepEmbedding
 from tubelet.diffusion import VP, Process, RectifiedFlow
 from tubelet.layout import TokenLayout
 from tubelet.mlp import MLP, SwiGLU
@@ -45,7 +45,19 @@ def plain() -> TransformerBlock:
     return TransformerBlock([attention, Branch(SwiGLU(DIM, 2 * DIM), RMSNorm(DIM))])
 
 
-BLOCKS = {"adaln": adaln, "plain": plain}
+def shared() -> TransformerBlock:
+    """One modulation for the block, norms across heads, gates alone on the MLP."""
+    attention = Branch(
+        Attention(DIM, 2, qk_norm=LayerNorm, across_heads=True),
+        LayerNorm(DIM, affine=False),
+        modulation=ModulationSlice(DIM, 0),
+        takes=["layout", "rope"],
+    )
+    mlp = Branch(MLP(DIM), RMSNorm(DIM), modulation=ModulationSlice(DIM, 3, parts=1), parts=["gate"], gate=torch.tanh)
+    return TransformerBlock([attention, mlp], AdaLNZero(DIM, DIM, parts=4))
+
+
+BLOCKS = {"adaln": adaln, "plain": plain, "shared": shared}
 POSITIONS = {"sincos": lambda: SinCos3d(DIM), "learned": lambda: LearnedPositions((8, 8, 8), DIM)}
 
 

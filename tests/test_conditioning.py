@@ -20,6 +20,7 @@ from tubelet.conditioning import (
     timestep_sinusoid,
 )
 from tubelet.layout import Rows
+from tubelet.testing import check_modulation
 
 TIMES = torch.tensor([0.0, 1.0, 17.5, 999.0])
 
@@ -108,6 +109,19 @@ def test_adaln_lora_counts_are_those_of_walt() -> None:
 
     rests = [total - millions(rank) for rank, total in published.items()]
     assert all(abs(rest - sum(rests) / len(rests)) < 2 for rest in rests)
+
+
+@pytest.mark.parametrize(
+    ("source", "cond_dim", "width"),
+    [
+        (AdaLNSingle(8, parts=3), 24, 24),
+        (AdaLNLoRA(8, 6, 2), 6 + 24, 24),
+        (AdaLNLoRA(8, 6, 2, parts=2), 6 + 24, 16),
+        (AdaLNZero(8, 6, parts=1), 6, 8),
+    ],
+)
+def test_every_source_passes_the_kit(source: torch.nn.Module, cond_dim: int, width: int) -> None:
+    check_modulation(source, cond_dim, width)
 
 
 def test_a_lora_starts_at_the_shared_modulation() -> None:
