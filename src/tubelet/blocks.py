@@ -67,7 +67,7 @@ def gated(
         [[1.0, 3.0]]
     """
     if gate is None:
-        return x + update
+        return (x + update).to(x.dtype)
     wide = _widest(x, gate)
     return torch.addcmul(x.to(wide), _expand(gate, x).to(wide), update.to(wide)).to(x.dtype)
 

@@ -1,5 +1,6 @@
 """Wan against diffusers with mapped weights, its sizes, and what diffusers cannot do against what it implies."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from tubelet import models
 from tubelet.attention import FrameCausal, Joint, Window
 from tubelet.hub import from_diffusers
+from tubelet.hub.wan import wan_keys
 from tubelet.layout import Grid, Rows, TokenLayout
-from tubelet.models import WanConfig, WanTransformer
+from tubelet.models import WanConfig, WanTransformer, pad_prompts
 from tubelet.protocols import Pattern
 
 F64 = {"dtype": torch.float64}
@@ -44,6 +46,39 @@ def test_equal_to_diffusers(kind: str, seed: int, monkeypatch: pytest.MonkeyPatc
     assert wans.error(ours(torch.bfloat16), expected) <= 1.5 * wans.error(
         asked.theirs(wans.in_bfloat16(rough)), expected
     )
+
+
+@pytest.mark.parametrize("kind", ["text", "image", "tokens"])
+def test_gradients_are_those_of_diffusers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every weight, in float64, mapped by the same table as the weights."""
+    theirs = wans.peer(kind)
+    asked = wans.question(kind, theirs)
+    config, state = dict(theirs.config), {name: p.clone() for name, p in theirs.state_dict().items()}
+    ours = from_diffusers({"_class_name": "WanTransformer3DModel", **config}, state, dtype=torch.float64)
+    with wans.in_float64(theirs, monkeypatch) as exact, torch.enable_grad():
+        asked.theirs(exact, grad=True).square().sum().backward()
+    asked.ours(ours, grad=True).square().sum().backward()
+    expected = wan_keys(ours.config).to_ours({name: p.grad for name, p in theirs.named_parameters()})
+    for name, parameter in ours.named_parameters():
+        assert wans.error(parameter.grad, expected[name]) <= 1e-10, name
+
+
+def test_padded_prompts_are_those_of_the_published_models() -> None:
+    """Zeros behind a prompt count: the answer is the peer's on a padded text, and not that on the prompt alone."""
+    theirs = wans.peer("text")
+    asked = wans.question("text", theirs)
+    ours = from_diffusers(dict(theirs.config) | {"_class_name": "WanTransformer3DModel"}, theirs.state_dict())
+    short = TokenLayout.padded([3, 2], 5)
+    text, layout = pad_prompts(asked.text, short, tokens=7)
+    assert layout == TokenLayout.padded([7, 7], 7)
+    packed, packed_layout = pad_prompts(asked.text[short.on("cpu").valid], TokenLayout.packed([None] * 2, [3, 2]), 7)
+    assert torch.equal(packed, text.flatten(0, 1)) and packed_layout == TokenLayout.packed([None] * 2, [7, 7])
+    assert not text[0, 3:].any() and not text[1, 2:].any()
+    padded = dataclasses.replace(asked, text=text)
+    assert wans.error(padded.ours(ours), padded.theirs(theirs)) <= 1e-5
+    assert wans.error(asked.ours(ours, text_layout=short), padded.theirs(theirs)) > 1e-3
+    with pytest.raises(ValueError, match="3 tokens, more than tokens=2"):
+        pad_prompts(asked.text, short, tokens=2)
 
 
 PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {

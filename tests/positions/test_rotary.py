@@ -4,12 +4,12 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tubelet.attention import Attention
 from tubelet.layout import Grid, TokenLayout
 from tubelet.norms import RMSNorm
-from tubelet.positions import Rope3d, convert_rope
+from tubelet.positions import Rope3d, apply_rope, convert_rope
 
 LAYOUTS = ("interleaved", "half", "half_per_axis")
 PAIRS = list(itertools.product(LAYOUTS, LAYOUTS))
@@ -45,6 +45,20 @@ def test_conversion_is_lossless(source: str, target: str) -> None:
     assert torch.equal(there.sort(0).values, weight.sort(0).values)
     for middle in LAYOUTS:
         assert torch.equal(convert_rope(convert_rope(weight, 12, source, middle), 12, middle, target), there)
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_one_rotation_under_another_order_of_the_features(source: str, target: str) -> None:
+    """Feature by feature, on axes of unequal widths: scores alone would not see all moved alike."""
+    axes, coords, x = (6, 4, 2), torch.randint(0, 9, (5, 3)), torch.randn(5, 3, 12, dtype=torch.float64)
+
+    def moved(x: Tensor) -> Tensor:
+        return convert_rope(x.movedim(-1, 0), 12, source, target, axes).movedim(0, -1)
+
+    def turned(x: Tensor, layout: str) -> Tensor:
+        return apply_rope(x, Rope3d(12, axes, layout=layout, dtype=torch.float64)(coords))
+
+    torch.testing.assert_close(turned(moved(x), target), moved(turned(x, source)), rtol=1e-12, atol=1e-12)
 
 
 def test_halves_by_hand() -> None:

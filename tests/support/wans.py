@@ -58,18 +58,18 @@ class Question:
     patch: tuple[int, int, int]
     channels: int
 
-    def theirs(self, model: WanTransformer3DModel) -> Tensor:
+    def theirs(self, model: WanTransformer3DModel, grad: bool = False) -> Tensor:
         """The peer's answer (b, c, t, h, w)."""
         dtype = model.proj_out.weight.dtype
         image = None if self.image is None else self.image.to(dtype)
         if model.config.pos_embed_seq_len is not None:
             image = image.reshape(4, 3, -1)  # it takes the first and the last image as two rows
-        with torch.no_grad():
+        with torch.set_grad_enabled(grad):
             return model(
                 self.latents.to(dtype), self.time, self.text.to(dtype), image, return_dict=False
             )[0]  # fmt: skip
 
-    def ours(self, model: WanTransformer) -> Tensor:
+    def ours(self, model: WanTransformer, grad: bool = False, **replaced: Any) -> Tensor:
         """Our answer in the same form."""
         dtype = model.project.weight.dtype
         sides = [n // p for n, p in zip(self.latents.shape[2:], self.patch, strict=True)]
@@ -89,8 +89,8 @@ class Question:
         if self.image is not None:
             inputs["image"] = self.image.to(dtype)
             inputs["image_layout"] = TokenLayout.padded([self.image.shape[1]] * 2, self.image.shape[1])
-        with torch.no_grad():
-            return unfold(model(**inputs), Grid(*sides), self.patch)
+        with torch.set_grad_enabled(grad):
+            return unfold(model(**inputs | replaced), Grid(*sides), self.patch)
 
 
 def question(kind: str, model: WanTransformer3DModel, seed: int = 0) -> Question:

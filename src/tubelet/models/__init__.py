@@ -5,6 +5,7 @@ from tubelet.models.video_dit import VideoDiT, VideoDiTConfig, video_dit_b, vide
 from tubelet.models.wan import (
     WanConfig,
     WanTransformer,
+    pad_prompts,
     wan_1_3b,
     wan_2_2_5b,
     wan_2_2_i2v_14b,
@@ -18,6 +19,7 @@ __all__ = [
     "VideoDiTConfig",
     "WanConfig",
     "WanTransformer",
+    "pad_prompts",
     "video_dit_b",
     "video_dit_digits",
     "video_dit_s",

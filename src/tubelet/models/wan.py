@@ -9,8 +9,8 @@ an image encoder's tokens by keys and values of their own.
 What the published code cannot do: mixtures of sizes on one axis, prompts of any length without padding, noise levels
 per sample, frame or token, and any attention pattern.
 
-The published models were trained on prompts padded with zeros to 512 tokens, all of which are attended; a text layout
-of 512 tokens a sample repeats that, one of the prompts' own lengths leaves the padding out.
+The published models were trained on prompts padded with zeros to 512 tokens, all of which are attended;
+:func:`pad_prompts` repeats that. A text layout of the prompts' own lengths leaves the padding out.
 
 Shapes: ``*lead`` tokens, ``p = pt·ph·pw·c`` numbers a patch, ``g`` the same of the given channels, ``m`` text tokens.
 """
@@ -39,6 +39,7 @@ from tubelet.protocols import Pattern
 __all__ = [
     "WanConfig",
     "WanTransformer",
+    "pad_prompts",
     "wan_1_3b",
     "wan_2_2_5b",
     "wan_2_2_i2v_14b",
@@ -154,6 +155,37 @@ def wan_2_2_5b() -> WanConfig:
         48
     """
     return WanConfig(dim=3072, depth=30, heads=24, mlp_dim=14336, latent_channels=48)
+
+
+def pad_prompts(
+    text: Float[Tensor, "*text_lead e"], layout: TokenLayout, tokens: int = 512
+) -> tuple[Float[Tensor, "*padded_lead e"], TokenLayout]:
+    """Prompts with zeros behind them that count as tokens, as the published models are fed.
+
+    Args:
+        text: encoded prompts, end to end or in rows.
+        layout: where they lie.
+        tokens: how many each prompt has afterwards.
+
+    Returns:
+        The longer prompts in the form of the given ones, and their layout.
+
+    Raises:
+        ValueError: a prompt is longer than ``tokens``.
+
+    Example:
+        >>> text, layout = pad_prompts(torch.ones(3, 8), TokenLayout.packed([None, None], [2, 1]), tokens=4)
+        >>> text[:, 0].tolist(), layout.lengths
+        ([1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0], (4, 4))
+    """
+    if max(layout.lengths) > tokens:
+        raise ValueError(f"a prompt has {max(layout.lengths)} tokens, more than tokens={tokens}")
+    flat, samples = text.reshape(-1, text.shape[-1]), len(layout.lengths)
+    parts = (flat[start : start + n] for start, n in zip(layout.starts, layout.lengths, strict=True))
+    padded = torch.stack([F.pad(part, (0, 0, 0, tokens - len(part))) for part in parts])
+    if layout.batched:
+        return padded, TokenLayout.padded([tokens] * samples, tokens)
+    return padded.flatten(0, 1), TokenLayout.packed([None] * samples, [tokens] * samples)
 
 
 class WanTransformer(nn.Module):
