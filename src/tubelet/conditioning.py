@@ -3,7 +3,7 @@
 The timestep embedding is DiT's (Peebles & Xie, 2022, arXiv:2212.09748, section 3.2; sinusoid of Vaswani et al. in
 ``[cos, sin]`` order, then a two-layer MLP); adaLN-Zero is its zero-initialised shift, scale and gate. AdaLN-single
 shares the projection among all blocks, each of which adds a table (PixArt-alpha, arXiv:2310.00426, section 2.3);
-adaLN-LoRA lets each add a low-rank term instead (W.A.L.T, arXiv:2312.06662, section 3.2). All modules act on rows,
+adaLN-LoRA lets each add a low-rank term instead (W.A.L.T, arXiv:2312.06662). All modules act on rows,
 ``(r, ...)``: once per distinct noise level, never once per token.
 """
 

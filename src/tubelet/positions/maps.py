@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tubelet.positions.angles import widened
 
-__all__ = ["FrameRate", "Interpolation", "ntk_theta"]
+__all__ = ["AreaNormalised", "FrameRate", "Interpolation", "ntk_theta"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,33 @@ class FrameRate:
         if time.shape != wide.shape[:-1]:
             raise ValueError(f"fps of shape {tuple(torch.as_tensor(fps).shape)} for tokens {tuple(wide.shape[:-1])}")
         return torch.cat([time.unsqueeze(-1), wide[..., 1:]], dim=-1)
+
+
+@dataclass(frozen=True)
+class AreaNormalised:
+    """Rows and columns counted from the centre of the grid, which is scaled to one area; frames as they are (Mochi).
+
+    ``h`` becomes ``(h + 1/2 - H/2)·sqrt(area / (H·W))``, and ``w`` alike.
+
+    Raises:
+        ValueError: ``area`` is not positive.
+
+    Example:
+        >>> AreaNormalised(16.0)(torch.tensor([[3, 0, 1]]), torch.tensor([[5, 2, 2]])).tolist()
+        [[3.0, -1.0, 1.0]]
+    """
+
+    area: float
+
+    def __post_init__(self) -> None:
+        if self.area <= 0:
+            raise ValueError(f"area must be positive, got {self.area}")
+
+    def __call__(self, coords: Real[Tensor, "*lead 3"], extent: Real[Tensor, "*lead 3"]) -> Float[Tensor, "*lead 3"]:
+        """Coordinates and the sides of their grids to places."""
+        wide, sides = widened(coords), widened(extent)[..., 1:].clamp(min=1)  # padding has no grid
+        plane = (wide[..., 1:] + 0.5 - sides / 2) * (self.area / sides.prod(dim=-1, keepdim=True)).sqrt()
+        return torch.cat([wide[..., :1], plane], dim=-1)
 
 
 def ntk_theta(

@@ -30,17 +30,19 @@ class Rotary(NamedTuple):
     """The rotation of each token, made once per forward and handed to every attention layer.
 
     ``cos`` and ``sin`` are ``(*lead, head_dim/2)``, one angle per pair of features; ``layout`` says which pair, and
-    ``axes`` are the widths inside which the layout ``"half_per_axis"`` pairs.
+    ``axes`` are the widths inside which the layout ``"half_per_axis"`` pairs. With ``per_head`` the angles of the heads
+    differ, and the two are ``(*lead, heads, head_dim/2)``.
 
     Example:
         >>> Rope3d(12)(torch.zeros(5, 3)).cos.shape
         torch.Size([5, 6])
     """
 
-    cos: Float[Tensor, "*lead half"]
-    sin: Float[Tensor, "*lead half"]
+    cos: Float[Tensor, "*lead_or_heads half"]
+    sin: Float[Tensor, "*lead_or_heads half"]
     layout: RotaryLayout = "interleaved"
     axes: tuple[int, ...] = ()
+    per_head: bool = False
 
 
 def rope_axes(head_dim: int) -> tuple[int, int, int]:
@@ -145,24 +147,26 @@ def apply_rope(x: Float[Tensor, "*lead heads head_dim"], rotary: Rotary) -> Floa
 
     Args:
         x: queries or keys; leading axes that ``rotary`` lacks broadcast.
-        rotary: the rotations; every head of a token shares them.
+        rotary: the rotations of each token, or of each token and head.
 
     Returns:
         The rotated ``x``, in its dtype.
 
     Raises:
-        ValueError: head widths or numbers of tokens disagree.
+        ValueError: head widths, numbers of tokens or of heads disagree.
 
     Example:
         >>> quarter = Rotary(torch.tensor([[0.0]]), torch.tensor([[1.0]]))
         >>> apply_rope(torch.tensor([[[1.0, 2.0]]]), quarter).tolist()
         [[[-2.0, 1.0]]]
     """
-    tokens, half = rotary.cos.shape[-2:]
+    cos, sin = (side if rotary.per_head else side.unsqueeze(-2) for side in (rotary.cos, rotary.sin))
+    tokens, heads, half = cos.shape[-3:]
     if x.shape[-1] != 2 * half or x.shape[-3] != tokens:
         found = f"{x.shape[-3]} tokens of head_dim {x.shape[-1]}"
         raise ValueError(f"x has {found}, but rotary turns {tokens} tokens of head_dim {2 * half}")
-    cos, sin = rotary.cos.unsqueeze(-2), rotary.sin.unsqueeze(-2)
+    if rotary.per_head and x.shape[-2] != heads:
+        raise ValueError(f"x has {x.shape[-2]} heads, but rotary turns {heads} by angles of their own")
     first, second = _pairs(x, rotary.layout, rotary.axes)
     turned = first * cos - second * sin, first * sin + second * cos
     return _unpaired(*turned, rotary.layout, rotary.axes).to(x.dtype)
