@@ -130,7 +130,8 @@ def exact_rows(
                 _add_gradients(grads, mine, keys, head, (qs, ks, vs), weights, upstream)
     if cotangent is None:
         return Exact(rows, out, None, None, None)
-    return Exact(rows, out, *grads, unit=float(_flat(cotangent)[rows].double().norm()))
+    unit = float(_flat(cotangent)[rows].double().norm())
+    return Exact(rows, out, grads[0], grads[1], grads[2], unit)
 
 
 def _add_gradients(

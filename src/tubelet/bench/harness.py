@@ -139,8 +139,9 @@ def as_graph(call: Call) -> tuple[Call, Any]:
         RuntimeError: the call does what a graph cannot hold, such as a synchronisation.
 
     Example:
-        >>> as_graph(lambda: None) if torch.cuda.is_available() else "needs CUDA"  # doctest: +ELLIPSIS
-        ...
+        >>> if torch.cuda.is_available():
+        ...     replay, result = as_graph(lambda: torch.ones(2, device="cuda") + 1)
+        ...     replay()
     """
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())

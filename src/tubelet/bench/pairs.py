@@ -8,6 +8,7 @@ predicate of a token and itself is true, so that along one axis the others drop 
 Shapes: predicates are asked on ``(heads or 1, queries, keys)``.
 """
 
+from collections.abc import Hashable
 from functools import lru_cache
 
 import torch
@@ -41,7 +42,8 @@ def count_pairs(pattern: Pattern, layout: TokenLayout, heads: int, device: str =
     """
     kept = layout.kept or (None,) * len(layout.grids)
     samples = zip(layout.grids, layout.text_lengths, kept, strict=True)
-    return sum(_count_sample(pattern, grid, text, places, heads, device) for grid, text, places in samples)
+    counts = [_count_sample(pattern, grid, text, places, heads, device) for grid, text, places in samples]
+    return sum(counts)
 
 
 def flops(pairs: int, head_dim: int, backward: bool) -> int:
@@ -70,8 +72,9 @@ def moved_bytes(tokens: int, heads: int, head_dim: int, itemsize: int, backward:
 
 @lru_cache(maxsize=256)
 def _count_sample(
-    pattern: Pattern, grid: Grid | None, text: int, kept: tuple[int, ...] | None, heads: int, device: str
+    pattern: Hashable, grid: Grid | None, text: int, kept: tuple[int, ...] | None, heads: int, device: str
 ) -> int:
+    assert isinstance(pattern, Pattern)
     if kept is not None or grid is None:
         whole = TokenLayout((grid,), (text,), text + (grid.tokens if grid else 0), False)
         info = (whole if kept is None else whole.keep(kept)).on(device).info()
@@ -102,9 +105,8 @@ def _line(cells: TokenInfo, axis: int, side: int) -> TokenInfo:
     """The tokens along one axis from the grid's first corner, inside the whole extent."""
     coords = cells.coords.new_zeros(side, 3)
     coords[:, axis] = torch.arange(side, device=coords.device)
-    return TokenInfo(
-        coords, cells.extent[:1].expand(side, 3), cells.kind[:1].expand(side), cells.sample[:1].expand(side)
-    )
+    first = _part(cells, slice(0, 1))
+    return TokenInfo(coords, first.extent.expand(side, 3), first.kind.expand(side), first.sample.expand(side))
 
 
 def _part(info: TokenInfo, where: slice) -> TokenInfo:

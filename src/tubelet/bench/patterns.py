@@ -68,10 +68,8 @@ def parse_pattern(text: str) -> Pattern:
 def _constructors() -> dict[str, Callable[..., Pattern]]:
     """Every pattern class that plain values can make, by its name in kebab case."""
     exported = [getattr(patterns, name) for name in patterns.__all__]
-    classes = [
-        each for each in exported if inspect.isclass(each) and inspect.isfunction(getattr(each, "attends", None))
-    ]
-    named = {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", each.__name__).lower(): each for each in classes}
+    classes = [each for each in exported if inspect.isclass(each) and callable(getattr(each, "attends", None))]
+    named: dict[str, Any] = {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", each.__name__).lower(): each for each in classes}
     return {name: each for name, each in named.items() if name not in _COMBINED}
 
 

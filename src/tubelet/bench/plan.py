@@ -32,7 +32,7 @@ class Group:
 
     Example:
         >>> Group("ltx-512", 1.0, 1, "joint", "float32").shape().tokens
-        4096
+        6144
     """
 
     asked: str

@@ -27,7 +27,7 @@ __all__ = ["Problem", "Refused", "Way", "make_problem", "make_way"]
 Status = Literal["ok", "unsupported", "skipped", "failed", "wrong"]
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - an answer, not an error
     """A row that gets no time: its status, and why.
 
     Example:
@@ -199,12 +199,12 @@ def _ask(problem: Problem, backend: Backend) -> None:
 def _call(problem: Problem, backend: Backend | None, cotangent: Tensor | None) -> Callable[[], tuple[Tensor, ...]]:
     """Forward, or forward and backward, of one way to compute the problem."""
     request, index, pattern = problem.request, problem.index, problem.pattern
-    qkv = [x.detach().requires_grad_(cotangent is not None) for x in problem.qkv]
+    q, k, v = (x.detach().requires_grad_(cotangent is not None) for x in problem.qkv)
 
     def forward() -> Tensor:
         if backend is None:
-            return attend(*qkv, pattern=pattern, layout=index)
-        return backend.run(*qkv, request)
+            return attend(q, k, v, pattern=pattern, layout=index)
+        return backend.run(q, k, v, request)
 
     def without_gradients() -> tuple[Tensor, ...]:
         with torch.no_grad():
@@ -212,7 +212,7 @@ def _call(problem: Problem, backend: Backend | None, cotangent: Tensor | None) -
 
     def with_gradients() -> tuple[Tensor, ...]:
         out = forward()
-        return (out.detach(), *torch.autograd.grad(out, qkv, cotangent))
+        return (out.detach(), *torch.autograd.grad(out, (q, k, v), cotangent))
 
     return without_gradients if cotangent is None else with_gradients
 

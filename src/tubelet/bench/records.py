@@ -121,13 +121,8 @@ def save_csv(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
 def _line(row: Mapping[str, Any], ceilings: Mapping[str, Any]) -> dict[str, Any]:
     errors = row["errors"] or {}
     plain = {name: value for name, value in row.items() if name not in ("seconds", "errors")}
-    samples = {"samples": len(row["seconds"] or ())}
-    return {
-        **plain,
-        **samples,
-        **{f"error_{p}": errors.get(p) for p in ("out", "dq", "dk", "dv")},
-        **derived(row, ceilings),
-    }
+    more = {"samples": len(row["seconds"] or ()), **{f"error_{p}": errors.get(p) for p in ("out", "dq", "dk", "dv")}}
+    return {**plain, **more, **derived(row, ceilings)}
 
 
 def _check(path: str | os.PathLike[str], document: Any) -> None:

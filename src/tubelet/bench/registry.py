@@ -78,7 +78,7 @@ def available() -> dict[str, Backend]:
     return {**found, **{name: each for name, each in _ADDED.items() if name not in found}}
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Function:
     """A function as a backend."""
 
@@ -99,9 +99,7 @@ def _backend(name: str, made: Any, supports: Callable[[AttentionRequest], Answer
     if isinstance(made, Backend):
         return made
     if not callable(made):
-        raise ValueError(
-            f"backend {name!r} must be a function (q, k, v, request), a Backend or its class, got {made!r}"
-        )
+        raise ValueError(f"backend {name!r} must be a function (q, k, v, request) or a Backend, got {made!r}")
     return _Function(name, made, supports)
 
 
