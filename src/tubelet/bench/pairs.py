@@ -10,6 +10,7 @@ Shapes: predicates are asked on ``(heads or 1, queries, keys)``.
 
 from collections.abc import Hashable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,8 @@ def count_pairs(pattern: Pattern, layout: TokenLayout, heads: int, device: str =
     """
     kept = layout.kept or (None,) * len(layout.grids)
     samples = zip(layout.grids, layout.text_lengths, kept, strict=True)
-    counts = [_count_sample(pattern, grid, text, places, heads, device) for grid, text, places in samples]
+    value: Any = pattern
+    counts = [_count_sample(value, grid, text, places, heads, device) for grid, text, places in samples]
     return sum(counts)
 
 
