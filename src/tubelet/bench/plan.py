@@ -6,7 +6,7 @@ Backends are not a part of the product: those of one *group* take turns. A row i
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -20,10 +20,6 @@ DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16
 
 CPU_SCALE = 0.2
 """What a model's grid sides are multiplied by on a CPU, where no scale is asked for."""
-
-Direction = Literal["forward", "forward+backward"]
-Cache = Literal["warm", "cold"]
-Mode = Literal["eager", "graph"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +56,9 @@ class Cell:
         False
     """
 
-    direction: Direction
-    cache: Cache
-    mode: Mode
+    direction: str
+    cache: str
+    mode: str
 
     @property
     def backward(self) -> bool:
@@ -105,10 +101,10 @@ class Plan:
     patterns: tuple[str, ...]
     backends: tuple[str, ...]
     dtypes: tuple[str, ...] = ("float32",)
-    directions: tuple[Direction, ...] = ("forward",)
+    directions: tuple[str, ...] = ("forward",)
     batches: tuple[int, ...] = (1,)
-    caches: tuple[Cache, ...] = ("warm",)
-    modes: tuple[Mode, ...] = ("eager",)
+    caches: tuple[str, ...] = ("warm",)
+    modes: tuple[str, ...] = ("eager",)
     device: str = "cpu"
     scale: float | None = None
     rounds: int = 20
