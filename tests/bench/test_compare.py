@@ -39,10 +39,10 @@ def test_more_samples_narrow_the_interval() -> None:
 
 
 def test_verdicts() -> None:
-    first = run_of(
-        {"a": samples(1, 30, 0), "b": samples(1, 30, 1), "c": samples(1, 30, 2), "d": [1.0], "e": None, "f": None}
-    )
-    second = run_of({"a": samples(1, 30, 3), "b": samples(2, 30, 4), "c": samples(0.5, 30, 5), "d": None, "e": [1.0], "f": None, "g": [1.0]})  # fmt: skip
+    a, b, c = (samples(1, 30, seed) for seed in range(3))
+    first = run_of({"a": a, "b": b, "c": c, "d": [1.0], "e": None, "f": None})
+    a, b, c = samples(1, 30, 3), samples(2, 30, 4), samples(0.5, 30, 5)
+    second = run_of({"a": a, "b": b, "c": c, "d": None, "e": [1.0], "f": None, "g": [1.0]})
     changes = compare(first, second)
     assert [change.verdict for change in changes] == ["same", "slower", "faster", "lost", "gained", "untimed"]
     assert changes[1].ratio == pytest.approx(2, rel=0.1)

@@ -55,6 +55,7 @@ def run_plan(
     rows: list[dict[str, Any]] = document["rows"]
     total = len(_keys(plan) | {row["key"] for row in rows})
     began = len(rows)
+    _keep(document, plan, json)  # a place that cannot be written to is seen before anything is measured
     try:
         with Progress(total, start=began, title="bench rows", stream=progress or sys.stderr) as shown:
             for new in measure(plan, rows, watch):
@@ -62,9 +63,9 @@ def run_plan(
                 _keep(document, plan, json)
                 shown.update(len(rows), {})
     except KeyboardInterrupt:
-        where = "; --json FILE keeps rows" if json is None else f" are in {json}"
-        raise KeyboardInterrupt(f"stopped; {len(rows)} of {total} rows{where}") from None
-    _keep(document, plan, json)
+        if json is None:
+            raise
+        raise KeyboardInterrupt(f"stopped; {len(rows)} of {total} rows are in {json}") from None
     return document
 
 

@@ -173,7 +173,7 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="measure only the rows that the --json file lacks")
     parser.add_argument("--csv", type=Path, metavar="FILE")
     parser.add_argument("--md", type=Path, metavar="FILE")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="png, svg or pdf")
+    parser.add_argument("--plot", type=_picture, metavar="FILE", help="png, svg or pdf")
     _add_import(parser)
 
 
@@ -212,6 +212,12 @@ def _names(text: str) -> tuple[str, ...]:
     if "" in names:
         raise argparse.ArgumentTypeError(f"expected names with commas between them, got {text!r}")
     return names
+
+
+def _picture(text: str) -> Path:
+    if Path(text).suffix not in (".png", ".svg", ".pdf"):
+        raise argparse.ArgumentTypeError(f"a plot is a png, svg or pdf file, got {text!r}")
+    return Path(text)
 
 
 def _counts(text: str) -> tuple[int, ...]:
