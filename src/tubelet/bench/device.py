@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ __all__ = ["ceilings", "clocks", "environment", "hardware"]
 
 _PACKAGES = ("einops", "flash-attn", "natten", "numpy", "triton", "xformers")
 _STEP_SECONDS = 0.02
-"""A product is large enough for the ceiling once it takes this long."""
+"""Products of matrices grow until one takes this long."""
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -87,8 +88,8 @@ def clocks(device: torch.device) -> dict[str, Any]:
 def ceilings(device: torch.device, dtypes: Sequence[torch.dtype]) -> dict[str, Any]:
     """The best of several square matrix products a dtype in TFLOP/s, and of copies in GB/s read and written.
 
-    The product grows until it takes 20 ms (or n = 4096, CUDA 16384), so that no dtype that a processor serves slowly
-    takes long.
+    Products grow until one takes 20 ms (or n = 4096, CUDA 16384), so that no dtype that a processor serves slowly takes
+    long; the best of all sizes counts.
 
     Example:
         >>> sorted(ceilings(torch.device("cpu"), [torch.float32]))
@@ -103,13 +104,17 @@ def ceilings(device: torch.device, dtypes: Sequence[torch.dtype]) -> dict[str, A
 
 
 def _matmul(device: torch.device, dtype: torch.dtype) -> tuple[float, int]:
+    """The best speed and its size."""
     size, largest = (1024, 16384) if device.type == "cuda" else (256, 4096)
-    while True:
+    speeds: dict[int, float] = {}
+    seconds = 0.0
+    while seconds < _STEP_SECONDS and size <= largest:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        seconds = _best(device, lambda a=a, b=b: a @ b)  # type: ignore[misc]
-        if seconds >= _STEP_SECONDS or size >= largest:
-            return 2 * size**3 / seconds / 1e12, size
+        seconds = _best(device, partial(torch.mm, a, b))
+        speeds[size] = 2 * size**3 / seconds / 1e12
         size *= 2
+    best = max(speeds, key=lambda size: speeds[size])
+    return speeds[best], best
 
 
 def _copy(device: torch.device) -> float:
@@ -118,7 +123,7 @@ def _copy(device: torch.device) -> float:
     return 2 * size / _best(device, lambda: target.copy_(source)) / 1e9
 
 
-def _best(device: torch.device, call: Callable[[], Any], repeats: int = 5) -> float:
+def _best(device: torch.device, call: Callable[[], Any], repeats: int = 10) -> float:
     watch = stopwatch(device)
     call()
     return min(watch(call) for _ in range(repeats))

@@ -78,7 +78,8 @@ def key(group: Group, cell: Cell, backend: str) -> str:
         'ltx-512 4x4x6/32x64 b1 joint float32 forward warm eager sdpa'
     """
     run = parse_shape(group.asked).scaled(group.scale).describe()
-    parts = (group.asked, run, f"b{group.batch}", group.pattern, group.dtype, cell.direction, cell.cache, cell.mode)
+    shape = group.asked if run == group.asked else f"{group.asked} {run}"
+    parts = (shape, f"b{group.batch}", group.pattern, group.dtype, cell.direction, cell.cache, cell.mode)
     return " ".join((*parts, backend))
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,21 @@ def run_plan(
         >>> run_plan(plan, progress=io.StringIO())["rows"][0]["status"]
         'ok'
     """
+    device = torch.device(plan.device)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return _run(plan, json, resume, progress or sys.stderr, watch)
+
+
+def _run(
+    plan: Plan, json: str | os.PathLike[str] | None, resume: bool, progress: Writable, watch: Stopwatch | None
+) -> Document:
     document = _begin(plan, json, resume)
     rows: list[dict[str, Any]] = document["rows"]
     total = len(_keys(plan) | {row["key"] for row in rows})
     began = len(rows)
     _keep(document, plan, json)  # a place that cannot be written to is seen before anything is measured
     try:
-        with Progress(total, start=began, title="bench rows", stream=progress or sys.stderr) as shown:
+        with Progress(total, start=began, title="bench rows", stream=progress) as shown:
             for new in measure(plan, rows, watch):
                 rows += new
                 _keep(document, plan, json)

@@ -36,7 +36,7 @@ def headline(row: Row) -> str:
         >>> headline({"shape": "ltx-512", "asked": "16x16x24/32x64", "run": "4x4x6/32x64", **shared})
         'ltx-512 as 4x4x6/32x64, batch 1, float32, forward, warm, eager'
     """
-    run = "" if row["shape"] == row["run"] else f" as {row['run']}"
+    run = "" if row["asked"] == row["run"] else f" as {row['run']}"
     parts = (f"batch {row['batch']}", *(row[name] for name in ("dtype", "direction", "cache", "mode")))
     return ", ".join((f"{row['shape']}{run}", *parts))
 
