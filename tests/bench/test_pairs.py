@@ -1,5 +1,6 @@
 """Pairs are counted exactly: against the mask of the readable definition, on drawn layouts and patterns."""
 
+import re
 import time
 from dataclasses import dataclass
 
@@ -59,14 +60,20 @@ SPECS = [
     "frame-causal",
     "frame-causal:2",
     "frame-causal:1:1",
+    "neighborhood:3x3x1:causal=truexfalsexfalse",
+    "strided:2:2",
     "spatial|temporal",
+    "spatial|temporal|window:1x2x2",
     "window:2x2x2&frame-causal",
+    "window:2x2x2|window:2x2x2:1x1x1&frame-causal:2",
+    "strided:3|temporal",
+    "strided:2&strided:3",
 ]
 """Those that the library has by now are tested."""
 
 
 def named(spec: str) -> bool:
-    return all(part.split(":")[0] in pattern_names() for half in spec.split("|") for part in half.split("&"))
+    return all(part.split(":")[0] in pattern_names() for part in re.split(r"[|&]", spec))
 
 
 PATTERNS = [Box((1, 0, 2)), Causal(), Diagonal(), *(parse_pattern(spec) for spec in SPECS if named(spec))]

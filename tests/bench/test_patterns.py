@@ -80,6 +80,7 @@ def test_and_binds_closer_than_or() -> None:
         ("frame-window:big", "'big' is no whole number"),
         ("frame-window:1x1x1:-1", "reach must not be negative, got -1"),
         ("joint|", "'' is unknown"),
+        ("joint@2/joint", "must give each part its heads"),
     ],
 )
 def test_mistakes_are_named(text: str, says: str) -> None:
@@ -89,5 +90,5 @@ def test_mistakes_are_named(text: str, says: str) -> None:
 
 
 def test_values() -> None:
-    found = [_value(text) for text in ("3", "-2", "1x2x3", "true", "False", "none")]
-    assert found == [3, -2, (1, 2, 3), True, False, None]
+    found = [_value(text) for text in ("3", "-2", "1x2×3", "true", "False", "none", "truexfalsexfalse")]
+    assert found == [3, -2, (1, 2, 3), True, False, None, (True, False, False)]

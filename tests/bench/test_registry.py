@@ -23,7 +23,7 @@ def plan(*backends: str) -> Plan:
 
 def test_a_function_becomes_a_backend_and_stays_a_function() -> None:
     assert backend("mine")(exact) is exact
-    assert list(available()) == [*attention.backends(), "mine"]
+    assert list(available()) == [*attention.backends(), "auto", "mine"]
     [[row]] = measure(plan("mine"))
     assert (row["backend"], row["status"]) == ("mine", "ok")
 
@@ -85,7 +85,7 @@ def points(tmp_path, monkeypatch):
 def test_an_entry_point_is_found_and_checked_like_any_other(points) -> None:
     points.write_text("[tubelet.backends]\nfast = fast_attention:fast\n")
     assert [point.name for point in metadata.entry_points(group="tubelet.backends")] == ["fast"]
-    assert list(available()) == [*attention.backends(), "fast"]
+    assert list(available()) == [*attention.backends(), "auto", "fast"]
     [[wrong, right]] = measure(plan("fast", "sdpa"))
     assert (wrong["status"], wrong["median_ms"], wrong["errors"]["out"]) == ("wrong", None, 1.0)
     assert right["status"] == "ok"

@@ -63,7 +63,7 @@ def test_one_run_writes_everything(capsys) -> None:
 def test_defaults_take_all_backends_and_float32(capsys) -> None:
     assert run("attention", *TINY, "--json", "run.json") == 0
     rows = load("run.json")["rows"]
-    assert [row["backend"] for row in rows] == list(backends())
+    assert [row["backend"] for row in rows] == [*backends(), "auto"]
     assert {row["dtype"] for row in rows} == {"float32"}
 
 
@@ -188,7 +188,7 @@ def test_control_c_says_what_is_kept(monkeypatch, capsys) -> None:
 
     monkeypatch.setattr("tubelet.bench.session.measure", stopped)
     assert run("attention", *TINY, "--json", "run.json") == 130
-    assert "0 of 2 rows are in run.json; --resume goes on" in capsys.readouterr().err
+    assert "0 of 3 rows are in run.json; --resume goes on" in capsys.readouterr().err
     assert load("run.json")["rows"] == []
     assert run("attention", *TINY) == 130
     assert capsys.readouterr().err == "\ntubelet: stopped\n"

@@ -21,6 +21,9 @@ from tubelet.protocols import Pattern
 
 __all__ = ["TOLERANCES", "Exact", "choose_rows", "exact_rows"]
 
+WORST = 4
+"""How many times the tolerance one row of the output may be off, of its own norm or the usual norm of a row."""
+
 TOLERANCES: Mapping[torch.dtype, float] = {
     torch.float64: 1e-11,
     torch.float32: 1e-5,
@@ -40,7 +43,7 @@ class Exact:
 
     Example:
         >>> Exact(torch.tensor([0]), torch.zeros(1, 1, 4), None, None, None).errors((torch.zeros(1, 2, 1, 4),))
-        {'out': 0.0}
+        {'out': 0.0, 'row': 0.0}
     """
 
     rows: Int[Tensor, " r"]
@@ -51,13 +54,14 @@ class Exact:
     unit: float = 0.0
 
     def errors(self, results: tuple[Tensor, ...], masked: tuple[Tensor, ...] | None = None) -> dict[str, float]:
-        """Relative errors of a call's ``(out,)`` or ``(out, dq, dk, dv)``.
+        """Relative errors of a call's ``(out,)`` or ``(out, dq, dk, dv)``; ``row`` is that of the worst output row.
 
         Args:
             results: of the call that is timed; its ``out`` and ``dq`` are compared on the rows.
             masked: of the call with the masked cotangent; its ``dk`` and ``dv`` are compared whole.
         """
-        found = {"out": _relative(_flat(results[0])[self.rows], self.out, 0.0)}
+        out = _flat(results[0])[self.rows]
+        found = {"out": _relative(out, self.out, 0.0), "row": _worst_row(out, self.out)}
         if self.dq is not None and len(results) > 1:
             found["dq"] = _relative(_flat(results[1])[self.rows], self.dq, self.unit)
         if self.dk is not None and self.dv is not None and masked is not None:
@@ -164,6 +168,13 @@ def _take(info: TokenInfo, where: Tensor | slice) -> TokenInfo:
 
 def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1, *x.shape[-2:])
+
+
+def _worst_row(got: Tensor, want: Tensor) -> float:
+    """The largest error of one query and head, of the larger of its norm and the root mean square of all norms."""
+    norms = want.norm(dim=-1)
+    unit = norms.clamp(min=max(float(norms.square().mean().sqrt()), torch.finfo(torch.float64).tiny))
+    return float(((got.detach().double() - want).norm(dim=-1) / unit).max())
 
 
 def _relative(got: Tensor, want: Tensor, unit: float) -> float:

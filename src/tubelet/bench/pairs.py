@@ -1,15 +1,22 @@
 """How many (query, key) pairs a pattern attends, exactly: what FLOPs and densities are counted from.
 
-Counting asks the pattern's own predicate. Every pair with a text token is asked. Pairs of grid tokens are asked one by
-one, a block of queries at a time, unless the pattern is *separable*: one condition on t, one on h and one on w, all of
-which must hold. Then a condition is asked along its own axis only, and the counts of the axes are multiplied: the
-predicate of a token and itself is true, so that along one axis the others drop out. No n² is ever held.
+Every pair with a text token is asked of the pattern's own predicate. Pairs of grid tokens are counted by what the
+pattern is:
+
+- *separable* (one condition on t, one on h and one on w, all of which must hold): each condition is asked along its own
+  axis and the counts are multiplied; a token attends itself, so that along one axis the others drop out;
+- a partition, which says its ``group(tokens)``: the sum of the squares of the groups' sizes;
+- a union: ``|a| + |b| - |a & b|``; a split of the heads: its parts;
+- anything else: one by one, a block of queries at a time.
+
+No n² is ever held.
 
 Shapes: predicates are asked on ``(heads or 1, queries, keys)``.
 """
 
 from collections.abc import Hashable
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -21,7 +28,7 @@ from tubelet.protocols import Pattern
 __all__ = ["count_pairs", "flops", "moved_bytes"]
 
 _SEPARABLE = frozenset({"Joint", "Spatial", "Temporal", "Window", "Neighborhood", "SlidingTile", "FrameCausal"})
-"""Classes of :mod:`tubelet.attention.patterns` that are one condition per axis; a test compares each with its pairs."""
+"""Classes of :mod:`tubelet.attention.patterns` that are one condition per axis; a test compares each with its mask."""
 
 _BLOCK = 1 << 22
 """How many pairs are asked at once."""
@@ -87,20 +94,38 @@ def _count_sample(
     return with_text + _grid_pairs(pattern, grid, cells, heads)
 
 
-def _grid_pairs(pattern: Pattern, grid: Grid, cells: TokenInfo, heads: int) -> int:
+def _grid_pairs(pattern: Any, grid: Grid, cells: TokenInfo, heads: int) -> int:
     """Pairs of two grid tokens."""
-    if not _separable(pattern):
-        return _asked(pattern, cells, cells, heads)
-    per_head = 1
-    for axis, side in enumerate((grid.t, grid.h, grid.w)):
-        line = _line(cells, axis, side)
-        per_head *= _asked(pattern, line, line, 1)
-    return heads * per_head
+    kind = _kind(pattern)
+    if kind == "HeadSplit":
+        parts = zip(pattern.patterns, pattern.heads, strict=True)
+        return sum(_grid_pairs(part, grid, cells, count) for part, count in parts)
+    if kind == "Either" and _separable(pattern.a) and _separable(pattern.b):
+        a, b, both = (_product(each, grid, cells) for each in (pattern.a, pattern.b, pattern.a & pattern.b))
+        return heads * (a + b - both)
+    if _separable(pattern):
+        return heads * _product(pattern, grid, cells)
+    if callable(getattr(pattern, "group", None)):
+        sizes = pattern.group(cells).unique(return_counts=True)[1]
+        return heads * int(sizes.square().sum())
+    return _asked(pattern, cells, cells, heads)
 
 
-def _separable(pattern: Pattern) -> bool:
+def _product(pattern: Pattern, grid: Grid, cells: TokenInfo) -> int:
+    """Pairs of one head of a separable pattern."""
+    lines = [_line(cells, axis, side) for axis, side in enumerate((grid.t, grid.h, grid.w))]
+    return prod(_asked(pattern, line, line, 1) for line in lines)
+
+
+def _separable(pattern: Any) -> bool:
+    kind = _kind(pattern)
+    return kind in _SEPARABLE or (kind == "Both" and _separable(pattern.a) and _separable(pattern.b))
+
+
+def _kind(pattern: Any) -> str:
+    """The class's name, for the library's own patterns."""
     kind = type(pattern)
-    return kind.__module__.startswith("tubelet.attention.patterns") and kind.__name__ in _SEPARABLE
+    return kind.__name__ if kind.__module__.startswith("tubelet.attention.patterns") else ""
 
 
 def _line(cells: TokenInfo, axis: int, side: int) -> TokenInfo:

@@ -2,8 +2,9 @@
 
 A name is that of a pattern class in :mod:`tubelet.attention.patterns` in lower case with hyphens, so that a class that
 is added there can be named here. After it stand the constructor's arguments, each behind a colon, by place or by
-``name=value``; a value is a whole number, a box ``TxHxW``, ``true``, ``false`` or ``none``. ``|`` and ``&`` join
-patterns (``&`` binds closer) where these define the operators.
+``name=value``; a value is a whole number, ``true``, ``false``, ``none``, or three joined by ``x``. Where patterns
+define the operators, ``a|b`` and ``a&b`` join two (``&`` binds closer); ``a@6/b@2`` gives 6 heads to one pattern and 2
+to another.
 """
 
 import inspect
@@ -18,8 +19,8 @@ from tubelet.protocols import Pattern
 
 __all__ = ["parse_pattern", "pattern_names"]
 
-_COMBINED = frozenset({"all-of", "and", "any-of", "both", "either", "head-split", "intersection", "or", "union"})
-"""Patterns made of patterns, which no list of numbers can make; ``|`` and ``&`` make them."""
+_COMBINED = frozenset({"both", "either", "head-split"})
+"""Patterns made of patterns, which no list of numbers can make; ``|``, ``&`` and ``/`` make them."""
 
 
 def pattern_names() -> dict[str, str]:
@@ -42,6 +43,8 @@ def parse_pattern(text: str) -> Pattern:
         >>> parse_pattern("joint")
         Joint()
     """
+    if "/" in text:
+        return _split(text)
     for sign, join in (("|", operator.or_), ("&", operator.and_)):
         if sign in text:
             parts = [parse_pattern(part) for part in text.split(sign)]
@@ -65,6 +68,19 @@ def parse_pattern(text: str) -> Pattern:
     return made
 
 
+def _split(text: str) -> Pattern:
+    """Another pattern for other heads."""
+    parts = [part.rpartition("@") for part in text.split("/")]
+    make = getattr(patterns, "HeadSplit", None)
+    if make is None or not all(count.strip().isdecimal() for _, _, count in parts):
+        raise ValueError(f"pattern {text!r} must give each part its heads, as in joint@6/joint@2")
+    try:
+        made: Pattern = make(tuple(parse_pattern(part) for part, _, _ in parts), tuple(int(n) for _, _, n in parts))
+    except ValueError as error:
+        raise ValueError(f"pattern {text!r}: {error}") from None
+    return made
+
+
 def _constructors() -> dict[str, Callable[..., Pattern]]:
     """Every pattern class that plain values can make, by its name in kebab case."""
     exported = [getattr(patterns, name) for name in patterns.__all__]
@@ -79,10 +95,14 @@ def _usage(name: str, made: Callable[..., Pattern]) -> str:
 
 
 def _value(text: str) -> Any:
+    parts = [_atom(part) for part in text.lower().replace("×", "x").split("x")]
+    return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+def _atom(text: str) -> int | bool | None:
     words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    numbers = text.replace("×", "x").split("x")
-    if not all(re.fullmatch(r"-?\d+", number) for number in numbers):
-        raise ValueError(f"pattern argument {text!r} is no whole number, box TxHxW, true, false or none")
-    return int(text) if len(numbers) == 1 else tuple(map(int, numbers))
+    if text in words:
+        return words[text]
+    if not re.fullmatch(r"-?\d+", text):
+        raise ValueError(f"pattern argument {text!r} is no whole number, true, false, none, or three joined by x")
+    return int(text)

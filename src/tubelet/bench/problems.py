@@ -14,8 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tubelet.attention import attend
-from tubelet.bench.exact import TOLERANCES, Exact, choose_rows, exact_rows
+from tubelet.bench.exact import TOLERANCES, WORST, Exact, choose_rows, exact_rows
 from tubelet.bench.harness import as_graph
 from tubelet.bench.pairs import count_pairs
 from tubelet.bench.shapes import Shape
@@ -23,6 +22,9 @@ from tubelet.layout import LayoutIndex, TokenLayout
 from tubelet.protocols import AttentionRequest, Backend, Pattern
 
 __all__ = ["Problem", "Refused", "Way", "make_problem", "make_way"]
+
+_REFUSES = " cannot serve this request: "
+"""What ``attend`` says between a backend's name and its reason."""
 
 Status = Literal["ok", "unsupported", "skipped", "failed", "wrong"]
 
@@ -130,12 +132,12 @@ def make_problem(
     return Problem(pattern, layout, layout.on(device), (q, k, v), cotangent, exact, pairs)
 
 
-def make_way(problem: Problem, backend: Backend | None, *, backward: bool, graph: bool) -> Way:
+def make_way(problem: Problem, backend: Backend, *, backward: bool, graph: bool) -> Way:
     """The call of a backend, once it has passed the gate.
 
     Args:
         problem: what is computed.
-        backend: whose ``run`` is called; None for ``attend(..., backend="auto")``, dispatch included.
+        backend: whose ``run`` is called.
         backward: forward and backward in one call.
         graph: replay a CUDA graph of the call.
 
@@ -150,10 +152,8 @@ def make_way(problem: Problem, backend: Backend | None, *, backward: bool, graph
         >>> way.name, way.errors["out"] < 1e-6
         ('sdpa', True)
     """
-    name = "auto" if backend is None else backend.name
-    if backend is not None:
-        _ask(problem, backend)
-    way = Way(name, _call(problem, backend, problem.cotangent if backward else None))
+    _ask(problem, backend)
+    way = Way(backend.name, _call(problem, backend, problem.cotangent if backward else None))
     _run(way)
     masked = None
     if backward:
@@ -177,9 +177,10 @@ def check(problem: Problem, results: tuple[Tensor, ...], masked: tuple[Tensor, .
             raise Refused("wrong", f"{part} is {dtype} of shape {shape}, not {q.dtype} of {tuple(q.shape)}")
     errors = problem.exact.errors(results, masked)
     for part, error in errors.items():
-        allowed = TOLERANCES[q.dtype] * (1 if part == "out" else 2)
+        allowed = TOLERANCES[q.dtype] * {"out": 1, "row": WORST}.get(part, 2)
         if not error <= allowed:
-            raise Refused("wrong", f"{part} has a relative error of {error:.1e}, above {allowed:.0e}", errors)
+            what = "a row of out" if part == "row" else part
+            raise Refused("wrong", f"{what} has a relative error of {error:.1e}, above {allowed:.0e}", errors)
     return errors
 
 
@@ -196,28 +197,23 @@ def _ask(problem: Problem, backend: Backend) -> None:
             raise Refused("skipped", f"the scores need about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
 
 
-def _call(problem: Problem, backend: Backend | None, cotangent: Tensor | None) -> Callable[[], tuple[Tensor, ...]]:
+def _call(problem: Problem, backend: Backend, cotangent: Tensor | None) -> Callable[[], tuple[Tensor, ...]]:
     """Forward, or forward and backward, of one way to compute the problem."""
-    request, index, pattern = problem.request, problem.index, problem.pattern
+    request = problem.request
     q, k, v = (x.detach().requires_grad_(cotangent is not None) for x in problem.qkv)
-
-    def forward() -> Tensor:
-        if backend is None:
-            return attend(q, k, v, pattern=pattern, layout=index)
-        return backend.run(q, k, v, request)
 
     def without_gradients() -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return (forward(),)
+            return (backend.run(q, k, v, request),)
 
     def with_gradients() -> tuple[Tensor, ...]:
-        out = forward()
+        out = backend.run(q, k, v, request)
         return (out.detach(), *torch.autograd.grad(out, (q, k, v), cotangent))
 
     return without_gradients if cotangent is None else with_gradients
 
 
-def _masked(problem: Problem, backend: Backend | None) -> tuple[Tensor, ...]:
+def _masked(problem: Problem, backend: Backend) -> tuple[Tensor, ...]:
     """The results with a cotangent that is zero outside the checked rows: exact gradients of every key are known."""
     flat = torch.zeros_like(problem.cotangent).flatten(0, -3)
     rows = problem.exact.rows
@@ -231,7 +227,8 @@ def _run(way: Way) -> None:
     try:
         way()
     except Exception as error:  # whatever a backend raises is this row's reason, and never stops the other rows
-        raise Refused("failed", _line(error)) from None
+        _, refused, reason = str(error).partition(_REFUSES)
+        raise (Refused("unsupported", reason) if refused else Refused("failed", _line(error))) from None
 
 
 def _capture(way: Way) -> None:

@@ -121,7 +121,10 @@ def save_csv(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
 def _line(row: Mapping[str, Any], ceilings: Mapping[str, Any]) -> dict[str, Any]:
     errors = row["errors"] or {}
     plain = {name: value for name, value in row.items() if name not in ("seconds", "errors")}
-    more = {"samples": len(row["seconds"] or ()), **{f"error_{p}": errors.get(p) for p in ("out", "dq", "dk", "dv")}}
+    more = {
+        "samples": len(row["seconds"] or ()),
+        **{f"error_{p}": errors.get(p) for p in ("out", "row", "dq", "dk", "dv")},
+    }
     return {**plain, **more, **derived(row, ceilings)}
 
 

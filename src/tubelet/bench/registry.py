@@ -16,7 +16,7 @@ from torch import Tensor
 from tubelet import attention
 from tubelet.protocols import Answer, AttentionRequest, Backend
 
-__all__ = ["GROUP", "available", "backend"]
+__all__ = ["GROUP", "Dispatched", "available", "backend"]
 
 GROUP = "tubelet.backends"
 """The group of entry points that packages add backends to."""
@@ -61,7 +61,9 @@ def backend(name: str, supports: Callable[[AttentionRequest], Answer] | None = N
 
 
 def available() -> dict[str, Backend]:
-    """Every backend by name: the library's, then those of installed packages, then those that were registered.
+    """Every backend by name: the library's, the dispatcher's choice, installed packages', and registered ones.
+
+    Those of the library and "auto" run through ``attend``, as users call them, with its checks inside the time.
 
     Raises:
         ValueError: an entry point takes a name of the library, or gives what is no backend.
@@ -70,12 +72,37 @@ def available() -> dict[str, Backend]:
         >>> list(available())[:1] == list(attention.backends())[:1]
         True
     """
-    found = dict(attention.backends())
+    found: dict[str, Backend] = {name: Dispatched(name) for name in (*attention.backends(), "auto")}
     for point in metadata.entry_points(group=GROUP):
         if point.name in found:
             raise ValueError(f"the entry point {point.name} = {point.value} names a backend that exists already")
         found[point.name] = _backend(point.name, point.load(), None)
     return {**found, **{name: each for name, each in _ADDED.items() if name not in found}}
+
+
+@dataclass
+class Dispatched:
+    """A backend of the library behind ``attend``, which answers for it when it runs: what it refuses it raises.
+
+    Example:
+        >>> import torch
+        >>> x = torch.zeros(1, 4, 1, 8)
+        >>> shape = (1, 4, 1, 8)
+        >>> request = AttentionRequest(attention.Joint(), None, None, shape, shape, x.dtype, "cpu", 1.0, None)
+        >>> Dispatched("auto").run(x, x, x, request).shape
+        torch.Size([1, 4, 1, 8])
+    """
+
+    name: str
+
+    def supports(self, request: AttentionRequest) -> Answer:
+        """Yes, for now."""
+        return Answer()
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest) -> Tensor:
+        """``attend``."""
+        pattern, layout, scale = request.pattern, request.index, request.scale
+        return attention.attend(q, k, v, pattern=pattern, layout=layout, backend=self.name, scale=scale)
 
 
 @dataclass

@@ -83,12 +83,12 @@ def key(group: Group, cell: Cell, backend: str) -> str:
     return " ".join((*parts, backend))
 
 
-def _backends(plan: Plan) -> dict[str, Backend | None]:
+def _backends(plan: Plan) -> dict[str, Backend]:
     known = available()
     for name in plan.backends:
-        if name != "auto" and name not in known:
-            raise ValueError(f"backend {name!r} is unknown; the backends are {', '.join(known)} and auto")
-    return {name: None if name == "auto" else known[name] for name in plan.backends}
+        if name not in known:
+            raise ValueError(f"backend {name!r} is unknown; the backends are {', '.join(known)}")
+    return {name: known[name] for name in plan.backends}
 
 
 def _problem(plan: Plan, group: Group) -> Problem:
@@ -108,7 +108,7 @@ def _measure_cell(
     group: Group,
     cell: Cell,
     problem: Problem,
-    backends: Mapping[str, Backend | None],
+    backends: Mapping[str, Backend],
     watch: Stopwatch | None,
 ) -> list[Row]:
     device = torch.device(plan.device)

@@ -92,5 +92,5 @@ def _cells(row: Row, ceilings: Mapping[str, Any]) -> Iterator[str]:
             yield f"{speeds[speed]:.3g}"
             yield "" if speeds[part] is None else f"{speeds[part]:.0%}"
         yield "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.4g}"
-    known = [error for error in (row["errors"] or {}).values() if error is not None]
+    known = [error for part, error in (row["errors"] or {}).items() if error is not None and part != "row"]
     yield f"{max(known):.1e}" if known else ""

@@ -146,7 +146,7 @@ def run_list(arguments: argparse.Namespace) -> None:
     for name, text in MIXTURES.items():
         print(f"  mix:{name:<14}{text}")
     print("patterns", *(f"  {usage}" for usage in pattern_names().values()), sep="\n")
-    print("backends", *(f"  {name}" for name in available()), "  auto", sep="\n")
+    print("backends", *(f"  {name}" for name in available()), sep="\n")
 
 
 def _add_attention(parser: argparse.ArgumentParser) -> None:
