@@ -53,6 +53,14 @@ def test_verdicts() -> None:
     assert len({len(line) for line in lines}) == 1
 
 
+def test_a_ratio_whose_interval_holds_1_is_no_change() -> None:
+    first, second = [1.0, 1.3, 0.8, 1.1, 0.9], [1.1, 0.9, 1.4, 0.8, 1.2]
+    for one, other in ((first, second), (second, first)):
+        [change] = compare(run_of({"a": one}), run_of({"a": other}))
+        assert change.ratio not in (None, 1.0)
+        assert change.verdict == "same"
+
+
 def test_a_slow_row_within_its_scatter_is_no_regression() -> None:
     assert not Change("row", 1.5, 0.9, 2.0, "same").regressed(1.05)
 

@@ -98,6 +98,14 @@ def test_rows_are_real_distinct_and_hold_the_ends(lengths, most, seed) -> None:
         assert ends <= set(rows)
 
 
+def test_the_ends_of_every_sample_are_chosen_before_others() -> None:
+    layout = TokenLayout.packed([Grid(1, 8, 9), Grid(2, 5, 5)], [3, 0])
+    for seed in range(5):
+        rows = choose_rows(layout, 8, seed).tolist()
+        assert {0, 74, 75, 124} <= set(rows)
+        assert len(rows) == 8
+
+
 def test_a_gradient_that_is_nothing_is_measured_by_its_cotangent() -> None:
     layout = TokenLayout.dense(3, Grid(1, 1, 1))
     *qkv, cotangent = inputs(layout)

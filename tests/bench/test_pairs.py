@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tubelet.attention import patterns
 from tubelet.attention.backends.reference import mask_of
 from tubelet.bench import SHAPES, count_pairs, pairs, parse_pattern, pattern_names
 from tubelet.layout import Grid, Kind, TokenLayout
@@ -44,6 +45,17 @@ class Diagonal:
         return ((q.coords - k.coords).sum(-1) % (2 + head % 3) == 0) | (q.kind == Kind.TEXT)
 
 
+@dataclass(frozen=True)
+class Checkers:
+    """The fields of a chessboard, as groups: a partition that no condition on single axes gives."""
+
+    def attends(self, q, k, head):
+        return (self.group(q) == self.group(k)) | (k.kind == Kind.TEXT)
+
+    def group(self, tokens):
+        return tokens.coords.sum(-1) % 2
+
+
 SPECS = [
     "joint",
     "spatial",
@@ -76,7 +88,7 @@ def named(spec: str) -> bool:
     return all(part.split(":")[0] in pattern_names() for part in re.split(r"[|&]", spec))
 
 
-PATTERNS = [Box((1, 0, 2)), Causal(), Diagonal(), *(parse_pattern(spec) for spec in SPECS if named(spec))]
+PATTERNS = [Box((1, 0, 2)), Causal(), Diagonal(), Checkers(), *(parse_pattern(spec) for spec in SPECS if named(spec))]
 
 samples = st.lists(
     st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 5), st.integers(0, 3)), min_size=1, max_size=3
@@ -106,6 +118,14 @@ def test_pairs_are_those_of_the_mask(pattern, drawn, batch: int, heads: int) -> 
     except ValueError:  # the pattern refuses this grid
         return
     assert count_pairs(pattern, layout, heads) == expected
+
+
+@pytest.mark.skipif(not hasattr(patterns, "HeadSplit"), reason="there are no splits yet")
+@pytest.mark.parametrize("text", ["joint@1/temporal@2", "frame-causal@2/strided:3@1", "spatial|temporal@1/joint@2"])
+@given(drawn=samples)
+def test_every_part_of_a_split_counts_its_heads(text: str, drawn) -> None:
+    layout = layout_of(drawn, 0)
+    assert count_pairs(parse_pattern(text), layout, 3) == brute(parse_pattern(text), layout, 3)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS[:3], ids=str)

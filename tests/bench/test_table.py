@@ -1,10 +1,12 @@
 """The report is Markdown that lines up, and a row without a time says why below its table."""
 
+import io
+
 import pytest
 
 from tubelet.bench import backend, report, run_plan
 from tubelet.bench.plan import Plan
-from tubelet.bench.table import aligned, headline
+from tubelet.bench.table import aligned, by_headline, headline
 
 
 def test_columns_line_up(small) -> None:
@@ -25,14 +27,19 @@ def test_a_reason_stands_in_place_of_a_time(capsys) -> None:
     def broken(q, k, v, request):
         raise NotImplementedError("later")
 
-    import io
-
     plan = Plan(shapes=("1x2x2/1x8",), patterns=("joint",), backends=("broken", "sdpa"), rounds=3)
     text = report(run_plan(plan, progress=io.StringIO()))
     line = next(line for line in text.splitlines() if line.startswith("| joint   | broken"))
     assert line.split("|")[3].strip() == "failed"
     assert not any(cell.strip() for cell in line.split("|")[4:-1])
     assert "- joint, broken: failed: NotImplementedError: later" in text
+
+
+def test_patterns_of_one_headline_share_a_table(small) -> None:
+    first, second, third, fourth, *_ = small["rows"]
+    mixed = [first, third, {**second, "pattern": "other"}, fourth]
+    assert list(by_headline(mixed).values()) == [[mixed[0], mixed[2]], [mixed[1], mixed[3]]]
+    assert report({**small, "rows": mixed}).count("###") == 2
 
 
 @pytest.mark.parametrize("left", [0, 1, 2])

@@ -42,7 +42,8 @@ class Exact:
     is compared with it instead of with itself.
 
     Example:
-        >>> Exact(torch.tensor([0]), torch.zeros(1, 1, 4), None, None, None).errors((torch.zeros(1, 2, 1, 4),))
+        >>> nothing = torch.zeros(2, 1, 4, dtype=torch.float64)
+        >>> Exact(torch.tensor([0, 1]), nothing, None, None, None).errors((nothing,))
         {'out': 0.0, 'row': 0.0}
     """
 

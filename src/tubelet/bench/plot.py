@@ -1,12 +1,11 @@
-"""A run as a picture: a bar for each row's median with its quartiles, one panel for each group that took turns."""
+"""A run as a picture: a bar for each row's median with its quartiles, one panel for each table."""
 
 import os
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 from tubelet.bench.records import derived
-from tubelet.bench.table import headline
+from tubelet.bench.table import by_headline
 from tubelet.files import replacing
 
 __all__ = ["save_plot"]
@@ -35,12 +34,12 @@ def save_plot(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("a plot needs matplotlib: pip install 'tubelet[demo]'") from error
-    panels = [(title, list(rows)) for title, rows in groupby(timed, headline)]
-    heights = [len(rows) for _, rows in panels]
+    panels = by_headline(timed)
+    heights = [len(rows) for rows in panels.values()]
     figure = Figure(figsize=(9, 0.8 + sum(0.32 * n + 0.95 for n in heights)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": [n + 1.5 for n in heights]})
     backends = list(dict.fromkeys(row["backend"] for row in timed))
-    for axis, (title, rows) in zip(axes[:, 0], panels, strict=True):
+    for axis, (title, rows) in zip(axes[:, 0], panels.items(), strict=True):
         _panel(axis, title, rows, document["ceilings"], backends)
     axes[-1, 0].set_xlabel("milliseconds: median, with quartiles (less is better)")
     figure.suptitle(_machine(document), fontsize=9)

@@ -1,12 +1,11 @@
-"""A run as aligned Markdown: one small table for each group of rows that took turns."""
+"""A run as aligned Markdown: one table for each shape, batch, dtype and mode, with every pattern and backend."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 from tubelet.bench.records import derived
 
-__all__ = ["aligned", "headline", "report"]
+__all__ = ["aligned", "by_headline", "headline", "report"]
 
 Row = Mapping[str, Any]
 _HEAD = ("pattern", "backend", "median ms", "quartiles", "TFLOP/s", "of matmul", "GB/s", "of copy", "peak MiB", "error")
@@ -23,8 +22,8 @@ def report(document: Mapping[str, Any]) -> str:
         '### 1x2x2/1x8, batch 1, float32, forward, warm, eager'
     """
     parts = [_machine(document)]
-    for title, rows in groupby(document["rows"], headline):
-        parts += [f"### {title}", _table(list(rows), document["ceilings"])]
+    for title, rows in by_headline(document["rows"]).items():
+        parts += [f"### {title}", _table(rows, document["ceilings"])]
     return "\n\n".join(parts)
 
 
@@ -39,6 +38,19 @@ def headline(row: Row) -> str:
     run = "" if row["asked"] == row["run"] else f" as {row['run']}"
     parts = (f"batch {row['batch']}", *(row[name] for name in ("dtype", "direction", "cache", "mode")))
     return ", ".join((f"{row['shape']}{run}", *parts))
+
+
+def by_headline(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows under each headline, both in order of appearance.
+
+    Example:
+        >>> by_headline([])
+        {}
+    """
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(headline(row), []).append(row)
+    return found
 
 
 def aligned(head: Sequence[str], lines: Sequence[Sequence[str]], left: int = 2) -> str:

@@ -1,0 +1,95 @@
+"""What the library's backends should beat: PyTorch's single attention kernels, and layouts that copy.
+
+``tubelet bench attention --import benchmarks.baselines --backends auto,sdpa-cudnn,permuted ...``. PyTorch's own choice
+on Hopper is FlashAttention 2, while cuDNN is about twice as fast: a speed-up over the first proves little.
+
+- ``sdpa-cudnn``, ``sdpa-flash``, ``sdpa-efficient``, ``sdpa-math``: joint attention on dense rows by one kernel alone;
+- ``permuted``: spatial and temporal attention without text as most models write it: permute so that a frame's (or a
+  place's) tokens are one row, copy, attend, permute back;
+- ``strided``: the same on views, which the kernel copies where it must.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tubelet.bench import backend
+from tubelet.protocols import Answer, AttentionRequest
+
+__all__: list[str] = []
+
+KERNELS = {
+    "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa-flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "sdpa-math": SDPBackend.MATH,
+}
+ROWS = {
+    "Spatial": ("b (t s) h d -> (b t) h s d", "(b t) h s d -> b (t s) h d"),
+    "Temporal": ("b (t s) h d -> (b s) h t d", "(b s) h t d -> b (t s) h d"),
+}
+"""How tokens of a pattern become rows of heads, and back."""
+
+
+def dense_joint(which: SDPBackend, request: AttentionRequest) -> Answer:
+    """Joint attention on rows that are whole samples, where PyTorch has the kernel."""
+    if type(request.pattern).__name__ != "Joint" or request.ragged or len(request.shape) != 4:
+        return Answer("serves Joint() on dense rows")
+    x = torch.zeros(1, 1, 16, request.shape[-1], dtype=request.dtype, device=request.device)
+    try:
+        with sdpa_kernel(which), warnings.catch_warnings(action="ignore"):
+            F.scaled_dot_product_attention(x, x, x)
+    except RuntimeError:
+        return Answer(f"PyTorch has no {which.name} for {request.dtype} on {request.device}")
+    return Answer()
+
+
+def dense_rows(request: AttentionRequest) -> Answer:
+    """Spatial or temporal attention of whole samples without text."""
+    dense = request.index is not None and not request.ragged and len(request.shape) == 4
+    if type(request.pattern).__name__ not in ROWS or not dense:
+        return Answer("serves Spatial() and Temporal() on dense rows")
+    if request.index is not None and bool((request.index.frame < 0).any()):
+        return Answer("serves grids without text")
+    return Answer()
+
+
+def kernel(which: SDPBackend) -> Callable[[Tensor, Tensor, Tensor, AttentionRequest], Tensor]:
+    def run(q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest) -> Tensor:
+        with sdpa_kernel(which):
+            out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), scale=request.scale)
+        return out.transpose(1, 2)
+
+    return run
+
+
+def rows(copy: bool) -> Callable[[Tensor, Tensor, Tensor, AttentionRequest], Tensor]:
+    frames: dict[int, int] = {}
+
+    def run(q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest) -> Tensor:
+        assert request.index is not None
+        there, back = ROWS[type(request.pattern).__name__]
+        if id(request.index) not in frames:  # read once: a synchronisation has no place in what is timed
+            frames.clear()
+            frames[id(request.index)] = int(request.index.extent.flatten(0, -2)[0, 0])
+        t = frames[id(request.index)]
+        q, k, v = (rearrange(x, there, t=t) for x in (q, k, v))
+        if copy:
+            q, k, v = (x.contiguous() for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, scale=request.scale)
+        out = rearrange(out, back, b=request.shape[0])
+        return out.contiguous() if copy else out
+
+    return run
+
+
+for _name, _which in KERNELS.items():
+    backend(_name, partial(dense_joint, _which))(kernel(_which))
+backend("permuted", dense_rows)(rows(copy=True))
+backend("strided", dense_rows)(rows(copy=False))
