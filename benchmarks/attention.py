@@ -47,7 +47,7 @@ def masked(q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest) -> Tensor
 def loop(q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest) -> Tensor:
     """One call a sample."""
     assert request.index is not None
-    lengths = request.index.host_seqlens.tolist()
+    lengths = request.index.table[:, 1].tolist()
     parts = zip(*(torch.split(x, lengths) for x in (q, k, v)), strict=True)
     return torch.cat([_sdpa(*part) for part in parts])
 

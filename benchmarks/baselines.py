@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tubelet.attention.patterns import Joint, Spatial, Temporal
 from tubelet.bench import backend
 from tubelet.protocols import Answer, AttentionRequest
 
@@ -31,15 +32,15 @@ KERNELS = {
     "sdpa-math": SDPBackend.MATH,
 }
 ROWS = {
-    "Spatial": ("b (t s) h d -> (b t) h s d", "(b t) h s d -> b (t s) h d"),
-    "Temporal": ("b (t s) h d -> (b s) h t d", "(b s) h t d -> b (t s) h d"),
+    Spatial: ("b (t s) h d -> (b t) h s d", "(b t) h s d -> b (t s) h d"),
+    Temporal: ("b (t s) h d -> (b s) h t d", "(b s) h t d -> b (t s) h d"),
 }
 """How tokens of a pattern become rows of heads, and back."""
 
 
 def dense_joint(which: SDPBackend, request: AttentionRequest) -> Answer:
     """Joint attention on rows that are whole samples, where PyTorch has the kernel."""
-    if type(request.pattern).__name__ != "Joint" or request.ragged or len(request.shape) != 4:
+    if not isinstance(request.pattern, Joint) or request.ragged or len(request.shape) != 4:
         return Answer("serves Joint() on dense rows")
     x = torch.zeros(1, 1, 16, request.shape[-1], dtype=request.dtype, device=request.device)
     try:
@@ -53,9 +54,9 @@ def dense_joint(which: SDPBackend, request: AttentionRequest) -> Answer:
 def dense_rows(request: AttentionRequest) -> Answer:
     """Spatial or temporal attention of whole samples without text."""
     dense = request.index is not None and not request.ragged and len(request.shape) == 4
-    if type(request.pattern).__name__ not in ROWS or not dense:
+    if type(request.pattern) not in ROWS or not dense:
         return Answer("serves Spatial() and Temporal() on dense rows")
-    if request.index is not None and bool((request.index.frame < 0).any()):
+    if request.index is not None and int(request.index.table[:, 2].sum()):
         return Answer("serves grids without text")
     return Answer()
 
@@ -70,15 +71,10 @@ def kernel(which: SDPBackend) -> Callable[[Tensor, Tensor, Tensor, AttentionRequ
 
 
 def rows(copy: bool) -> Callable[[Tensor, Tensor, Tensor, AttentionRequest], Tensor]:
-    frames: dict[int, int] = {}
-
     def run(q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest) -> Tensor:
         assert request.index is not None
-        there, back = ROWS[type(request.pattern).__name__]
-        if id(request.index) not in frames:  # read once: a synchronisation has no place in what is timed
-            frames.clear()
-            frames[id(request.index)] = int(request.index.extent.flatten(0, -2)[0, 0])
-        t = frames[id(request.index)]
+        there, back = ROWS[type(request.pattern)]
+        t = int(request.index.table[0, 3])  # the host's copy of the grid: nothing waits for the device
         q, k, v = (rearrange(x, there, t=t) for x in (q, k, v))
         if copy:
             q, k, v = (x.contiguous() for x in (q, k, v))

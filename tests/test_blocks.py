@@ -154,3 +154,20 @@ def test_one_graph_serves_many_layouts() -> None:
         x, cond = torch.randn(16, 8, **F64), index.rows(torch.randn(len(grids), 8, **F64), "sample")
         torch.testing.assert_close(compiled(x, cond, context), block(x, cond, context))
     assert len(compiles) == 1
+
+
+@pytest.mark.graph  # run-time shape checks off, as for users
+@pytest.mark.parametrize(
+    ("x", "rows"),
+    [
+        ((5, 4), Rows(torch.zeros(5, 4))),  # would be (5, 5, 4)
+        ((1, 4), Rows(torch.zeros(3, 4), torch.zeros(6, dtype=torch.long))),
+        ((2, 5, 4), Rows(torch.zeros(3, 4))),
+        ((5, 1), Rows(torch.zeros(1, 4))),
+    ],
+)
+def test_rows_of_other_tokens_are_refused(x: tuple[int, ...], rows: Rows) -> None:
+    good = Rows(torch.zeros(1, x[-1]))
+    for shift, scale in ((rows, good), (good, rows)):
+        with pytest.raises(ValueError, match=r"rows expand to shape .* does not fit x of"):
+            modulate(torch.zeros(x), shift, scale)

@@ -1,6 +1,7 @@
 """Patches against explicit indexing, F.conv3d, and the image models that ViViT starts from."""
 
 import itertools
+import re
 from collections.abc import Callable
 
 import pytest
@@ -164,9 +165,18 @@ def test_meta_construction_and_xavier_bounds() -> None:
         assert real.proj.bias.abs().max() == 0
 
 
+@pytest.mark.graph  # without the shape checker, which would refuse some of these first
 def test_bad_input_names_both_values() -> None:
     with pytest.raises(ValueError, match=r"\(3, 4, 4\).*patch=\(2, 2, 2\)"):
         fold(torch.zeros(1, 1, 3, 4, 4), (2, 2, 2))
+    for call, shape in (
+        (lambda x: fold(x, (1, 1, 1)), (3, 4, 4, 4)),
+        (lambda x: fold_packed([x], (1, 1, 1)), (1, 3, 4, 4, 4)),
+        (lambda x: unfold(x, Grid(1, 2, 2), (1, 1, 1)), (4, 4)),
+        (lambda x: unfold_packed(x, [Grid(1, 2, 2)], (1, 1, 1)), (1, 4, 4)),
+    ):
+        with pytest.raises(ValueError, match=rf"must be \([a-z, ]+\), got shape {re.escape(str(shape))}"):
+            call(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"5 tokens.*has 4"):
         unfold(torch.zeros(1, 5, 4), Grid(1, 2, 2), (1, 2, 2))
     with pytest.raises(ValueError, match=r"width 6.*patch=\(1, 2, 2\)"):

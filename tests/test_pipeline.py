@@ -5,10 +5,13 @@ import torch
 
 from tubelet import Grid, TokenLayout
 from tubelet.diffusion import Process, logit_normal
+from tubelet.hub import save
 from tubelet.models import VideoDiT, VideoDiTConfig
 from tubelet.pipeline import (
     LatentBatch,
     TextToVideo,
+    _by_shape,
+    _draw_known,
     decode_latents,
     denoising_loss,
     encode_videos,
@@ -58,6 +61,21 @@ def test_the_seed_the_prompt_and_the_guidance_each_matter(model) -> None:
         assert (base - other).abs().max() > 1e-3
 
 
+def test_guidance_leads_from_the_empty_prompt_past_the_prompt(model) -> None:
+    """One Euler step is linear in the guided prediction: ``empty + scale·(prompt - empty)``."""
+
+    def state(prompt: str, guidance: float) -> torch.Tensor:
+        states: list[torch.Tensor] = []
+        keep = lambda _, x: states.append(x)  # noqa: E731
+        generate(model, [prompt], [(5, 16, 16)], [0], steps=1, guidance=guidance, callback=keep)
+        return states[0]
+
+    empty, prompt = state("", 1.0), state("a two", 1.0)
+    assert (prompt - empty).abs().max() > 1e-2
+    torch.testing.assert_close(state("a two", 3.0), empty + 3 * (prompt - empty), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state("a two", 0.0), empty, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("frames", [1, 5])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_given_frames_come_back_to_the_bit_and_steer_the_rest(model, frames, bf16) -> None:
@@ -74,6 +92,45 @@ def test_the_latents_of_given_frames_stay_exact_at_every_step(model) -> None:
     clean = encode_videos(model.vae, [prefix])[0].permute(1, 2, 3, 0).reshape(-1, 4)
     assert len(states) == 3
     assert all(torch.equal(x[: len(clean)], clean) for x in states)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "state", "tolerance"),
+    [(torch.float64, torch.float64, 1e-4), (torch.bfloat16, torch.float32, 0.25)],
+)
+def test_models_of_other_dtypes_do_what_float32_does(model, dtype, state, tolerance) -> None:
+    """The same noise, so nearly the same videos, from a prefix of float32; and the same loss."""
+    prefix, batch = torch.rand(1, 1, 16, 24) * 2 - 1, _batch()
+    request = (["a two", ""], [(5, 16, 24), (1, 16, 16)], [3, 4])
+    expected = generate(model, *request, prefixes=[prefix, None], steps=2)
+    loss = denoising_loss(model, batch, Process(), torch.Generator().manual_seed(0))
+    model.to(dtype)
+    states: list[torch.Tensor] = []
+    made = generate(model, *request, prefixes=[prefix, None], steps=2, callback=lambda _, x: states.append(x))
+    assert {x.dtype for x in states} == {state}
+    assert [video.dtype for video in made] == [torch.float32, state]
+    assert torch.equal(made[0][:, :1], prefix)
+    for video, other in zip(made, expected, strict=True):
+        assert (video.to(other.dtype) - other).square().mean().sqrt() < tolerance
+    patches = LatentBatch(batch.patches.to(dtype), batch.layout, batch.prompts)
+    again = denoising_loss(model, patches, Process(), torch.Generator().manual_seed(0))
+    assert again.dtype == state
+    torch.testing.assert_close(again.to(loss.dtype), loss, rtol=tolerance / 2, atol=0)
+
+
+def test_a_model_on_another_device_meets_no_tensor_of_this_one(model) -> None:
+    """On the meta device, where mixing devices is an error as it is on CUDA."""
+    model.to("meta")
+    made = generate(model, PROMPTS, SIZES, [5, 6, 7, 8], steps=2)
+    assert [(video.device.type, video.shape) for video in made] == [("meta", (1, *size)) for size in SIZES]
+    batch = _batch()
+    batch = LatentBatch(batch.patches.to("meta"), batch.layout, batch.prompts)
+    assert denoising_loss(model, batch, Process(), torch.Generator()).device.type == "meta"
+    assert encode_videos(model.vae, [torch.zeros(1, 1, 16, 16)])[0].device.type == "meta"
+
+
+def test_nothing_asked_is_nothing_made(model) -> None:
+    assert generate(model, [], [], []) == []
 
 
 def test_mixed_sizes_encode_and_decode_as_each_alone(model) -> None:
@@ -157,10 +214,55 @@ def test_errors_name_both_values(model) -> None:
         generate(model, ["a"], [(5, 16, 16)], [0], prefixes=[torch.zeros(1, 1, 8, 8)])
     with pytest.raises(ValueError, match="2 samples, but prompts has 1"):
         LatentBatch.of([torch.zeros(4, 1, 2, 2)] * 2, ["a"], (1, 1, 1))
+    with pytest.raises(ValueError, match="guidance must be finite, got nan"):
+        generate(model, ["a"], [(1, 16, 16)], [0], guidance=float("nan"))
     with pytest.raises(ValueError, match="steps"):
         generate(model, ["a"], [(1, 16, 16)], [0], steps=0)
     with pytest.raises(ValueError, match="CausalAutoencoder"):
         TextToVideo.of({"vae": model.vae})
+
+
+@pytest.mark.graph  # without the shape checker, since a text is a sequence of texts too
+def test_one_text_is_no_list_of_prompts(model) -> None:
+    for call in (
+        lambda: generate(model, "a two", [(1, 16, 16)] * 5, [0] * 5),
+        lambda: LatentBatch.of([torch.zeros(4, 1, 2, 2)], "a", (1, 1, 1)),
+    ):
+        with pytest.raises(ValueError, match="prompts must be a list of texts, got one text: 'a"):
+            call()
+
+
+def test_a_model_of_parts_is_saved_as_a_bundle(model, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"use save_bundle\(path, model\.parts\(\)\)"):
+        save(model, tmp_path / "model")
+
+
+def test_groups_of_equal_sizes_end_where_they_should() -> None:
+    """65 equal sizes are 64 and 1: each item once, in its place, whatever the group."""
+    sizes: list[int] = []
+
+    def numbered(batch: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(batch))
+        return batch + 1
+
+    items = [torch.full((2,), float(i)) for i in range(65)] + [torch.full((3,), 65.0)]
+    made = _by_shape(items, numbered)
+    assert sizes == [64, 1, 1]
+    assert [float(item[0]) for item in made] == [i + 1.0 for i in range(66)]
+    assert _by_shape([], numbered) == []
+
+
+def test_known_frames_are_drawn_from_one_to_all_but_the_last() -> None:
+    layout = TokenLayout.packed([Grid(1, 1, 1), Grid(2, 1, 1), Grid(5, 1, 1)])
+    generator = torch.Generator().manual_seed(0)
+    draws = [_draw_known(layout, 1.0, generator) for _ in range(200)]
+    assert [sorted(set(column)) for column in zip(*draws, strict=True)] == [[0], [1], [1, 2, 3, 4]]
+    counts = torch.tensor(draws)[:, 2].bincount(minlength=5)[1:]
+    assert (counts - 50).abs().max() < 25
+    none = [_draw_known(layout, 0.0, generator) for _ in range(20)]
+    assert not torch.tensor(none).any()
+    some = torch.tensor([_draw_known(layout, 0.25, generator) for _ in range(400)])[:, 2] > 0
+    assert 60 < int(some.sum()) < 140
 
 
 def test_prefixes_outside_the_range_are_refused(model) -> None:

@@ -151,7 +151,7 @@ def test_calibration_divides_the_time_by_the_measured_step(monkeypatch) -> None:
 
 
 def test_a_recipe_refuses_what_is_not_positive() -> None:
-    with pytest.raises(ValueError, match="vae_steps must be positive, got 0"):
+    with pytest.raises(ValueError, match="vae_steps must be positive and finite, got 0"):
         Recipe(vae_steps=0, steps=1)
     with pytest.raises(ValueError, match="9"):
         train_denoiser(_model(), _data(), Recipe(vae_steps=1, steps=1, budget=8), on_progress=_quiet)

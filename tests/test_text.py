@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tubelet.layout import TokenLayout
 from tubelet.protocols import TextEncoder, TextTokens
-from tubelet.text import WordEncoder, WordEncoderConfig, WordTokenizer
+from tubelet.text import WordEncoder, WordEncoderConfig, WordTokenizer, split_words
 
 WORDS = ("a", "drifting", "left", "seven", "two")
 
@@ -41,6 +41,30 @@ def test_any_captions_make_a_tokenizer_that_encodes_them(captions: list[str]) ->
     assert restored == tokenizer
     for caption in captions:
         assert restored.encode(caption) == tokenizer.encode(caption)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Cafe\u0301 caf\u00e9", ["caf\u00e9", "caf\u00e9"]),
+        (
+            "\u0939\u093f\u0928\u094d\u0926\u0940 \u092d\u093e\u0937\u093e",
+            ["\u0939\u093f\u0928\u094d\u0926\u0940", "\u092d\u093e\u0937\u093e"],
+        ),
+        ("x\u0302-ray q\u0307's", ["x\u0302-ray", "q\u0307's"]),
+        ("\u0e2b\u0e21\u0e39", ["\u0e2b\u0e21\u0e39"]),
+        ("\u0130zmir", ["i\u0307zmir"]),
+        ("\u0301 a", ["a"]),
+    ],
+)
+def test_combining_marks_stay_with_their_letters(text: str, words: list[str]) -> None:
+    assert split_words(text) == words
+    assert WordTokenizer.fit([text]).words == tuple(sorted(set(words)))
+
+
+def test_composed_and_decomposed_prompts_are_one() -> None:
+    tokenizer = WordTokenizer.fit(["Zu\u0308rich caf\u00e9"])
+    assert tokenizer.encode("z\u00fcrich cafe\u0301") == tokenizer.encode("Zu\u0308rich caf\u00e9")
 
 
 def test_unknown_words_are_all_named_with_close_ones() -> None:

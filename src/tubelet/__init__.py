@@ -5,7 +5,23 @@ Single blocks import from here; each subpackage is one stage of the way from vid
 
 from tubelet import diffusion, hub, models, packing, testing, vae
 from tubelet._version import __version__
-from tubelet.attention import Attention, CrossAttention, Joint, attend, explain, patterns
+from tubelet.attention import (
+    Attention,
+    CrossAttention,
+    FrameCache,
+    FrameCausal,
+    HeadSplit,
+    Joint,
+    Neighborhood,
+    SlidingTile,
+    Spatial,
+    Strided,
+    Temporal,
+    Window,
+    attend,
+    explain,
+    patterns,
+)
 from tubelet.blocks import Branch, TransformerBlock
 from tubelet.conditioning import AdaLNZero, LabelEmbedding, TimestepEmbedding
 from tubelet.layout import Grid, JointLayout, LayoutIndex, Rows, TokenLayout
@@ -21,22 +37,31 @@ __all__ = [
     "Attention",
     "Branch",
     "CrossAttention",
+    "FrameCache",
+    "FrameCausal",
     "Grid",
+    "HeadSplit",
     "Joint",
     "JointLayout",
     "LabelEmbedding",
     "LayerNorm",
     "LayoutIndex",
+    "Neighborhood",
     "Patchify",
     "RMSNorm",
     "Rope3d",
     "Rows",
     "SinCos3d",
+    "SlidingTile",
+    "Spatial",
+    "Strided",
     "SwiGLU",
+    "Temporal",
     "TimestepEmbedding",
     "TokenLayout",
     "TransformerBlock",
     "Unpatchify",
+    "Window",
     "WordEncoder",
     "__version__",
     "attend",

@@ -20,12 +20,15 @@ __all__ = ["Branch", "TransformerBlock", "modulate"]
 def modulate(x: Float[Tensor, "*lead d"], shift: Rows, scale: Rows) -> Float[Tensor, "*lead d"]:
     """``x·(1 + scale) + shift`` with one row per sample, frame or token.
 
+    Raises:
+        ValueError: the rows are those of other tokens than ``x``.
+
     Example:
         >>> one = Rows(torch.ones(1, 2))
         >>> modulate(torch.ones(3, 2), one, one).tolist()[0]
         [3.0, 3.0]
     """
-    return torch.addcmul(shift.expand() + x, x, scale.expand())
+    return torch.addcmul(_expand(shift, x) + x, x, _expand(scale, x))
 
 
 class Branch(nn.Module):
@@ -68,7 +71,8 @@ class Branch(nn.Module):
         """Add the branch to ``x``.
 
         Raises:
-            ValueError: the branch is modulated but ``cond`` is None, or ``context`` lacks a name it takes.
+            ValueError: the branch is modulated but ``cond`` is None or of other tokens, or ``context`` lacks a name it
+                takes.
         """
         h: Tensor = self.norm(x)
         if self.modulation is None:
@@ -77,7 +81,7 @@ class Branch(nn.Module):
             raise ValueError("cond is None, but this branch is modulated: give Rows of conditioning")
         shift, scale, gate = self.modulation(cond).chunk(3)
         opened = gate if self.gate is None else gate.map(self.gate)
-        return torch.addcmul(x, opened.expand(), self._run(modulate(h, shift, scale), context).to(x.dtype))
+        return torch.addcmul(x, _expand(opened, x), self._run(modulate(h, shift, scale), context).to(x.dtype))
 
     def _run(self, h: Tensor, context: Mapping[str, Any] | None) -> Tensor:
         given = {} if context is None else context
@@ -124,3 +128,12 @@ class TransformerBlock(nn.Module):
         def __call__(
             self, x: Float[Tensor, "*lead d"], cond: Rows | None = None, context: Mapping[str, Any] | None = None
         ) -> Float[Tensor, "*lead d"]: ...
+
+
+def _expand(rows: Rows, x: Tensor) -> Tensor:
+    """The value of each token; rows of other tokens, which would make a larger tensor of ``x``, are an error."""
+    values = rows.expand()
+    sides = zip(reversed(values.shape), reversed(x.shape), strict=False)
+    if values.ndim > x.ndim or any(side not in (1, own) for side, own in sides):
+        raise ValueError(f"rows expand to shape {tuple(values.shape)}, which does not fit x of {tuple(x.shape)}")
+    return values

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and optional packages that are named clearly when they are missing.
+"""Files that are whole or absent, damaged ones that are named, and optional packages that are named when missing.
 
 Files are written beside the target and renamed onto it.
 
@@ -7,6 +7,7 @@ leaves the old one. The data reach the disk (fsync) before the rename does.
 """
 
 import importlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from uuid import uuid4
 
-__all__ = ["replacing", "require"]
+__all__ = ["parsing", "replacing", "require"]
 
 
 @contextmanager
@@ -56,6 +57,35 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def parsing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Whatever a reader stumbles over in a damaged file becomes one error that names the file and the cause.
+
+    Args:
+        path: the file that the block reads.
+
+    Raises:
+        ValueError: the block met broken safetensors, JSON or text, or values of other names or types than it expects.
+
+    Example:
+        >>> with parsing("config.json"):
+        ...     {}["step"]
+        Traceback (most recent call last):
+        ...
+        ValueError: config.json is damaged or of another format: it lacks 'step'
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{os.fspath(path)} is no safetensors file: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"{os.fspath(path)} is damaged or of another format: it lacks {error}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{os.fspath(path)} is damaged or of another format: {error}") from error
 
 
 def require(name: str) -> ModuleType:

@@ -67,12 +67,13 @@ def fold(video: Shaped[Tensor, "b c t h w"], patch: Patch) -> Shaped[Tensor, "b 
         Patches ``(b, n, pt·ph·pw·c)``.
 
     Raises:
-        ValueError: a side of ``video`` is not a multiple of the patch's.
+        ValueError: ``video`` has another rank, or a side that is not a multiple of the patch's.
 
     Example:
         >>> fold(torch.arange(8).view(1, 1, 2, 2, 2), (1, 2, 2)).tolist()
         [[[0, 1, 2, 3], [4, 5, 6, 7]]]
     """
+    _check_rank("video", video, "b c t h w")
     _token_sides(video.shape, patch)
     pt, ph, pw = patch
     return rearrange(video, "b c (t pt) (h ph) (w pw) -> b (t h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw)
@@ -82,13 +83,14 @@ def unfold(patches: Shaped[Tensor, "b n p"], grid: Grid, patch: Patch) -> Shaped
     """Put patches back together; the exact inverse of :func:`fold`.
 
     Raises:
-        ValueError: ``n`` is not the grid's number of tokens, or the width is not a multiple of ``pt·ph·pw``.
+        ValueError: another rank, ``n`` is not the grid's tokens, or the width is not a multiple of ``pt·ph·pw``.
 
     Example:
         >>> video = torch.randn(2, 3, 4, 6, 8)
         >>> torch.equal(unfold(fold(video, (2, 3, 4)), Grid(2, 2, 2), (2, 3, 4)), video)
         True
     """
+    _check_rank("patches", patches, "b n p")
     if patches.shape[-2] != grid.tokens:
         raise ValueError(f"patches has {patches.shape[-2]} tokens, but {grid} has {grid.tokens}")
     if patches.shape[-1] % math.prod(patch):
@@ -110,7 +112,7 @@ def fold_packed(
         Patches ``(n, pt·ph·pw·c)`` and the grid of each video, as ``TokenLayout.packed`` takes them.
 
     Raises:
-        ValueError: there are no videos, their channels differ, or a side of one is not a multiple of the patch's.
+        ValueError: no videos, other ranks, different channels, or a side that is not a multiple of the patch's.
 
     Example:
         >>> patches, grids = fold_packed([torch.zeros(3, 2, 4, 4), torch.zeros(3, 1, 2, 6)], (1, 2, 2))
@@ -119,7 +121,7 @@ def fold_packed(
     """
     if not videos:
         raise ValueError("videos is empty: there is nothing to fold")
-    channels = [video.shape[0] for video in videos]
+    channels = [_check_rank("a video", video, "c t h w")[0] for video in videos]
     if min(channels) != max(channels):
         raise ValueError(f"videos must have the same channels, got {min(channels)} and {max(channels)}")
     grids = tuple(grid_of(video.shape, patch) for video in videos)
@@ -132,12 +134,13 @@ def unfold_packed(
     """Put packed patches back together; the exact inverse of :func:`fold_packed`.
 
     Raises:
-        ValueError: the grids together do not have ``n`` tokens, or the width does not fit the patch.
+        ValueError: another rank, the grids together do not have ``n`` tokens, or the width does not fit the patch.
 
     Example:
         >>> [video.shape[1:] for video in unfold_packed(torch.zeros(11, 12), [Grid(2, 2, 2), Grid(1, 1, 3)], (1, 2, 2))]
         [torch.Size([2, 4, 4]), torch.Size([1, 2, 6])]
     """
+    _check_rank("patches", patches, "n p")
     counts = [grid.tokens for grid in grids]
     if sum(counts) != patches.shape[0]:
         raise ValueError(f"patches has {patches.shape[0]} tokens, but grids have {sum(counts)} together")
@@ -382,6 +385,12 @@ def _fill_(patchify: Patchify, kernel: Float[Tensor, "d c pt ph pw"], bias: Tens
     proj.weight.copy_(conv3d_weight_to_linear(kernel))
     if proj.bias is not None:
         proj.bias.copy_(torch.zeros_like(proj.bias) if bias is None else bias)
+
+
+def _check_rank(name: str, values: Tensor, axes: str) -> torch.Size:
+    if values.ndim != len(axes.split()):
+        raise ValueError(f"{name} must be ({', '.join(axes.split())}), got shape {tuple(values.shape)}")
+    return values.shape
 
 
 def _token_sides(video_shape: Sequence[int], patch: Patch) -> tuple[int, int, int]:

@@ -97,8 +97,9 @@ class LatentBatch:
         """Pack latents of any sizes; equal lengths are put side by side, so that their attention is batched.
 
         Raises:
-            ValueError: there are not as many prompts as latents.
+            ValueError: there are not as many prompts as latents, or one text instead of a list.
         """
+        _check_texts(prompts)
         if len(latents) != len(prompts):
             raise ValueError(f"latents has {len(latents)} samples, but prompts has {len(prompts)}")
         order = sorted(
@@ -113,6 +114,8 @@ class LatentBatch:
 def encode_videos(vae: CausalAutoencoder, videos: Sequence[Float[Tensor, "c _ _ _"]]) -> list[Float[Tensor, "z _ _ _"]]:
     """Unit-variance latents (the posterior's mode) of videos of any sizes; equal sizes are encoded together.
 
+    They are made on the autoencoder's device in its dtype, and returned there in the videos' dtype.
+
     Raises:
         ValueError: a video that the autoencoder's factors do not divide.
 
@@ -122,7 +125,11 @@ def encode_videos(vae: CausalAutoencoder, videos: Sequence[Float[Tensor, "c _ _ 
         >>> [z.shape for z in encode_videos(vae, [torch.zeros(1, 5, 16, 16), torch.zeros(1, 1, 24, 16)])]
         [torch.Size([16, 2, 2, 2]), torch.Size([16, 1, 3, 2])]
     """
-    return _by_shape(videos, lambda batch: vae.scale(vae.encode(batch).mode()).to(batch.dtype))
+
+    def encode(batch: Tensor) -> Tensor:
+        return vae.scale(vae.encode(batch.to(vae.latent_std)).mode()).to(batch.dtype)
+
+    return _by_shape(videos, encode)
 
 
 @torch.no_grad()
@@ -131,12 +138,18 @@ def decode_latents(
 ) -> list[Float[Tensor, "c _ _ _"]]:
     """Videos of unit-variance latents of any sizes, clamped to [-1, 1].
 
+    They are made on the autoencoder's device in its dtype, and returned there in the latents' dtype.
+
     Example:
         >>> from tubelet.vae import digits
         >>> [v.shape for v in decode_latents(CausalAutoencoder(digits()), [torch.zeros(16, 2, 2, 2)])]
         [torch.Size([1, 5, 16, 16])]
     """
-    return _by_shape(latents, lambda batch: vae.decode(vae.unscale(batch)).clamp(-1, 1).to(batch.dtype))
+
+    def decode(batch: Tensor) -> Tensor:
+        return vae.decode(vae.unscale(batch.to(vae.latent_std))).clamp(-1, 1).to(batch.dtype)
+
+    return _by_shape(latents, decode)
 
 
 def _by_shape(items: Sequence[Tensor], fn: Callable[[Tensor], Tensor], most: int = 64) -> list[Tensor]:
@@ -161,7 +174,7 @@ def prefix_mask(layout: LayoutIndex, frames: Sequence[int]) -> Bool[Tensor, " f"
         [True, False, False, False, False]
     """
     owner = layout.frame_sample[: layout.frames]
-    counts = torch.bincount(owner, minlength=layout.samples)
+    counts = owner.new_zeros(layout.samples).index_add(0, owner, torch.ones_like(owner))
     place = torch.arange(layout.frames, device=owner.device) - (counts.cumsum(0) - counts)[owner]
     return place < torch.tensor(frames, device=owner.device)[owner]
 
@@ -176,6 +189,8 @@ def denoising_loss(
     known_frames: float = 0.25,
 ) -> Float[Tensor, ""]:
     """The training loss of one packed batch: the process's loss over the unknown tokens.
+
+    All is drawn where the generator is, in at least float32, and moved to the patches.
 
     Each sample draws one noise level; with probability ``known_frames`` a random number of its first frames (never all)
     is given: clean, at level 0, marked in the mask and left out of the loss. With probability ``drop_text`` its prompt
@@ -193,12 +208,14 @@ def denoising_loss(
         tensor(1., grad_fn=<RoundBackward1>)
     """
     layout = batch.layout.on(batch.patches.device)
-    levels = process.draw_times((layout.samples,), generator=generator)
+    wide = torch.promote_types(batch.patches.dtype, torch.float32)
+    device = batch.patches.device
+    levels = process.draw_times((layout.samples,), generator=generator, device=device, dtype=wide)
     flags = prefix_mask(layout, _draw_known(batch.layout, known_frames, generator))
     known = Known(layout.rows(flags, "frame"), batch.patches)
     t = known.levels(layout.rows(layout.lift(levels, "frame"), "frame").values)
-    noise = torch.randn(batch.patches.shape, generator=generator)
-    dropped = torch.rand(layout.samples, generator=generator) < drop_text
+    noise = torch.randn(batch.patches.shape, generator=generator, device=generator.device).to(device, wide)
+    dropped = torch.rand(layout.samples, generator=generator, device=generator.device) < drop_text
     prompts = ["" if drop else prompt for drop, prompt in zip(dropped.tolist(), batch.prompts, strict=True)]
     prediction = _predict(model, process.noise(batch.patches, noise, t), t, prompts, layout, known.tokens)
     return process.loss(prediction, batch.patches, noise, t, mask=~known.tokens)
@@ -206,8 +223,8 @@ def denoising_loss(
 
 def _draw_known(layout: TokenLayout, share: float, generator: torch.Generator) -> list[int]:
     """How many first frames of each sample are given: 0, or for a share of the samples 1 to t - 1."""
-    chosen = torch.rand(len(layout.grids), generator=generator) < share
-    place = torch.rand(len(layout.grids), generator=generator)
+    chosen = torch.rand(len(layout.grids), generator=generator, device=generator.device) < share
+    place = torch.rand(len(layout.grids), generator=generator, device=generator.device)
     frames = [0 if grid is None else grid.t for grid in layout.grids]
     return [
         min(1 + int(u * (t - 1)), t - 1) if yes else 0
@@ -223,10 +240,12 @@ def _predict(
     layout: LayoutIndex,
     given: Bool[Tensor, " n"],
 ) -> Float[Tensor, "n p"]:
+    """The denoiser's prediction, computed in its own dtype, in the dtype of ``x``."""
     text = model.text(prompts)
     text_layout = TokenLayout.packed([None] * len(prompts), text.lengths).on(x.device)
-    cells = given[:, None].to(x.dtype).expand(-1, math.prod(model.denoiser.config.patch))
-    return model.denoiser(x, t, text.tokens, layout, text_layout, cells).to(x.dtype)
+    own = model.denoiser.embed.weight.dtype
+    cells = given[:, None].to(own).expand(-1, math.prod(model.denoiser.config.patch))
+    return model.denoiser(x.to(own), t, text.tokens.to(own), layout, text_layout, cells).to(x.dtype)
 
 
 @torch.no_grad()
@@ -244,6 +263,9 @@ def generate(
 ) -> list[Float[Tensor, "c _ _ _"]]:
     """Sample videos of any sizes in one packed batch.
 
+    It runs on the denoiser's device, and its state has the denoiser's dtype or float32 if that is wider; noise is drawn
+    on the CPU. Videos come back on that device, in the state's dtype or their prefix's.
+
     Args:
         model: the trained models.
         prompts: one text a video; "" is unconditional.
@@ -257,7 +279,8 @@ def generate(
         callback: called after each step with its number and the packed state.
 
     Raises:
-        ValueError: lists of different lengths, sizes that the autoencoder does not divide, or a prefix of another size.
+        ValueError: one text instead of a list, lists of different lengths, sizes that the autoencoder does not divide,
+            a prefix of another size, or a ``guidance`` that is not finite.
 
     Example:
         See :class:`TextToVideo`.
@@ -265,15 +288,22 @@ def generate(
         >>> callable(generate)
         True
     """
+    _check_texts(prompts)
+    if not math.isfinite(guidance):
+        raise ValueError(f"guidance must be finite, got {guidance}")
     process = Process() if process is None else process
     prefixes = [None] * len(prompts) if prefixes is None else list(prefixes)
     _check_lengths(prompts=prompts, sizes=sizes, seeds=seeds, prefixes=prefixes)
+    if not prompts:
+        return []
     order = sorted(range(len(prompts)), key=lambda i: (math.prod(sizes[i]), len(prompts[i].split())))
     prompts, sizes = [prompts[i] for i in order], [sizes[i] for i in order]
     seeds, prefixes = [seeds[i] for i in order], [prefixes[i] for i in order]
     patch = model.denoiser.config.patch
     grids = [model.vae.latent_grid(*size) for size in sizes]
-    clean = [_clean(model.vae, grid, size, prefix) for grid, size, prefix in zip(grids, sizes, prefixes, strict=True)]
+    own = model.denoiser.embed.weight
+    blank = torch.zeros((), device=own.device, dtype=torch.promote_types(own.dtype, torch.float32))
+    clean = [_clean(model.vae, *each, blank) for each in zip(grids, sizes, prefixes, strict=True)]
     if odd := [frames for _, frames in clean if frames % patch[0]]:
         raise ValueError(f"a prefix of {odd[0]} latent frames is not a multiple of the patch's {patch[0]} frames")
     patches, token_grids = fold_packed([latent for latent, _ in clean], patch)
@@ -288,11 +318,11 @@ def generate(
         return lambda x, t: _predict(model, x, t, texts, index, known.tokens)
 
     guided = denoiser(prompts) if guidance == 1 else cfg(denoiser(prompts), denoiser([""] * len(prompts)), guidance)
-    start = known.apply(noise_like(layout, patches.shape[-1], seeds))
+    noise = noise_like(layout, patches.shape[-1], seeds, device=patches.device, dtype=patches.dtype)
     done = sample(
         guided,
-        start,
-        process.times(steps),
+        known.apply(noise),
+        process.times(steps, device=patches.device, dtype=patches.dtype),
         process=process,
         rows=known.levels,
         callback=callback,
@@ -300,6 +330,12 @@ def generate(
     videos = decode_latents(model.vae, unfold_packed(done, token_grids, patch))
     made = dict(zip(order, map(_paste, videos, prefixes), strict=True))
     return [made[i] for i in range(len(order))]
+
+
+def _check_texts(prompts: Sequence[str]) -> None:
+    """A text is a sequence of texts to Python, but hardly ever to who wrote it."""
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts must be a list of texts, got one text: {prompts!r}")
 
 
 def _check_lengths(**lists: Sequence[object]) -> None:
@@ -313,9 +349,10 @@ def _clean(
     grid: Grid,
     size: tuple[int, int, int],
     prefix: Tensor | None,
+    blank: Tensor,
 ) -> tuple[Float[Tensor, "z _ _ _"], int]:
-    """The known latents of a video, zeros elsewhere, and how many of its latent frames are known."""
-    latent = torch.zeros(vae.config.latent_channels, grid.t, grid.h, grid.w)
+    """The known latents of a video, zeros as ``blank`` elsewhere, and how many of its latent frames are known."""
+    latent = blank.new_zeros(vae.config.latent_channels, grid.t, grid.h, grid.w)
     if prefix is None:
         return latent, 0
     if tuple(prefix.shape[2:]) != tuple(size[1:]) or prefix.shape[1] > size[0]:
@@ -328,4 +365,7 @@ def _clean(
 
 
 def _paste(video: Tensor, prefix: Tensor | None) -> Tensor:
-    return video if prefix is None else torch.cat([prefix, video.to(prefix.dtype)[:, prefix.shape[1] :]], dim=1)
+    """The video with its given frames to the bit."""
+    if prefix is None:
+        return video
+    return torch.cat([prefix.to(video.device), video.to(prefix.dtype)[:, prefix.shape[1] :]], dim=1)

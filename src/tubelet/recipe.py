@@ -9,6 +9,7 @@ Shapes: videos ``(c, T, H, W)`` in [-1, 1]; latents ``(z, t, h, w)``.
 
 import copy
 import io
+import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -65,7 +66,7 @@ class Recipe:
         save_every: steps between checkpoints.
 
     Raises:
-        ValueError: a length or rate that is not positive.
+        ValueError: a length or rate that is not positive, or a weight that is negative.
 
     Example:
         >>> Recipe(vae_steps=100, steps=200).budget
@@ -86,17 +87,12 @@ class Recipe:
     save_every: int = 500
 
     def __post_init__(self) -> None:
-        for name in (
-            "vae_steps",
-            "steps",
-            "vae_lr",
-            "budget",
-            "lr",
-            "muon_lr",
-            "save_every",
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("vae_steps", "steps", "vae_lr", "budget", "lr", "muon_lr", "save_every"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        for name in ("kl", "ink"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
 
     @property
     def process(self) -> Process:
@@ -192,6 +188,9 @@ class LatentSet:
 def with_latent_stats(vae: CausalAutoencoder, videos: Sequence[Float[Tensor, "c _ _ _"]]) -> None:
     """Measure mean and deviation of each latent channel over ``videos`` and store them in the autoencoder.
 
+    Raises:
+        ValueError: no videos, or latents that are not finite.
+
     Example:
         >>> from tubelet.vae import digits
         >>> vae = CausalAutoencoder(digits())
@@ -199,6 +198,8 @@ def with_latent_stats(vae: CausalAutoencoder, videos: Sequence[Float[Tensor, "c 
         >>> bool(vae.latent_std.ne(1).all())
         True
     """
+    if not videos:
+        raise ValueError("videos is empty: there is nothing to measure")
     channels = vae.config.latent_channels
     vae.set_latent_stats(torch.zeros(channels), torch.ones(channels))
     numbers = torch.cat([z.flatten(1) for z in encode_videos(vae, videos)], dim=1)

@@ -13,6 +13,7 @@ The empty prompt becomes one learned *null* token: the unconditional input of cl
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,8 @@ from tubelet.protocols import TextTokens
 
 __all__ = ["WordEncoder", "WordEncoderConfig", "WordTokenizer"]
 
-_WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
+_MARK = "\u0300"  # stands for any combining mark, none of which the pattern's \w matches
+_WORD = re.compile(rf"\w[\w{_MARK}]*(?:['\u2019-]\w[\w{_MARK}]*)*")
 _FORMAT_VERSION = 1
 
 
@@ -34,9 +36,9 @@ _FORMAT_VERSION = 1
 class WordTokenizer:
     """A closed vocabulary of lower-case words.
 
-    Text is lower-cased and cut into words; a word is a run of letters, digits and underscores, joined inside by
-    hyphens or apostrophes. Punctuation and space only separate. A word outside the vocabulary is an error, never a
-    silent placeholder.
+    Text is lower-cased, composed (Unicode's NFC) and cut into words; a word is a run of letters with their combining
+    marks, digits and underscores, joined inside by hyphens or apostrophes. Punctuation and space only separate. A word
+    outside the vocabulary is an error, never a silent placeholder.
 
     Args:
         words: the vocabulary; a word's id is its place here.
@@ -124,7 +126,14 @@ class WordTokenizer:
 
 def split_words(text: str) -> list[str]:
     """Lower-case words of ``text`` in order, as :class:`WordTokenizer` counts them."""
-    return _WORD.findall(text.lower())
+    text = unicodedata.normalize("NFC", text.lower())
+    marked = text if text.isascii() else "".join(_MARK if _is_mark(letter) else letter for letter in text)
+    return [text[word.start() : word.end()] for word in _WORD.finditer(marked)]
+
+
+def _is_mark(letter: str) -> bool:
+    """Accents that no letter of their own holds, vowel signs of Indic scripts, vowel points and the like."""
+    return unicodedata.category(letter) in ("Mn", "Mc")
 
 
 @dataclass(frozen=True, kw_only=True)

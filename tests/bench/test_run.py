@@ -1,18 +1,29 @@
 """Rows: what passes the gate has a time and an error, what does not has a reason and neither time nor memory."""
 
 import io
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from tubelet import attention
 from tubelet.attention import Joint
-from tubelet.bench import Plan, backend, parse_shape, problems, run_plan
+from tubelet.bench import Plan, available, backend, parse_shape, problems, run_plan
 from tubelet.bench.problems import Refused, make_problem, make_way
 from tubelet.bench.run import measure
 from tubelet.protocols import Answer
 
 TIMED = ("seconds", "calls", "median_ms", "low_ms", "high_ms", "peak_bytes")
+
+
+@dataclass
+class Own:
+    """A pattern that is no hashable value."""
+
+    modulus: int = 2
+
+    def attends(self, q, k, head):
+        return (q.coords * k.coords).sum(-1) % self.modulus == 0
 
 
 def reference(q, k, v, request):
@@ -161,11 +172,18 @@ def test_the_definition_is_not_run_where_its_scores_do_not_fit(monkeypatch) -> N
 def test_a_refusal_carries_the_backend_s_reason() -> None:
     backend("never", lambda request: Answer("it is a test"))(reference)
     problem = make_problem(parse_shape("1x2x2/1x8"), Joint(), torch.float32, torch.device("cpu"))
-    from tubelet.bench import available
-
     with pytest.raises(Refused, match="it is a test") as refused:
         make_way(problem, available()["never"], backward=False, graph=False)
     assert refused.value.status == "unsupported"
+
+
+def test_what_attend_refuses_is_unsupported_with_its_reason() -> None:
+    problem = make_problem(parse_shape("1x2x2/1x8"), Own(), torch.float32, torch.device("cpu"))
+    with pytest.raises(Refused) as refused:
+        make_way(problem, available()["sdpa"], backward=False, graph=False)
+    assert refused.value.status == "unsupported"
+    assert str(refused.value).startswith("a pattern must be a hashable value")
+    assert make_way(problem, available()["auto"], backward=False, graph=False).errors["out"] < 1e-6
 
 
 def test_the_same_seed_gives_the_same_inputs() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tubelet.attention import patterns
 from tubelet.bench import Plan
 from tubelet.bench.run import measure
 
@@ -44,7 +43,6 @@ def test_single_kernels(imported) -> None:
     assert statuses("mix:1x2x3@2/2x8", "joint", *kernels) == ["unsupported"] * 6
 
 
-@pytest.mark.skipif(not hasattr(patterns, "Temporal"), reason="there are no such patterns yet")
 @pytest.mark.parametrize("pattern", ["spatial", "temporal"])
 def test_permuted_and_strided_rows(imported, pattern: str) -> None:
     imported("benchmarks.baselines")

@@ -187,11 +187,13 @@ def test_nothing_usable(tmp_path: Path) -> None:
         ({"frames": ()}, r"frames must be at least 1, got \(\)"),
         ({"frames": 1, "size": (0, 8)}, "size must be"),
         ({"frames": 1, "size": []}, "size must be"),
+        ({"frames": 1, "size": [8, 8]}, "size must be .* or a list of such, got"),
         ({"frames": 1, "fps": -2}, "fps must be positive, got -2"),
         ({"frames": 1, "windows": 0}, "windows must be at least 1, got 0"),
         ({"frames": 1, "seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
+@pytest.mark.graph  # without the shape checker, which would refuse some of these first
 def test_bad_arguments(root: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClipFolder(root, **arguments)

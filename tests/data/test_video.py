@@ -145,7 +145,7 @@ def cover(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 20), (100, 640)])
-@pytest.mark.parametrize("crop", ["center", "stretch", (0.0, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize("crop", ["center", "stretch", (0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (0.9, 0.2)])
 def test_resize_and_crop_against_pillow(real: dict[str, Path], size: tuple[int, int], crop: Any) -> None:
     frame = read_video(real["bikes"], start_frame=7, frames=1)
     picture = Image.fromarray(((frame[:, 0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
@@ -157,6 +157,16 @@ def test_resize_and_crop_against_pillow(real: dict[str, Path], size: tuple[int, 
     levels = (read_video(real["bikes"], start_frame=7, frames=1, size=size, crop=crop)[:, 0] + 1) * 127.5
     assert levels.shape == (3, *size)
     assert np.abs(levels.permute(1, 2, 0).numpy() - expected).max() <= 1.01
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 1), (1, 9), (50, 2), (3, 40)])
+@pytest.mark.parametrize("shape", [(16, 24), (33, 7), (2, 2)])
+def test_the_smallest_sizes_against_pillow(tmp_path: Path, size: tuple[int, int], shape: tuple[int, int]) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    expected = np.asarray(Image.fromarray(levels).resize(size[::-1], Image.Resampling.BILINEAR)).astype(int)
+    video = read_video(tmp_path / "a.png", size=size, crop="stretch")
+    assert np.abs(((video[:, 0] + 1) * 127.5).permute(1, 2, 0).numpy() - expected).max() <= 1.01
 
 
 def test_pad_shows_the_whole_picture_between_black_bars(ten: Path) -> None:
@@ -231,9 +241,13 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         ({"frames": 0}, "frames must be at least 1, got 0"),
         ({"fps": 0.0}, "fps must be positive, got 0"),
         ({"size": (0, 4)}, r"size must be .* got \(0, 4\)"),
+        ({"size": (4,)}, r"size must be .* got \(4,\)"),
+        ({"size": (4.5, 4)}, r"size must be .* got \(4.5, 4\)"),
+        ({"size": [4, 4]}, r"size must be .* got \[4, 4\]"),
         ({"crop": (0.5, 1.5)}, r"crop must be .* got \(0.5, 1.5\)"),
     ],
 )
+@pytest.mark.graph  # without the shape checker, which would refuse some of these first
 def test_bad_requests(ten: Path, request_: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_video(ten, **request_)

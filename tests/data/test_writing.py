@@ -133,15 +133,25 @@ def test_tile_with_fewer_pictures_than_columns() -> None:
     assert tile(np.zeros((2, 3, 4, 1), np.uint8), columns=8, gap=2).shape == (3, 10, 1)
 
 
+@pytest.mark.graph  # without the shape checker, which would refuse some of these first
 @pytest.mark.parametrize(
     ("name", "video", "options", "message"),
     [
+        (
+            "a.mp4",
+            torch.zeros(3, 1, 4, 4, dtype=torch.uint8),
+            {},
+            r"floats in \[-1, 1\], got torch.uint8; .* x / 127.5 - 1",
+        ),
+        ("a.png", torch.zeros(3, 1, 4, 4, dtype=torch.long), {}, "floats .* got torch.int64"),
+        ("a.png", torch.zeros(3, 4, 4), {}, r"\(c, t, h, w\), got shape \(3, 4, 4\)"),
         ("a.mpg", torch.zeros(3, 1, 4, 4), {}, r"path must end in .mp4, .gif, .webp, .png, got '.*a.mpg'"),
         ("a", torch.zeros(3, 1, 4, 4), {}, "path must end in"),
         ("a.mp4", torch.zeros(2, 1, 4, 4), {}, r"1 or 3 channels .* got shape \(2, 1, 4, 4\)"),
         ("a.mp4", torch.zeros(3, 0, 4, 4), {}, r"at least one pixel, got shape \(3, 0, 4, 4\)"),
         ("a.mp4", torch.full((3, 1, 4, 4), float("nan")), {}, "must be finite, got 48 other values"),
         ("a.mp4", torch.zeros(3, 1, 4, 4), {"fps": 0}, "fps must be positive, got 0"),
+        ("a.mp4", torch.zeros(3, 1, 4, 4), {"fps": 1e-9}, "fps must be at least 0.00001, got 1e-09"),
         ("a.gif", torch.zeros(3, 1, 4, 4), {"fps": 60}, "at most 50 in a GIF, got 60"),
         ("a.mp4", torch.zeros(3, 1, 4, 4), {"scale": 0}, "scale must be at least 1, got 0"),
     ],

@@ -1,5 +1,7 @@
 """Guidance against its formula, its fixed points and the other convention."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -59,3 +61,20 @@ def test_guidance_composes_with_sampling() -> None:
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"low must not be above high, got 0\.8 and 0\.2"):
         interval(2.0, 0.8, 0.2)
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf])
+def test_scales_that_are_not_finite_are_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match=f"scale must be finite, got {scale}"):
+        cfg(conditional, unconditional, scale)
+    with pytest.raises(ValueError, match=f"scale must be finite, got {scale}"):
+        interval(scale, 0.2, 0.8)
+    with pytest.raises(ValueError, match="low must not be above high, got nan and 1"):
+        interval(1.0, math.nan, 1.0)
+
+
+@pytest.mark.graph  # run-time shape checks off, as for users
+def test_predictions_that_only_broadcast_are_refused() -> None:
+    guided = cfg(lambda x, t: x, lambda x, t: x[:1], 2.0)
+    with pytest.raises(ValueError, match=r"conditional gives shape \(4, 3\), but unconditional \(1, 3\)"):
+        guided(torch.zeros(4, 3), Rows(torch.tensor([0.5])))

@@ -73,3 +73,12 @@ def test_dense_rows_per_sample() -> None:
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"mask must hold torch\.bool, got torch\.float32"):
         Known(Rows(torch.ones(1)), torch.zeros(1, 1))
+
+
+@pytest.mark.graph  # run-time shape checks off, as for users
+def test_states_and_levels_that_only_broadcast_are_refused() -> None:
+    known = Known(Rows(torch.tensor([True])), torch.zeros(4, 3))
+    with pytest.raises(ValueError, match=r"x has shape \(4, 1\), but the known values have \(4, 3\)"):
+        known.apply(torch.zeros(4, 1))
+    with pytest.raises(ValueError, match=r"t has shape \(2,\), but the mask has rows of shape \(1,\)"):
+        known.levels(torch.zeros(2))

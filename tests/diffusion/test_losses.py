@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tubelet.diffusion import masked_mean, squared_error
+from tubelet.diffusion import Process, masked_mean, squared_error
+from tubelet.layout import Rows
 
 
 def test_masked_mean_of_squared_errors_equals_numpy() -> None:
@@ -42,3 +43,22 @@ def test_shapes_that_only_broadcast_are_refused():
         masked_mean(torch.ones(3, 5), torch.ones(5, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"\(4, 1\).*\(4, 3\)"):
         squared_error(torch.ones(4, 1), torch.ones(4, 3))
+    with pytest.raises(ValueError, match=r"\(3,\).*\(4, 3\)"):
+        squared_error(torch.ones(4, 3), torch.ones(4, 3), torch.ones(3, dtype=torch.bool))
+
+
+def test_what_is_masked_reaches_no_gradient_of_a_prediction() -> None:
+    prediction = torch.tensor([[1.0], [2.0], [3.0]], requires_grad=True)
+    x0 = torch.tensor([[0.0], [0.0], [float("nan")]])
+    mask = torch.tensor([True, True, False])
+    loss = Process().loss(prediction, x0, torch.zeros(3, 1), Rows(torch.tensor([0.5])), mask)
+    loss.backward()
+    assert loss.item() == 2.5
+    assert prediction.grad is not None
+    assert prediction.grad.flatten().tolist() == [1.0, 2.0, 0.0]
+
+
+def test_an_empty_batch_is_refused() -> None:
+    for mask in (None, torch.zeros(0, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"empty, got shape \(0,\)"):
+            masked_mean(torch.zeros(0), mask)

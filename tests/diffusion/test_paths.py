@@ -1,6 +1,7 @@
 """Paths against the published tables, diffusers' schedules, closed forms and finite differences."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -133,6 +134,33 @@ def test_derivative_at_an_index_is_the_one_from_below() -> None:
     assert abs(float(above - below)) > 0.1
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "product", "up", "down"])
+def test_float32_times_of_indices_have_the_derivative_from_below(rounding: str) -> None:
+    """All 1000 indices of a table with a kink at each, against the slope of the interval below in closed form."""
+    drops = torch.where(torch.arange(1000) % 2 == 0, 0.003, 0.001).double()
+    path = VP((-drops.cumsum(0)).exp())
+    index = torch.arange(1000)
+    t = (index.float() + 1) / 1000 if rounding != "product" else (index.float() + 1) * torch.tensor(0.001)
+    if rounding in ("up", "down"):
+        t = torch.nextafter(t, torch.tensor(2.0 if rounding == "up" else 0.0))
+    table = path.alphas_cumprod
+    snr = torch.logit(table)
+    speed = 1000 * table.sqrt() * (1 - table).sqrt() / 2 * -snr.diff(prepend=snr[:1])
+    speed[0] = 1000 * torch.acos(table[0].sqrt())
+    torch.testing.assert_close(path.sigma_dot(t).double(), table.sqrt() * speed, rtol=1e-5, atol=0)
+    torch.testing.assert_close(path.alpha_dot(t).double(), -(1 - table).sqrt() * speed, rtol=1e-5, atol=0)
+    exact = (index.double() + 1) / 1000
+    torch.testing.assert_close(path.sigma_dot(t).double(), path.sigma_dot(exact), rtol=1e-6, atol=0)
+    torch.testing.assert_close(path.sigma(t).double(), (1 - table).sqrt(), rtol=1e-6, atol=0)
+
+
+def test_autograd_equals_the_derivative_at_indices_too() -> None:
+    path = VP.linear()
+    t = (torch.tensor([1.0, 250.0, 333.0, 999.0], dtype=torch.float64) / 1000).requires_grad_()
+    (slope,) = torch.autograd.grad(path.sigma(t).sum(), t)
+    torch.testing.assert_close(slope, path.sigma_dot(t.detach()), rtol=1e-9, atol=0)
+
+
 def test_shape_and_dtype_are_those_of_t() -> None:
     t = torch.rand(2, 3, dtype=torch.float32)
     for path in PATHS.values():
@@ -145,12 +173,14 @@ def test_shape_and_dtype_are_those_of_t() -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ([0.5], "at least 2 entries, got 1"),
+        ([0.5], r"at least 2 entries .* got shape \(1,\)"),
+        ([[0.9, 0.5], [0.3, 0.1]], r"at least 2 entries on one axis, got shape \(2, 2\)"),
         ([1.0, 0.5], "got 1.0 and 0.5"),
         ([0.5, -0.1], "got 0.5 and"),
         ([0.9, 0.5, 0.6, 0.1], "got 0.5 and 0.6000.* at 1 and 2"),
     ],
 )
-def test_bad_tables_are_refused(table: list[float], message: str) -> None:
+@pytest.mark.graph  # without the shape checker, which would refuse some of these first
+def test_bad_tables_are_refused(table: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"alphas_cumprod.*{message}"):
         VP(torch.tensor(table))

@@ -12,6 +12,7 @@ from tubelet.diffusion import (
     VP,
     Coefficients,
     Prediction,
+    Process,
     RectifiedFlow,
     coefficients,
     from_x0_eps,
@@ -132,3 +133,51 @@ def test_bad_input_is_refused() -> None:
             fn()
     with pytest.raises(ValueError, match=r"rows has 3 values .* batch is 2"):
         level(Rows(torch.zeros(3)), x)
+
+
+@pytest.mark.graph  # run-time shape checks off, as for users
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            Rows(torch.zeros(3), torch.zeros(4, dtype=torch.long)),
+            r"index of shape \(4,\), .* tokens have shape \(2, 3\)",
+        ),
+        (Rows(torch.zeros(3), torch.zeros(1, 2, dtype=torch.long)), r"index of shape \(1, 2\), .* shape \(2, 3\)"),
+        (Rows(torch.zeros(2, 3)), r"scalars \(r,\), got values of shape \(2, 3\)"),
+    ],
+)
+def test_rows_of_other_tokens_are_refused(rows: Rows, message: str) -> None:
+    x = torch.zeros(2, 3)
+    process = Process(prediction="v")
+    for fn in (process.noise, process.target, process.split, process.velocity):
+        with pytest.raises(ValueError, match=message):
+            fn(x, x, rows)
+
+
+@pytest.mark.graph
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(2, 1), (1, 3), (2, 2, 3)])
+def test_noise_and_predictions_that_only_broadcast_are_refused(kind: Prediction, shape: tuple[int, ...]) -> None:
+    process, x, t = Process(prediction=kind), torch.zeros(2, 3), Rows(torch.tensor([0.5]))
+    for fn in (
+        lambda y: process.noise(x, y, t),
+        lambda y: process.target(x, y, t),
+        lambda y: process.split(y, x, t),
+        lambda y: process.velocity(y, x, t),
+    ):
+        with pytest.raises(ValueError, match=r"\(2, 3\).*has \(" + ", ".join(map(str, shape))):
+            fn(torch.zeros(shape))
+
+
+@pytest.mark.graph
+def test_the_checks_do_not_break_a_graph() -> None:
+    process = Process(prediction="v")
+
+    def noised(x: torch.Tensor, t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        rows = Rows(t, index)
+        return process.velocity(process.noise(x, x, rows), x, rows)
+
+    x, t, index = torch.randn(4, 2), torch.rand(3), torch.tensor([0, 2, 2, 1])
+    compiled = torch.compile(noised, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, t, index), noised(x, t, index))

@@ -18,10 +18,12 @@ from tubelet.diffusion import (
     discrete,
     from_x0_eps,
     logit_normal,
+    noise_like,
+    sample,
     shift_warp,
     uniform,
 )
-from tubelet.layout import Rows
+from tubelet.layout import Grid, Rows, TokenLayout
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -156,8 +158,11 @@ def test_a_process_travels_to_workers() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: shift_warp(0.0), "shift must be above 0, got 0.0"),
-        (lambda: logit_normal(0.0, -1.0), "std must be above 0, got -1.0"),
+        (lambda: shift_warp(0.0), "shift must be above 0 and finite, got 0.0"),
+        (lambda: shift_warp(math.inf), "shift must be above 0 and finite, got inf"),
+        (lambda: logit_normal(0.0, -1.0), "std must be above 0 and finite, got -1.0"),
+        (lambda: logit_normal(0.0, math.inf), "std must be above 0 and finite, got inf"),
+        (lambda: logit_normal(math.nan, 1.0), "mean must be finite, got nan"),
         (lambda: discrete(0), "steps must be at least 1, got 0"),
         (lambda: Process().times(0), "steps must be at least 1, got 0"),
     ],
@@ -165,3 +170,20 @@ def test_a_process_travels_to_workers() -> None:
 def test_bad_input_is_refused(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.graph  # run-time shape checks off, as for users
+def test_integers_are_refused_where_they_would_round_the_noise_away() -> None:
+    whole, x, half = torch.full((2, 2), 255, dtype=torch.uint8), torch.zeros(2, 2), Rows(torch.tensor([0.5]))
+    with pytest.raises(ValueError, match=r"floating-point, got torch.float32 and torch.uint8"):
+        Process().noise(whole, x, half)
+    with pytest.raises(ValueError, match=r"floating-point, got torch.int64 and torch.float32"):
+        Process(path=VP.linear()).noise(x, x, Rows(torch.tensor([499])))
+    with pytest.raises(ValueError, match=r"noise must be floating-point, got torch.uint8"):
+        sample(lambda x, t: x, whole, Process().times(1), process=Process())
+    with pytest.raises(ValueError, match=r"dtype must be floating-point, got torch.int64"):
+        Process().draw_times(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"dtype must be floating-point, got torch.int64"):
+        noise_like(TokenLayout.dense(1, Grid(1, 1, 1)), 1, [0], dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"prediction must be one of .* got 'noise'"):
+        Process(prediction="noise")

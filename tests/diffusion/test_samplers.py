@@ -1,6 +1,7 @@
 """Samplers against diffusers' schedulers, against Gaussians solved in closed form, and for what they must not touch."""
 
 import itertools
+import math
 import subprocess
 import sys
 from functools import partial
@@ -23,6 +24,7 @@ from tubelet.diffusion import (
     euler_step,
     from_x0_eps,
     heun_step,
+    hold,
     one_row,
     sample,
     shift_warp,
@@ -283,9 +285,36 @@ def test_every_step_compiles_whole_and_once() -> None:
 
 def test_bad_input_is_refused() -> None:
     x, t = torch.zeros(2, 1), one_row(torch.tensor(0.5))
-    with pytest.raises(ValueError, match=r"times needs at least 2 .* got 1"):
+    with pytest.raises(ValueError, match=r"times needs at least 2 .* got \(1,\)"):
         sample(network(0, 1), x, torch.ones(1), process=Process())
+    for bad in ([1.0, math.nan], [1.2, 0.0], [0.5, -0.1], [math.inf, 0.0]):
+        with pytest.raises(ValueError, match=r"times must lie in \[0, 1\], got \["):
+            sample(network(0, 1), x, torch.tensor(bad), process=Process())
     with pytest.raises(ValueError, match=r"eta must lie in .* got 1\.5"):
         ddim_step(network(0, 1), x, t, t, Process(), eta=1.5)
     with pytest.raises(ValueError, match=r"noise=None and eta=0\.5"):
         ddim_step(network(0, 1), x, t, t, Process(), eta=0.5)
+
+
+@pytest.mark.graph  # run-time shape checks off, as for users
+@pytest.mark.parametrize("step", [euler_step, heun_step, ddim_step])
+def test_denoisers_that_change_the_shape_are_refused(step: SamplerStep) -> None:
+    x, t, s = torch.zeros(4, 3), one_row(torch.tensor(0.5)), one_row(torch.tensor(0.25))
+    with pytest.raises(ValueError, match=r"x has shape \(4, 3\), but prediction has \(4, 1\)"):
+        step(lambda x, t: x[:, :1], x, t, s, Process())
+
+
+@pytest.mark.graph
+def test_fresh_noise_of_another_shape_is_refused() -> None:
+    x, t, s = torch.zeros(4, 3), one_row(torch.tensor(0.5)), one_row(torch.tensor(0.25))
+    with pytest.raises(ValueError, match=r"noise gives shape \(1, 3\), but x has \(4, 3\)"):
+        ddim_step(lambda x, t: x, x, t, s, Process(), eta=1.0, noise=iter([torch.zeros(1, 3)]))
+    with pytest.raises(ValueError, match=r"x has shape \(4, 3\), but the new state has \(4, 1\)"):
+        hold(x, x[:, :1], t, s)
+
+
+def test_times_may_round_beyond_one_and_are_not_read_elsewhere() -> None:
+    start = torch.zeros(2, 1)
+    sample(lambda x, t: x, start, torch.tensor([1 + 1e-7, 0.5, 0.0]), process=Process())
+    meta = sample(lambda x, t: x, start.to("meta"), torch.tensor([7.0, 0.0], device="meta"), process=Process())
+    assert meta.device.type == "meta"

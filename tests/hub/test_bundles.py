@@ -70,6 +70,11 @@ def test_own_classes_are_passed_by_name_and_integers_keep_their_dtype(tmp_path, 
         hub.load_bundle(file, {"vae": Scale})
 
 
+def test_a_bundle_of_integers_is_refused(tmp_path, models):
+    with pytest.raises(ValueError, match=r"dtype must be floating-point, got torch\.int8"):
+        hub.save_bundle(tmp_path / "b", models, dtype=torch.int8)
+
+
 def test_names_that_begin_alike_stay_apart(tmp_path):
     models = {"a": Scale(ScaleConfig(2)), "a_b": Scale(ScaleConfig(4))}
     file = hub.save_bundle(tmp_path / "b", models)
@@ -98,6 +103,22 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, models):
     with pytest.raises(ValueError, match=r"must have a dataclass instance as .config"):
         hub.save_bundle(file, {"linear": nn.Linear(1, 1)})
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("{", "is damaged"),
+        ("[]", r"must describe a model, got \[\]"),
+        ('{"format_version": 1, "models": [], "metadata": {}}', r"has \[\] as models, expected a dict"),
+        ('{"format_version": 1, "models": {"a": 3}, "metadata": {}}', "b: a must describe a model, got 3"),
+    ],
+)
+def test_a_damaged_description_names_the_file(tmp_path, header, message):
+    save_file({"x": torch.zeros(1)}, tmp_path / "b", metadata={"tubelet_bundle": header})
+    with pytest.raises(ValueError, match=message) as caught:
+        hub.load_bundle(tmp_path / "b")
+    assert str(tmp_path / "b") in str(caught.value)
 
 
 def test_bad_names_and_other_files(tmp_path, models):

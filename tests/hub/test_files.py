@@ -140,6 +140,59 @@ def test_what_is_not_there_is_said(tmp_path, model):
         hub.load(folder, Stack)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", b"{", r"config\.json is damaged"),
+        ("config.json", b"\xff\xfe", r"config\.json is damaged .* codec"),
+        ("config.json", b"[1]", r"config\.json must describe a model, got \[1\]"),
+        ("model.safetensors", b"", r"model\.safetensors is no safetensors file"),
+        ("model.safetensors", b"\xff" * 64, r"model\.safetensors is no safetensors file"),
+        ("model.safetensors.index.json", b"{", r"index\.json is damaged"),
+        ("model.safetensors.index.json", b"{}", r"index\.json is damaged .* lacks 'weight_map'"),
+        ("model.safetensors.index.json", b'{"weight_map": [1]}', r"index\.json is damaged"),
+    ],
+)
+def test_a_damaged_folder_names_the_file_and_the_cause(tmp_path, model, file, content, message):
+    folder = hub.save(model, tmp_path / "model")
+    (folder / file).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        hub.load(folder, Stack)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": [8]}, r"config\.json has \[8\] as config, expected a dict"),
+        ({"metadata": "x"}, r"config\.json has 'x' as metadata, expected a dict"),
+        ({"_class": 3}, r"config\.json has 3 as _class, expected a str"),
+        ({"config": {"width": "8"}}, r"model: config\.width must be int"),
+    ],
+)
+def test_a_description_of_other_types_names_the_file(tmp_path, model, changes, message):
+    folder = hub.save(model, tmp_path / "model")
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(data | changes))
+    with pytest.raises(ValueError, match=message):
+        hub.load(folder, Stack)
+
+
+def test_the_name_that_the_format_keeps_is_refused(tmp_path, model):
+    model.register_buffer("__metadata__", torch.zeros(1))
+    with pytest.raises(ValueError, match="Stack has a tensor named '__metadata__'"):
+        hub.save(model, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_model_of_parts_is_sent_to_save_bundle(tmp_path):
+    class Parts(torch.nn.Module):
+        def parts(self):
+            return {}
+
+    with pytest.raises(ValueError, match=r"use save_bundle\(path, model\.parts\(\)\)"):
+        hub.save(Parts(), tmp_path / "model")
+
+
 def test_an_index_cannot_point_outside_nor_at_pickles(tmp_path, model):
     folder = hub.save(model, tmp_path / "model")
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())

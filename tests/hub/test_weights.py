@@ -34,7 +34,9 @@ class Toy(nn.Module):
 def rebuild(model, **options):
     tensors = gather(model)
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    return build(type(model), describe(model), shapes, tensors.__getitem__, options.get("device"), options.get("dtype"))
+    return build(
+        type(model), "memory", describe(model), shapes, tensors.__getitem__, options.get("device"), options.get("dtype")
+    )
 
 
 def test_ties_unsaved_buffers_and_flags_come_back():
@@ -76,7 +78,7 @@ def test_misfits_are_listed_in_one_error():
     model = Toy(ToyConfig())
     shapes = {"embed.weight": (4, 5), "count": (), "other": (1,)}
     with pytest.raises(ValueError, match="do not fit Toy in 3 places") as caught:
-        build(Toy, describe(model), shapes, lambda name: torch.empty(0), None, None)
+        build(Toy, "toy.json", describe(model), shapes, lambda name: torch.empty(0), None, None)
     message = str(caught.value)
     for part in ("missing frozen (2,)", "unexpected other (1,)", "embed.weight is (4, 5), expected (4, 3)"):
         assert part in message
@@ -126,4 +128,4 @@ def test_models_without_a_dataclass_config_are_refused():
     with pytest.raises(ValueError, match=r"Linear must have a dataclass instance as .config, got None"):
         describe(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="must annotate its argument config with a dataclass"):
-        build(nn.Linear, {"config": {}}, {}, lambda name: torch.empty(0), None, None)
+        build(nn.Linear, "linear.json", {"config": {}}, {}, lambda name: torch.empty(0), None, None)

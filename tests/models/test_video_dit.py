@@ -1,6 +1,7 @@
 """The video DiT: packed equals separate, samples never meet, one graph, and its sizes."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.models import VideoDiT, VideoDiTConfig, video_dit_b, video_dit_digits, video_dit_s, video_dit_xl
+from tubelet.models.video_dit import _mean_text
 
 SMALL = VideoDiTConfig(latent_channels=2, dim=32, depth=2, heads=2, text_dim=5, patch=(1, 1, 2), cond_dim=12)
 GRIDS, TEXT = [Grid(2, 2, 1), Grid(1, 1, 3), Grid(3, 1, 2)], [2, 0, 3]  # 4 + 3 + 6 tokens
@@ -133,6 +135,39 @@ def test_nan_in_padding_stays_there() -> None:
     assert torch.equal(got[:13], expected[:13])
 
 
+def test_nan_in_padding_reaches_no_gradient() -> None:
+    model = small()
+    x, known, text, layout, text_layout = inputs(16, 8)
+    t = layout.rows(levels(layout, "sample"), "sample")
+    found = []
+    for filler in (0.0, torch.nan):
+        x[13:], known[13:], text[5:] = filler, filler, filler
+        leaves = [x.clone().requires_grad_(), text.clone().requires_grad_()]
+        loss = model(leaves[0], t, leaves[1], layout, text_layout, known)[:13].square().sum()
+        found.append(torch.autograd.grad(loss, [*leaves, *model.parameters()]))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert not found[1][0][13:].any() and not found[1][1][5:].any()
+
+
+def test_the_pooled_prompt_is_the_mean_of_its_tokens() -> None:
+    """Against a loop, prompts of one token and of none included."""
+    text = torch.randn(6, 5, dtype=torch.float64)
+    got = _mean_text(text, TokenLayout.packed([None] * 4, [1, 3, 0, 2], capacity=6).on("cpu"))
+    expected = torch.stack([text[0], text[1:4].mean(0), torch.zeros(5).double(), text[4:].mean(0)])
+    torch.testing.assert_close(got[:4], expected, rtol=1e-14, atol=0)
+    assert not got[4:].any()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_the_time_embedding_sees_the_scaled_level(scale: float) -> None:
+    model = VideoDiT(dataclasses.replace(SMALL, time_scale=scale), dtype=torch.float64)
+    seen: list[Tensor] = []
+    model.time.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    x, _, text, layout, text_layout = inputs()
+    model(x, layout.rows(torch.tensor([0.0, 0.25, 1.0]), "sample"), text, layout, text_layout)
+    assert seen[0].tolist() == [0.0, 0.25 * scale, scale]
+
+
 def test_order_of_frames_rows_and_columns_matters() -> None:
     """The position codes reach the output: the same values in another order give another result."""
     model = small()
@@ -233,9 +268,18 @@ def test_aot_autograd_traces_forward_and_backward() -> None:
         ({"latent_channels": 0}, ("latent_channels", "0")),
         ({"dim": 48, "heads": 5}, ("dim=48", "heads=5")),
         ({"dim": 48, "heads": 2}, ("dim=48", "32")),
+        ({"depth": 1.5}, ("depth", "1.5")),
+        ({"cond_dim": 0}, ("cond_dim", "0")),
+        ({"mlp_ratio": -1.0}, ("mlp_ratio", "-1.0")),
+        ({"rope_theta": 0.0}, ("rope_theta", "0.0")),
+        ({"time_scale": torch.nan}, ("time_scale", "nan")),
+        ({"patch": (1, 0, 2)}, ("patch", "(1, 0, 2)")),
+        ({"patch": (1, 2)}, ("patch", "(1, 2)")),
+        ({"patch": (1, 2, 0.5)}, ("patch", "0.5")),
     ],
 )
-def test_bad_sizes_name_both_values(change: dict[str, int], names: tuple[str, ...]) -> None:
+@pytest.mark.graph  # without the shape checker, which would refuse some of these first
+def test_bad_sizes_name_both_values(change: dict[str, Any], names: tuple[str, ...]) -> None:
     sizes = {"latent_channels": 2, "dim": 32, "depth": 1, "heads": 2, "text_dim": 4, **change}
     with pytest.raises(ValueError) as caught:
         VideoDiTConfig(**sizes)
@@ -250,6 +294,15 @@ def test_bad_sizes_name_both_values(change: dict[str, int], names: tuple[str, ..
         ({"x": torch.zeros(12, 4)}, ("(12,)", "(13,)")),
         ({"text": torch.zeros(4, 5)}, ("(4,)", "(5,)")),
         ({"text_layout": TokenLayout.packed([None], [5])}, ("3 samples", "text_layout has 1")),
+        ({"text": torch.zeros(5, 4)}, ("text is 4 wide", "text_dim=5")),
+        ({"known": torch.zeros(13, 1)}, ("known", "(13, 1)", "(13, 2)")),
+        ({"known": torch.zeros(1, 2)}, ("known", "(1, 2)", "(13, 2)")),
+        ({"t": Rows(torch.zeros(3))}, ("t has 3 values", "(13,)")),
+        ({"t": Rows(torch.zeros(13))}, ("t has 13 values", "(13,)")),
+        ({"t": Rows(torch.zeros(3), torch.zeros(1, 13, dtype=torch.long))}, ("(1, 13)", "(13,)")),
+        ({"t": TokenLayout.packed([Grid(1, 3, 4)]).rows(torch.zeros(1), "sample")}, ("(12,)", "(13,)")),
+        ({"t": Rows(torch.zeros(1, 2))}, ("t must hold scalars", "(1, 2)")),
+        ({"t": Rows(torch.tensor([500]))}, ("t must hold scalars", "torch.int64")),
     ],
 )
 def test_bad_inputs_name_both_values(change: dict[str, object], names: tuple[str, ...]) -> None:
@@ -258,3 +311,13 @@ def test_bad_inputs_name_both_values(change: dict[str, object], names: tuple[str
     with pytest.raises(ValueError) as caught:
         small()(**given)
     assert all(name in str(caught.value) for name in names), str(caught.value)
+
+
+@pytest.mark.graph
+def test_a_dense_batch_takes_one_level_or_one_an_element() -> None:
+    layout, text_layout = TokenLayout.dense(2, Grid(1, 2, 2)), TokenLayout.dense(2, Grid(1, 1, 1))
+    x, text = torch.zeros(2, 4, 4, dtype=torch.float64), torch.zeros(2, 1, 5, dtype=torch.float64)
+    for rows in (Rows(torch.zeros(1)), layout.rows(torch.zeros(2), "sample")):
+        assert small()(x, rows, text, layout, text_layout).shape == (2, 4, 4)
+    with pytest.raises(ValueError, match=r"t has 4 values .* layout has \(2, 4\)"):
+        small()(x, Rows(torch.zeros(4)), text, layout, text_layout)

@@ -1,5 +1,6 @@
 """Checkpoints: types, atomicity, and exact resume."""
 
+import json
 import math
 import os
 import stat
@@ -78,6 +79,48 @@ def test_places_that_read_alike_do_not_collide(tmp_path):
     state = {"a": {"b": torch.zeros(1)}, "a/b": torch.ones(1), 1: torch.full((1,), 2.0), "1": torch.full((1,), 3.0)}
     loaded = load_checkpoint(save_checkpoint(tmp_path / "a", state))
     assert [loaded["a"]["b"].item(), loaded["a/b"].item(), loaded[1].item(), loaded["1"].item()] == [0, 1, 2, 3]
+
+
+def test_no_name_of_a_tensor_can_take_another_ones_place(tmp_path):
+    one = iter(torch.arange(9.0).split(1))
+    tree = {"a/b#2": next(one), "a": {"b": next(one)}, "a/b": next(one), "a/b#0": next(one), "": next(one)}
+    tree |= {"__metadata__": next(one), "#0": next(one)}
+    loaded = load_checkpoint(save_checkpoint(tmp_path / "a", tree))
+    values = [loaded["a"]["b"] if key == "a" else value for key, value in loaded.items()]
+    assert list(loaded) == list(tree)
+    assert [value.item() for value in values] == list(range(7))
+
+
+def _safetensors(path, metadata, header="{}"):
+    """A file without tensors, with this text as the checkpoint's metadata."""
+    text = header if metadata is None else json.dumps({"__metadata__": {"tubelet_checkpoint": metadata}})
+    path.write_bytes(len(text).to_bytes(8, "little") + text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("{not json", "is damaged .* Expecting property name"),
+        ("[1]", "is damaged .* no attribute 'get'"),
+        ('{"format_version": 1}', "is damaged .* lacks 'state'"),
+        ('{"format_version": 1, "state": {"$tensor": "x"}}', "is damaged .* lacks 'x'"),
+        ('{"format_version": 1, "state": {"$dict": 3}}', "is damaged"),
+        ('{"format_version": 1, "state": [1, 2]}', "is no checkpoint: its state is a list, expected a dict"),
+        ("[" * 100_000, "is damaged"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_cause(tmp_path, metadata, message):
+    with pytest.raises(ValueError, match=rf"broken\.safetensors {message}"):
+        load_checkpoint(_safetensors(tmp_path / "broken.safetensors", metadata))
+
+
+@pytest.mark.parametrize(
+    "header", ["", "[]", '{"x": 1}', '{"x": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}']
+)
+def test_a_header_that_is_no_header_is_named(tmp_path, header):
+    with pytest.raises(ValueError, match=r"broken\.safetensors is no safetensors file"):
+        load_checkpoint(_safetensors(tmp_path / "broken.safetensors", None, header))
 
 
 def test_loaded_tensors_own_their_memory_and_the_file_is_not_private(tmp_path):
@@ -209,3 +252,15 @@ def test_other_parts_are_an_error(tmp_path):
     Checkpoint(tmp_path / "a", model=nn.Linear(1, 1)).save(1)
     with pytest.raises(ValueError, match=r"holds \['model'\], but the run has \['ema', 'model'\]"):
         Checkpoint(tmp_path / "a", model=nn.Linear(1, 1), ema=EMA(nn.Linear(1, 1))).restore()
+
+
+def test_a_state_that_no_run_saved_is_refused(tmp_path):
+    file = save_checkpoint(tmp_path / "a", {"step": 3})
+    with pytest.raises(ValueError, match=r"a holds \['step'\], not the step, parts and rng of a Checkpoint"):
+        Checkpoint(file, model=nn.Linear(1, 1)).restore()
+
+
+@pytest.mark.parametrize("value", [torch.ones(2, 2).to_sparse(), torch.ones(1, dtype=torch.complex128)])
+def test_tensors_that_the_file_cannot_hold_are_named(tmp_path, value):
+    with pytest.raises(ValueError, match=r"state at 'a/b' is a torch\..*, which a checkpoint cannot hold"):
+        save_checkpoint(tmp_path / "a", {"a": {"b": value}})

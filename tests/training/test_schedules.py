@@ -1,5 +1,7 @@
 """Schedules against torch's own schedulers."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -71,3 +73,17 @@ def test_bad_arguments():
         warmup_cosine(0, 10, warmup=11)
     with pytest.raises(ValueError, match=r"warmup \+ decay=12 must be between 0 and steps=10"):
         warmup_linear_decay(0, 10, warmup=6, decay=6)
+
+
+@pytest.mark.parametrize("factor", [-1.0, math.nan, math.inf])
+def test_a_factor_that_would_ruin_the_weights_is_refused(factor: float) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    with pytest.raises(ValueError, match=f"factor must be at least 0 and finite, got {factor}"):
+        set_lr(optimizer, factor)
+
+
+@pytest.mark.parametrize("floor", [-0.1, 3.0, math.nan])
+def test_floors_outside_zero_and_one_are_refused(floor: float) -> None:
+    for schedule in (warmup_cosine, warmup_linear_decay):
+        with pytest.raises(ValueError, match=rf"floor must be in \[0, 1\], got {floor}"):
+            schedule(1, 10, floor=floor)

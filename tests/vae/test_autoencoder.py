@@ -147,6 +147,7 @@ def test_scaling_is_exact_and_inverts() -> None:
     assert torch.equal(copy.scale(z), vae.scale(z))
 
 
+@pytest.mark.graph  # without the shape checker, which would refuse some of these first
 def test_bad_input_is_named() -> None:
     vae = make()
     _, state = vae.encode_chunk(video(1))
@@ -170,6 +171,15 @@ def test_bad_input_is_named() -> None:
         vae.encode_chunk(video(4), state[:2])
     with pytest.raises(ValueError, match=r"std must be positive, not 0\.0"):
         vae.set_latent_stats(torch.zeros(3, dtype=F64), torch.tensor([1.0, 0.0, 2.0], dtype=F64))
+    one, bad = torch.ones(3, dtype=F64), torch.tensor([1.0, torch.nan, torch.inf], dtype=F64)
+    for name, stats in (("mean", (bad, one)), ("std", (one, bad))):
+        with pytest.raises(ValueError, match=rf"{name} must be finite, got \[1\.0, nan, inf\]"):
+            vae.set_latent_stats(*stats)
+    for name, stats in (("mean", (one[:1], one)), ("std", (one, one[:1]))):
+        with pytest.raises(ValueError, match=rf"{name} has shape \(1,\), but there are 3 channels"):
+            vae.set_latent_stats(*stats)
+    assert torch.equal(vae.latent_mean, torch.zeros(3, dtype=F64))
+    assert torch.equal(vae.latent_std, one)
 
 
 def test_is_an_autoencoder_and_constructs_on_meta() -> None:
@@ -210,3 +220,27 @@ def test_learns_a_moving_square() -> None:
     with torch.no_grad():
         mse = (vae(clips) - clips).square().mean().item()
     assert 10 * math.log10(4 / mse) > 15
+
+
+@pytest.mark.graph  # run-time shape checks off, as for users
+def test_latents_that_only_broadcast_are_refused() -> None:
+    vae = make()
+    for fn in (vae.scale, vae.unscale, vae.decode):
+        with pytest.raises(ValueError, match="z must have 3 channels, not 1"):
+            fn(torch.zeros(1, 1, 1, 2, 2, dtype=F64))
+        with pytest.raises(ValueError, match=r"z must be \(b, c, t, h, w\), got shape \(3, 1, 2, 2\)"):
+            fn(torch.zeros(3, 1, 2, 2, dtype=F64))
+    with pytest.raises(ValueError, match=r"video must be \(b, c, t, h, w\), got shape \(2, 1, 8, 8\)"):
+        vae.encode(torch.zeros(2, 1, 8, 8, dtype=F64))
+
+
+@pytest.mark.graph
+def test_a_stream_of_another_size_does_not_go_on() -> None:
+    vae = make()
+    _, state = vae.encode_chunk(torch.zeros(1, 2, 1, 8, 8, dtype=F64))
+    _, after = vae.decode_chunk(torch.zeros(1, 3, 1, 2, 2, dtype=F64))
+    for batch, side in ((2, 8), (1, 16)):
+        with pytest.raises(ValueError, match=r"state has shape \(1, .*\), which does not go on to x of"):
+            vae.encode_chunk(torch.zeros(batch, 2, 4, side, side, dtype=F64), state)
+        with pytest.raises(ValueError, match=r"state has shape \(1, .*\), which does not go on to x of"):
+            vae.decode_chunk(torch.zeros(batch, 3, 1, side // 4, side // 4, dtype=F64), after)

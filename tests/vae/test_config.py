@@ -8,13 +8,18 @@ import pytest
 from tubelet.vae import CausalAutoencoder, CausalAutoencoderConfig, digits
 
 
+@pytest.mark.graph  # without the shape checker, which would refuse some of these first
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"in_channels": 0}, "in_channels must be positive, not 0"),
-        ({"latent_channels": -1}, "latent_channels must be positive, not -1"),
-        ({"temporal": 0}, "temporal must be positive, not 0"),
-        ({"spatial": 0}, "spatial must be positive, not 0"),
+        ({"in_channels": 0}, "in_channels must be a positive whole number, not 0"),
+        ({"latent_channels": -1}, "latent_channels must be a positive whole number, not -1"),
+        ({"temporal": 0}, "temporal must be a positive whole number, not 0"),
+        ({"temporal": 2.5}, "temporal must be a positive whole number, not 2.5"),
+        ({"widths": (8.5, 8)}, "widths"),
+        ({"depths": (1, -1)}, "depths"),
+        ({"decoder_depths": ()}, "depths"),
+        ({"spatial": 0}, "spatial must be a positive whole number, not 0"),
         ({"widths": (8, 8, 8)}, r"widths \(8, 8, 8\) and depths \(2, 2\)"),
         ({"widths": (8, 0)}, r"widths \(8, 0\)"),
         ({"depths": (1, -1)}, r"depths \(1, -1\)"),

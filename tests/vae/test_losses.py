@@ -27,3 +27,9 @@ def test_kl_is_the_mean_over_latent_numbers() -> None:
     prior = Normal(torch.zeros_like(mean), torch.ones_like(mean))
     expected = kl_divergence(Normal(mean, (logvar / 2).exp()), prior).mean()
     torch.testing.assert_close(kl_loss(DiagonalGaussian(mean, logvar)), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.graph  # run-time shape checks off, as for users
+def test_videos_that_only_broadcast_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"decoded has shape \(1, 1, 1, 2, 2\), but video has \(1, 3, 1, 2, 2\)"):
+        reconstruction_loss(torch.zeros(1, 1, 1, 2, 2), torch.zeros(1, 3, 1, 2, 2))

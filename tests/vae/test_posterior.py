@@ -1,5 +1,6 @@
 """The diagonal Gaussian against torch.distributions and diffusers."""
 
+import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.distributions import Normal, kl_divergence
@@ -43,3 +44,9 @@ def test_gradients_reach_both_moments() -> None:
     by_mean, by_logvar = torch.autograd.grad(sample.sum(), (mean, logvar))
     assert by_mean.item() == 1.0
     torch.testing.assert_close(by_logvar, sample.detach() / 2)
+
+
+@pytest.mark.graph  # run-time shape checks off, as for users
+def test_an_odd_number_of_moments_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"even number of channels, got shape \(1, 3, 1, 2, 2\)"):
+        DiagonalGaussian.of(torch.zeros(1, 3, 1, 2, 2))

@@ -1,7 +1,38 @@
 """Attention: patterns as values, one contract (``attend``), backends that say what they can, and plain modules."""
 
+from tubelet.attention.cache import FrameCache
 from tubelet.attention.dispatch import attend, backends, explain
 from tubelet.attention.modules import Attention, CrossAttention
-from tubelet.attention.patterns import Joint
+from tubelet.attention.patterns import (
+    Both,
+    Either,
+    FrameCausal,
+    HeadSplit,
+    Joint,
+    Neighborhood,
+    SlidingTile,
+    Spatial,
+    Strided,
+    Temporal,
+    Window,
+)
 
-__all__ = ["Attention", "CrossAttention", "Joint", "attend", "backends", "explain"]
+__all__ = [
+    "Attention",
+    "Both",
+    "CrossAttention",
+    "Either",
+    "FrameCache",
+    "FrameCausal",
+    "HeadSplit",
+    "Joint",
+    "Neighborhood",
+    "SlidingTile",
+    "Spatial",
+    "Strided",
+    "Temporal",
+    "Window",
+    "attend",
+    "backends",
+    "explain",
+]

@@ -9,9 +9,10 @@ import math
 from jaxtyping import Float
 from torch import Tensor
 
+from tubelet.attention import heads
 from tubelet.attention.backends.reference import ReferenceBackend
 from tubelet.attention.backends.sdpa import SdpaBackend
-from tubelet.attention.patterns import Joint
+from tubelet.attention.patterns import HeadSplit, Joint
 from tubelet.layout import LayoutIndex, TokenLayout
 from tubelet.protocols import AttentionRequest, Backend, Pattern
 
@@ -69,7 +70,7 @@ def attend(
         torch.Size([28, 2, 8])
     """
     request = _request(q, k, v, pattern, layout, kv_layout, scale, bias)
-    return _choose(request, backend).run(q, k, v, request)
+    return heads.run(_choose(request, backend), q, k, v, request)
 
 
 def explain(
@@ -95,7 +96,7 @@ def explain(
         reference  yes
     """
     request = _request(q, k, v, pattern, layout, kv_layout, scale, bias)
-    answers = ((b.name, b.supports(request)) for b in _ORDER)
+    answers = ((b.name, heads.answer(b, request)) for b in _ORDER)
     return "\n".join(f"{name:<10} {'yes' if answer else 'no: ' + answer.reason}" for name, answer in answers)
 
 
@@ -103,12 +104,12 @@ def _choose(request: AttentionRequest, name: str) -> Backend:
     if name != "auto":
         if name not in backends():
             raise ValueError(f"backend={name!r} is unknown; the backends are {', '.join(backends())} and auto")
-        answer = backends()[name].supports(request)
+        answer = heads.answer(backends()[name], request)
         if not answer:
             raise ValueError(f"backend={name!r} cannot serve this request: {answer.reason}")
         return backends()[name]
     for backend in _ORDER:
-        if backend.supports(request):
+        if heads.answer(backend, request):
             return backend
     raise AssertionError("the reference backend serves everything")
 
@@ -129,6 +130,8 @@ def _request(
         index = _rows_of(q, kv_index)
     _check_layouts(q, k, index, kv_index)
     _check_bias(bias, q, k)
+    if isinstance(pattern, HeadSplit) and sum(pattern.heads) != q.shape[-2]:
+        raise ValueError(f"q has {q.shape[-2]} heads, but pattern splits {sum(pattern.heads)}: {pattern}")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     return AttentionRequest(
         pattern, index, kv_index, tuple(q.shape), tuple(k.shape), q.dtype, str(q.device), scale, bias

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tubelet.attention.cache import FrameCache
 from tubelet.attention.dispatch import attend
 from tubelet.attention.patterns import Joint
 from tubelet.layout import LayoutIndex, TokenLayout
@@ -80,14 +81,41 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "*lead d"], layout: Layout = None, rope: Rotary | None = None
     ) -> Float[Tensor, "*lead d"]:
         """Attend inside each sample of ``layout``; ``rope`` rotates queries and keys after their norm."""
+        out = attend(*self._qkv(x, rope), pattern=self.pattern, layout=layout, backend=self.backend)
+        return _project(self.out_proj, out)
+
+    def stream(
+        self, x: Float[Tensor, "*b n d"], cache: FrameCache, tokens: int | None = None, rope: Rotary | None = None
+    ) -> tuple[Float[Tensor, "*b n d"], FrameCache]:
+        """The next frames, of ``tokens`` tokens each, or the text before them (``tokens=None``), and the next cache.
+
+        A text and its frames in any portions equal :meth:`forward` on all of them; ``rope`` holds the rotations of
+        these tokens.
+
+        Raises:
+            ValueError: the cache is for another pattern than the module's, text comes late, or frames are not whole.
+
+        Example:
+            >>> from tubelet.attention.patterns import FrameCausal
+            >>> attention = Attention(16, heads=2, pattern=FrameCausal(window=3))
+            >>> y, cache = attention.stream(torch.randn(1, 8, 16), FrameCache(attention.pattern), tokens=4)
+            >>> y.shape, cache.seen
+            (torch.Size([1, 8, 16]), 2)
+        """
+        if cache.pattern != self.pattern:
+            raise ValueError(f"cache is for {cache.pattern}, but the module attends by {self.pattern}")
+        qkv = self._qkv(x, rope)
+        out, cache = cache.prefix(*qkv) if tokens is None else cache.frames(*qkv, tokens)
+        return _project(self.out_proj, out), cache
+
+    def _qkv(self, x: Tensor, rope: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Projected, normed and rotated."""
         _check_width("x", x, self.q_proj)
         q, k, v = (_split(p(x), self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
-        q, k = q.to(v.dtype), k.to(v.dtype)
-        out = attend(q, k, v, pattern=self.pattern, layout=layout, backend=self.backend)
-        return _project(self.out_proj, out)
+        return q.to(v.dtype), k.to(v.dtype), v
 
     if TYPE_CHECKING:
 

@@ -50,8 +50,8 @@ def count_pairs(pattern: Pattern, layout: TokenLayout, heads: int, device: str =
     """
     kept = layout.kept or (None,) * len(layout.grids)
     samples = zip(layout.grids, layout.text_lengths, kept, strict=True)
-    value: Any = pattern
-    counts = [_count_sample(value, grid, text, places, heads, device) for grid, text, places in samples]
+    count: Any = _count_sample if isinstance(pattern, Hashable) else _count_sample.__wrapped__
+    counts: list[int] = [count(pattern, grid, text, places, heads, device) for grid, text, places in samples]
     return sum(counts)
 
 
@@ -81,9 +81,8 @@ def moved_bytes(tokens: int, heads: int, head_dim: int, itemsize: int, backward:
 
 @lru_cache(maxsize=256)
 def _count_sample(
-    pattern: Hashable, grid: Grid | None, text: int, kept: tuple[int, ...] | None, heads: int, device: str
+    pattern: Pattern, grid: Grid | None, text: int, kept: tuple[int, ...] | None, heads: int, device: str
 ) -> int:
-    assert isinstance(pattern, Pattern)
     if kept is not None or grid is None:
         whole = TokenLayout((grid,), (text,), text + (grid.tokens if grid else 0), False)
         info = (whole if kept is None else whole.keep(kept)).on(device).info()

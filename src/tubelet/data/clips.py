@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tubelet.data.captions import Caption, read_captions
-from tubelet.data.video import VideoInfo, probe_video, read_video
+from tubelet.data.video import VideoInfo, is_size, probe_video, read_video
 
 __all__ = ["Clip", "ClipFolder"]
 
@@ -140,8 +140,8 @@ class ClipFolder(Dataset[Clip]):
             raise ValueError(f"root must be a folder, got {str(self.root)!r}")
         if not self.choices or min(self.choices) < 1:
             raise ValueError(f"frames must be at least 1, got {self.choices}")
-        if self.sizes is not None and (not self.sizes or min(map(min, self.sizes)) < 1):
-            raise ValueError(f"size must be (height, width) of at least 1, got {self.sizes}")
+        if self.sizes is not None and not (self.sizes and all(map(is_size, self.sizes))):
+            raise ValueError(f"size must be (height, width) of at least 1, or a list of such, got {self.sizes}")
         if self.fps is not None and not 0 < self.fps < math.inf:
             raise ValueError(f"fps must be positive, got {self.fps}")
         if self.crop not in ("center", "stretch", "pad", "random"):

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -160,11 +161,16 @@ def _check_request(
         raise ValueError(f"frames must be at least 1, got {frames}")
     if fps is not None and not (0 < fps < math.inf):
         raise ValueError(f"fps must be positive, got {fps}")
-    if size is not None and min(size) < 1:
-        raise ValueError(f"size must be (height, width) of at least 1, got {size}")
+    if size is not None and not is_size(size):
+        raise ValueError(f"size must be (height, width) of at least 1, got {size!r}")
     known = all(0 <= part <= 1 for part in crop) if isinstance(crop, tuple) else crop in ("center", "stretch", "pad")
     if not known:
         raise ValueError(f"crop must be 'center', 'stretch', 'pad' or two fractions in [0, 1], got {crop!r}")
+
+
+def is_size(value: object) -> bool:
+    """Whether ``value`` is a (height, width)."""
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(n, Integral) and int(n) >= 1 for n in value)
 
 
 def _stretch(source: Source, start: float | int | None, start_frame: int | None) -> Iterator[Timed]:
@@ -223,7 +229,9 @@ def _fit(picture: UInt8[Tensor, "c h w"], size: tuple[int, int], crop: Crop) -> 
 def _resize(picture: UInt8[Tensor, "c h w"], size: tuple[int, int]) -> UInt8[Tensor, "c h2 w2"]:
     if tuple(picture.shape[-2:]) == size:
         return picture
-    return functional.interpolate(picture[None], size=size, mode="bilinear", antialias=True)[0]
+    # Interleaved 8-bit channels: torch's antialiasing fails for 8-bit planes at 1×1, and errs for floats at width 1.
+    interleaved = picture[None].contiguous(memory_format=torch.channels_last)
+    return functional.interpolate(interleaved, size=size, mode="bilinear", antialias=True)[0]
 
 
 def _to_float(video: UInt8[Tensor, "3 t h w"], gray: bool) -> Float[Tensor, "c t h w"]:

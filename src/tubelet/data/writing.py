@@ -43,7 +43,8 @@ def write_video(
         scale: enlarge each pixel to ``scale`` by ``scale`` (nearest neighbour), to look at small videos.
 
     Raises:
-        ValueError: another suffix, channel count, empty or non-finite video, or impossible ``fps`` or ``scale``.
+        ValueError: another suffix, channel count, rank or dtype, an empty or non-finite video, or impossible ``fps`` or
+            ``scale``.
         ImportError: PyAV or Pillow is missing (extra ``tubelet[video]``).
 
     Example:
@@ -63,13 +64,22 @@ def write_video(
         raise ValueError(f"fps must be positive, got {fps}")
     if suffix == ".gif" and fps > 50:
         raise ValueError(f"fps may be at most 50 in a GIF, got {fps}")
+    rate = Fraction(fps).limit_denominator(100_000)
+    if not rate:
+        raise ValueError(f"fps must be at least 0.00001, got {fps}")
     levels = to_levels(video, scale)
     with replacing(path) as temporary:
-        writers[suffix](temporary, levels, Fraction(fps).limit_denominator(100_000))
+        writers[suffix](temporary, levels, rate)
 
 
 def to_levels(video: Float[Tensor, "c t h w"], scale: int = 1) -> Levels:
     """8-bit frames ``(t, h, w, c)`` of a video in [-1, 1], each pixel repeated ``scale`` times both ways."""
+    if not video.is_floating_point():
+        raise ValueError(
+            f"a video must hold floats in [-1, 1], got {video.dtype}; of 8-bit levels x it is x / 127.5 - 1"
+        )
+    if video.ndim != 4:
+        raise ValueError(f"a video must be (c, t, h, w), got shape {tuple(video.shape)}")
     if video.shape[0] not in (1, 3) or video.numel() == 0:
         raise ValueError(f"a video needs 1 or 3 channels and at least one pixel, got shape {tuple(video.shape)}")
     if scale < 1:

@@ -4,6 +4,7 @@ Classifier-free guidance (Ho and Salimans, 2022, arXiv:2207.12598) in the conven
 conditional prediction, 0 the unconditional one. (U-ViT writes ``c + s·(c - u)``; its ``s`` is ``scale - 1``.)
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -26,14 +27,23 @@ def cfg(conditional: Denoiser, unconditional: Denoiser, scale: float | Callable[
         unconditional: the denoiser without.
         scale: the guidance scale, or a function from noise levels ``(r,)`` to scales ``(r,)``: :func:`interval`.
 
+    Raises:
+        ValueError: ``scale`` is a number that is not finite; at the call, the two predictions differ in shape.
+
     Example:
         >>> guided = cfg(lambda x, t: x, lambda x, t: 0 * x, 3.0)
         >>> guided(torch.ones(2, 1), Rows(torch.tensor([0.5]))).tolist()
         [[3.0], [3.0]]
     """
+    if not callable(scale) and not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
 
     def guided(x: Float[Tensor, "*lead c"], t: Rows) -> Float[Tensor, "*lead c"]:
         with_condition, without = conditional(x, t), unconditional(x, t)
+        if with_condition.shape != without.shape:
+            raise ValueError(
+                f"conditional gives shape {tuple(with_condition.shape)}, but unconditional {tuple(without.shape)}"
+            )
         difference = with_condition - without
         factor = level(t.map(scale), difference).to(difference.dtype) if callable(scale) else scale
         return without + factor * difference
@@ -45,14 +55,16 @@ def interval(scale: float, low: float, high: float) -> Callable[[Tensor], Tensor
     """``scale`` where the noise level lies in [low, high], 1 elsewhere (Kynkäänniemi et al., 2024, arXiv:2404.07724).
 
     Raises:
-        ValueError: ``low`` is above ``high``.
+        ValueError: ``low`` is above ``high``, or ``scale`` is not finite.
 
     Example:
         >>> interval(4.0, 0.2, 0.8)(torch.tensor([0.1, 0.5, 0.9]))
         tensor([1., 4., 1.])
     """
-    if low > high:
+    if not low <= high:
         raise ValueError(f"low must not be above high, got {low} and {high}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
     return partial(_inside, scale=scale, low=low, high=high)
 
 

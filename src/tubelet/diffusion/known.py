@@ -53,9 +53,22 @@ class Known:
         return level(self.mask, like).expand(like.shape)
 
     def apply(self, x: Shaped[Tensor, "*lead c"]) -> Shaped[Tensor, "*lead c"]:
-        """``x`` with the known values in place."""
+        """``x`` with the known values in place.
+
+        Raises:
+            ValueError: ``x`` has another shape than the values.
+        """
+        if x.shape != self.values.shape:
+            raise ValueError(f"x has shape {tuple(x.shape)}, but the known values have {tuple(self.values.shape)}")
         return torch.where(level(self.mask, x), self.values.to(x.dtype), x)
 
     def levels(self, t: Float[Tensor, "*r"]) -> Rows:
-        """Noise levels: 0 where known, ``t`` (one scalar, or one value per row) elsewhere."""
+        """Noise levels: 0 where known, ``t`` (one scalar, or one value per row) elsewhere.
+
+        Raises:
+            ValueError: ``t`` has more values than one, but not one per row of the mask.
+        """
+        rows = self.mask.values.shape
+        if t.numel() != 1 and t.shape != rows:
+            raise ValueError(f"t has shape {tuple(t.shape)}, but the mask has rows of shape {tuple(rows)}")
         return self.mask.map(lambda known: torch.where(known, torch.zeros_like(t), t))

@@ -27,7 +27,7 @@ def noise_like(
     It is drawn on the CPU, so that every device sees the same numbers.
 
     Raises:
-        ValueError: ``seeds`` and the layout's samples differ in number.
+        ValueError: ``seeds`` and the layout's samples differ in number, or ``dtype`` is not floating-point.
 
     Example:
         >>> from tubelet.layout import Grid
@@ -50,7 +50,7 @@ def noise_stream(
     """Endless fresh noise for stochastic samplers; the first tensor is what :func:`noise_like` returns.
 
     Raises:
-        ValueError: ``seeds`` and the layout's samples differ in number.
+        ValueError: as for :func:`noise_like`.
 
     Example:
         >>> from tubelet.layout import Grid
@@ -58,6 +58,8 @@ def noise_stream(
         >>> bool((next(stream) == next(stream)).any())
         False
     """
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype must be floating-point, got {dtype}")
     if len(seeds) != len(layout.lengths):
         raise ValueError(f"seeds has {len(seeds)} entries, but the layout has {len(layout.lengths)} samples")
     return _draw(layout, channels, seeds, device, dtype)

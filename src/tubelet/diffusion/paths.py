@@ -70,8 +70,8 @@ class VP:
 
     def __post_init__(self) -> None:
         table = self.alphas_cumprod.double()
-        if table.numel() < 2:
-            raise ValueError(f"alphas_cumprod needs at least 2 entries, got {table.numel()}")
+        if table.ndim != 1 or table.numel() < 2:
+            raise ValueError(f"alphas_cumprod needs at least 2 entries on one axis, got shape {tuple(table.shape)}")
         if not 0 <= float(table[-1]) < float(table[0]) < 1:
             raise ValueError(f"alphas_cumprod must run from below 1 to at least 0, got {table[0]} and {table[-1]}")
         steps = table.diff()
@@ -177,7 +177,7 @@ class VP:
     def _factors(self, t: Float[Tensor, "*s"]) -> tuple[Tensor, Tensor, Tensor]:
         """Alpha, sigma and the derivative of the angle ``atan2(sigma, alpha)``, in float64."""
         table = self.alphas_cumprod.to(t.device, non_blocking=True)
-        place = t.double() * self.steps - 1
+        place = self._place(t)
         low = (place.ceil() - 1).clamp(0, self.steps - 2).long()
         before, after = table[low], table[low + 1]
         start, end = _log_snr(before), _log_snr(torch.where(after > 0, after, before))
@@ -195,6 +195,14 @@ class VP:
         sigma = torch.where(head, angle.sin(), torch.where(tail, rest.cos(), sigma))
         speed = torch.where(head, first, torch.where(tail, last, speed / self.steps)) * self.steps
         return alpha, sigma, speed
+
+    def _place(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """Where ``t`` lies on the table, in float64: an index itself within 4 ulp of it; the slope is N throughout."""
+        scaled = t.double() * self.steps
+        near = scaled.detach().round()
+        gap = near - scaled.detach()
+        exact = gap.abs() <= 4 * torch.finfo(t.dtype).eps * scaled.detach().abs()
+        return scaled + torch.where(exact, gap, 0) - 1
 
 
 def _log_snr(signal: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:

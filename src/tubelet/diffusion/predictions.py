@@ -51,14 +51,14 @@ def level(rows: Rows, like: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         ``(*lead, 1)``, or ``(b, 1, ...)``, or ``(1, ..., 1)``.
 
     Raises:
-        ValueError: ``rows`` without an index hold neither one row nor one per batch element of ``like``.
+        ValueError: ``rows`` hold no scalars, their index has another shape than the first axes of ``like``, or without
+            an index they hold neither one row nor one per batch element of ``like``.
 
     Example:
         >>> level(Rows(torch.tensor([0.1, 0.2])), torch.zeros(2, 5, 3)).shape
         torch.Size([2, 1, 1])
     """
-    if rows.index is None and rows.values.shape[0] not in (1, like.shape[0]):
-        raise ValueError(f"rows has {rows.values.shape[0]} values without an index, but the batch is {like.shape[0]}")
+    _check_rows(rows, like)
     values = rows.values if rows.index is None else rows.values[rows.index]
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
@@ -68,11 +68,16 @@ def coefficients(path: Path, t: Rows, like: Float[Tensor, "..."]) -> Coefficient
 
     They are computed per row, in the widest of float32 and the dtypes of ``t`` and ``like``.
 
+    Raises:
+        ValueError: ``t`` or ``like`` hold integers (the time of an index is ``path.time(index)``), or they do not fit.
+
     Example:
         >>> from tubelet.diffusion import RectifiedFlow
         >>> coefficients(RectifiedFlow(), Rows(torch.tensor([0.25])), torch.zeros(7, 3)).alpha
         tensor([[0.7500]])
     """
+    if not (t.values.is_floating_point() and like.is_floating_point()):
+        raise ValueError(f"noise levels and data must be floating-point, got {t.values.dtype} and {like.dtype}")
     dtype = torch.promote_types(torch.promote_types(t.values.dtype, like.dtype), torch.float32)
     times = t.map(lambda values: values.to(dtype))
     functions = (path.alpha, path.sigma, path.alpha_dot, path.sigma_dot)
@@ -131,6 +136,19 @@ def from_x0_eps(
     if kind == "velocity":
         return at.alpha_dot * x0 + at.sigma_dot * eps
     raise _unknown(kind)
+
+
+def _check_rows(rows: Rows, like: Tensor) -> None:
+    """Refuse rows that would broadcast against ``like`` in another way than one row a token or a batch element."""
+    if rows.values.ndim != 1:
+        raise ValueError(f"rows must hold scalars (r,), got values of shape {tuple(rows.values.shape)}")
+    if rows.index is not None:
+        if rows.index.shape != like.shape[: rows.index.ndim]:
+            raise ValueError(
+                f"rows has an index of shape {tuple(rows.index.shape)}, but the tokens have shape {tuple(like.shape)}"
+            )
+    elif rows.values.shape[0] not in (1, like.shape[0]):
+        raise ValueError(f"rows has {rows.values.shape[0]} values without an index, but the batch is {like.shape[0]}")
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

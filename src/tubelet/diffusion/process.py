@@ -4,10 +4,11 @@
 training (``draw_times``) and sampling (``times``) alike, once. Shapes: patches ``(*lead, c)``, noise levels ``Rows``.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -62,14 +63,14 @@ def shift_warp(shift: float) -> Callable[[Tensor], Tensor]:
     """The warp ``t -> s·t / (1 + (s - 1)·t)`` towards noise for ``s > 1`` (arXiv:2403.03206, equation 23).
 
     Raises:
-        ValueError: ``shift`` is not positive.
+        ValueError: ``shift`` is not positive and finite.
 
     Example:
         >>> shift_warp(3.0)(torch.tensor([0.0, 0.5, 1.0]))
         tensor([0.0000, 0.7500, 1.0000])
     """
-    if not shift > 0:
-        raise ValueError(f"shift must be above 0, got {shift}")
+    if not 0 < shift < math.inf:
+        raise ValueError(f"shift must be above 0 and finite, got {shift}")
     return partial(_shift, shift=shift)
 
 
@@ -87,15 +88,17 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> Density:
     """Times ``sigmoid(z)`` with ``z`` normal, dense in the middle (arXiv:2403.03206, equation 19).
 
     Raises:
-        ValueError: ``std`` is not positive.
+        ValueError: ``std`` is not positive and finite, or ``mean`` not finite.
 
     Example:
         >>> times = logit_normal()((1000,), torch.Generator().manual_seed(0))
         >>> bool((times.median() - 0.5).abs() < 0.05)
         True
     """
-    if not std > 0:
-        raise ValueError(f"std must be above 0, got {std}")
+    if not 0 < std < math.inf:
+        raise ValueError(f"std must be above 0 and finite, got {std}")
+    if not math.isfinite(mean):
+        raise ValueError(f"mean must be finite, got {mean}")
     return partial(_logit_normal, mean=mean, std=std)
 
 
@@ -125,6 +128,9 @@ class Process:
         density: how even training times are drawn, before the warp.
         weight: the loss weight of each noise level, after the warp.
 
+    Raises:
+        ValueError: ``prediction`` is not a :data:`Prediction`.
+
     Example:
         >>> process = Process(warp=shift_warp(3.0), density=logit_normal())
         >>> process.times(2)
@@ -141,6 +147,10 @@ class Process:
     density: Density = uniform
     weight: Callable[[Tensor], Tensor] = constant
 
+    def __post_init__(self) -> None:
+        if self.prediction not in get_args(Prediction):
+            raise ValueError(f"prediction must be one of {get_args(Prediction)}, got {self.prediction!r}")
+
     def draw_times(
         self,
         shape: int | tuple[int, ...],
@@ -151,10 +161,15 @@ class Process:
     ) -> Float[Tensor, "..."]:
         """Training times of the given shape: warped draws of the density, made where the generator is.
 
+        Raises:
+            ValueError: ``dtype`` is not floating-point.
+
         Example:
             >>> Process().draw_times((2, 3)).shape
             torch.Size([2, 3])
         """
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype must be floating-point, got {dtype}")
         drawn = self.density((shape,) if isinstance(shape, int) else shape, generator=generator)
         return self.warp(drawn).to(device=device, dtype=dtype)
 
@@ -177,10 +192,14 @@ class Process:
     def noise(self, x0: Float[Tensor, "*s"], noise: Float[Tensor, "*s"], t: Rows) -> Float[Tensor, "*s"]:
         """``x_t = alpha·x0 + sigma·noise``, in the dtype of ``x0``; where ``t`` is 0 the data exactly.
 
+        Raises:
+            ValueError: ``x0``, ``noise`` and ``t`` do not fit each other; so do the methods below.
+
         Example:
             >>> Process().noise(torch.zeros(2, 1), torch.ones(2, 1), Rows(torch.tensor([0.25]))).tolist()
             [[0.25], [0.25]]
         """
+        _check_shapes(x0=x0, noise=noise)
         at = coefficients(self.path, t, x0)
         return (at.alpha * x0 + at.sigma * noise).to(x0.dtype)
 
@@ -191,6 +210,7 @@ class Process:
             >>> Process(prediction="x0").target(torch.zeros(1, 1), torch.ones(1, 1), Rows(torch.tensor([0.5])))
             tensor([[0.]])
         """
+        _check_shapes(x0=x0, noise=noise)
         return from_x0_eps(self.prediction, x0, noise, coefficients(self.path, t, x0))
 
     def split(
@@ -202,6 +222,7 @@ class Process:
             >>> Process().split(torch.tensor([[2.0]]), torch.tensor([[1.5]]), Rows(torch.tensor([0.25])))
             (tensor([[1.]]), tensor([[3.]]))
         """
+        _check_shapes(x=x, prediction=prediction)
         return to_x0_eps(self.prediction, prediction, x, coefficients(self.path, t, x))
 
     def velocity(self, prediction: Float[Tensor, "*s"], x: Float[Tensor, "*s"], t: Rows) -> Float[Tensor, "*s"]:
@@ -211,6 +232,7 @@ class Process:
             >>> Process(prediction="x0").velocity(torch.zeros(1, 1), torch.ones(1, 1), Rows(torch.tensor([0.5])))
             tensor([[2.]])
         """
+        _check_shapes(x=x, prediction=prediction)
         if self.prediction == "velocity":
             return prediction
         at = coefficients(self.path, t, x)
@@ -232,7 +254,7 @@ class Process:
             x0: data.
             noise: the noise that was mixed in.
             t: noise levels.
-            mask: True where a token counts; leave out padding and known frames.
+            mask: True where a token counts; leave out padding and known frames, which may hold anything.
             weights: further weights per row, such as one per sample. The mean divides by tokens, not by weights.
 
         Example:
@@ -240,11 +262,18 @@ class Process:
             >>> Process().loss(torch.tensor([[1.0], [3.0]]), x0, noise, t, mask=torch.tensor([True, False]))
             tensor(0.)
         """
-        error = squared_error(prediction, self.target(x0, noise, t))
+        error = squared_error(prediction, self.target(x0, noise, t), mask)
         error = error * level(t.map(self.weight), error)
         if weights is not None:
             error = error * level(weights, error)
         return masked_mean(error, mask)
+
+
+def _check_shapes(**tensors: Tensor) -> None:
+    """Refuse what would broadcast: a noise or a prediction of one channel, of one token."""
+    (first, a), (second, b) = tensors.items()
+    if a.shape != b.shape:
+        raise ValueError(f"{first} has shape {tuple(a.shape)}, but {second} has {tuple(b.shape)}")
 
 
 def _shift(t: Tensor, shift: float) -> Tensor:

@@ -22,15 +22,23 @@ from tubelet.protocols import Denoiser, SamplerStep
 
 __all__ = ["ddim_step", "euler_step", "heun_step", "hold", "one_row", "sample"]
 
+_ROUNDING = 1e-6
+"""How far a warp may round above 1."""
+
 
 def hold(x: Float[Tensor, "*s"], new: Float[Tensor, "*s"], t: Rows, s: Rows) -> Float[Tensor, "*s"]:
     """``new`` in the dtype of ``x``, and ``x`` itself, bit for bit, where the noise level does not change.
+
+    Raises:
+        ValueError: ``new`` has another shape than ``x``, as after a denoiser that changes it.
 
     Example:
         >>> t, s = (Rows(torch.tensor(v), torch.tensor([0, 1])) for v in ([0.0, 0.9], [0.0, 0.8]))
         >>> hold(torch.ones(2, 1), torch.full((2, 1), 5.0), t, s).tolist()
         [[1.0], [5.0]]
     """
+    if new.shape != x.shape:
+        raise ValueError(f"x has shape {tuple(x.shape)}, but the new state has {tuple(new.shape)}")
     return torch.where(level(t, x) == level(s, x), x, new.to(x.dtype))
 
 
@@ -93,7 +101,7 @@ def ddim_step(
         noise: where fresh noise comes from, such as :func:`~tubelet.diffusion.noise_stream`.
 
     Raises:
-        ValueError: ``eta`` is outside [0, 1], or above 0 without ``noise``.
+        ValueError: ``eta`` is outside [0, 1], or above 0 without ``noise`` of the shape of ``x``.
 
     Example:
         >>> t, s = Rows(torch.tensor([1.0])), Rows(torch.tensor([0.5]))
@@ -111,7 +119,10 @@ def ddim_step(
     spread = (here.sigma**2 - (here.alpha * there.sigma / there.alpha) ** 2).clamp(min=0)
     deviation = eta * there.sigma * spread.sqrt() / torch.where(here.sigma == 0, 1, here.sigma)
     kept = (there.sigma**2 - deviation**2).clamp(min=0).sqrt()
-    return hold(x, there.alpha * x0 + kept * eps + deviation * next(noise), t, s)
+    fresh = next(noise)
+    if fresh.shape != x.shape:
+        raise ValueError(f"noise gives shape {tuple(fresh.shape)}, but x has {tuple(x.shape)}")
+    return hold(x, there.alpha * x0 + kept * eps + deviation * fresh, t, s)
 
 
 def one_row(t: Float[Tensor, ""]) -> Rows:
@@ -149,7 +160,8 @@ def sample(
         The state at ``times[-1]``.
 
     Raises:
-        ValueError: ``times`` has fewer than two entries.
+        ValueError: ``noise`` holds integers, or ``times`` is no list of two or more, or leaves [0, 1] (looked at on the
+            CPU only: reading times on another device would stall it).
 
     Example:
         >>> process = Process()
@@ -157,8 +169,9 @@ def sample(
         >>> sample(towards_two, torch.zeros(2, 1), process.times(4), process=process).tolist()
         [[2.0], [2.0]]
     """
-    if times.numel() < 2:
-        raise ValueError(f"times needs at least 2 entries, a start and an end, got {times.numel()}")
+    if not noise.is_floating_point():
+        raise ValueError(f"noise must be floating-point, got {noise.dtype}")
+    _check_times(times)
     levels = [(rows or one_row)(time) for time in times.unbind()]
     x = noise
     for number, (t, s) in enumerate(itertools.pairwise(levels)):
@@ -166,3 +179,12 @@ def sample(
         if callback is not None:
             callback(number, x)
     return x
+
+
+def _check_times(times: Tensor) -> None:
+    if times.ndim != 1 or times.numel() < 2:
+        raise ValueError(f"times needs at least 2 entries on one axis, a start and an end, got {tuple(times.shape)}")
+    if times.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if not bool(((times >= 0) & (times <= 1 + _ROUNDING)).all()):  # NaN too
+        raise ValueError(f"times must lie in [0, 1], got {times.tolist()}")

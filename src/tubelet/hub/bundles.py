@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tubelet.files import replacing
+from tubelet.files import parsing, replacing
 from tubelet.hub.weights import FORMAT_VERSION, build, check_format, describe, gather, resolve, to_json
 
 __all__ = ["load_bundle", "save_bundle"]
@@ -40,7 +40,8 @@ def save_bundle(
         ``path``.
 
     Raises:
-        ValueError: a name with a dot or without letters, no dataclass config, or what JSON cannot hold.
+        ValueError: a name with a dot or without letters, no dataclass config, a ``dtype`` that is not floating-point,
+            or what JSON cannot hold.
 
     Example:
         >>> import tempfile
@@ -54,6 +55,8 @@ def save_bundle(
 
     if wrong := [name for name in models if not name.isidentifier()]:
         raise ValueError(f"models must be named by identifiers, got {wrong}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be floating-point, got {dtype}, which would round the weights away")
     header = {
         "format_version": FORMAT_VERSION,
         "models": {name: describe(model) for name, model in models.items()},
@@ -111,19 +114,16 @@ def load_bundle(
             cls = classes[name] if name in classes else resolve(description["_class"])
             own = {key.removeprefix(f"{name}."): shape for key, shape in shapes.items() if key.startswith(f"{name}.")}
             read = _reader(file, name)
-            models[name] = build(cls, description, own, read, device, dtype)
+            models[name] = build(cls, f"{path}: {name}", description, own, read, device, dtype)
     return models
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The JSON value of a bundle, checked."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from error
+    with parsing(path), safe_open(path, "pt") as file:
+        header = json.loads((file.metadata() or {}).get(_KEY, "{}"))
     check_format(header, {"format_version", "models", "metadata"}, str(path))
     checked: dict[str, Any] = header
     return checked

@@ -18,6 +18,7 @@ from uuid import uuid4
 import torch
 from torch import nn
 
+from tubelet.files import parsing
 from tubelet.hub.weights import build, check_format, describe, gather, resolve, to_json
 
 __all__ = ["load", "read_metadata", "save"]
@@ -113,8 +114,8 @@ def load(
 
     Raises:
         FileNotFoundError: no such folder, and not the form of a repository's name; or a folder without a model.
-        ValueError: another format, a config that does not fit, or tensors that do not: one error lists all that are
-            missing, unexpected or of another shape.
+        ValueError: another format, a damaged file, a config that does not fit, or tensors that do not: one error lists
+            all that are missing, unexpected or of another shape.
 
     Example:
         >>> import tempfile
@@ -131,10 +132,13 @@ def load(
     description = _read_config(folder)
     cls = resolve(description["_class"]) if cls is None else cls
     with ExitStack() as stack:
-        files = [stack.enter_context(safe_open(f, "pt", device=str(device or "cpu"))) for f in _weight_files(folder)]
+        files = []
+        for path in _weight_files(folder):
+            with parsing(path):
+                files.append(stack.enter_context(safe_open(path, "pt", device=str(device or "cpu"))))
         where = {name: file for file in files for name in file.keys()}  # noqa: SIM118
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in where.items()}
-        return build(cls, description, shapes, lambda name: where[name].get_tensor(name), device, dtype)
+        return build(cls, str(folder), description, shapes, lambda name: where[name].get_tensor(name), device, dtype)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -178,7 +182,8 @@ def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
 def _read_config(folder: Path) -> dict[str, Any]:
     if not (folder / _CONFIG).is_file():
         raise FileNotFoundError(f"{folder} holds no {_CONFIG}")
-    description = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    with parsing(folder / _CONFIG):
+        description = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     check_format(description, {"_class", "format_version", "config", "metadata"}, str(folder / _CONFIG))
     checked: dict[str, Any] = description
     return checked
@@ -186,11 +191,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _weight_files(folder: Path) -> list[Path]:
     """The one weights file, or the shards that the index names; names only, so they stay in the folder."""
-    if not (folder / _INDEX).is_file():
-        names = [_WEIGHTS]
-    else:
-        names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    for name in names:
+    names = [_WEIGHTS]
+    if (folder / _INDEX).is_file():
+        with parsing(folder / _INDEX):
+            names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    for name in map(str, names):
         if not _OURS.fullmatch(name) or not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no weights file {name!r}")
     return [folder / name for name in names]

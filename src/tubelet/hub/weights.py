@@ -27,7 +27,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
     """What a file says about a model: its class, the format and the config."""
     config = getattr(model, "config", None)
     if not is_dataclass(config) or isinstance(config, type):
-        raise ValueError(f"{type(model).__name__} must have a dataclass instance as .config, got {config!r}")
+        parts = "; it has parts: use save_bundle(path, model.parts())" if hasattr(model, "parts") else ""
+        raise ValueError(f"{type(model).__name__} must have a dataclass instance as .config, got {config!r}{parts}")
     return {"_class": _dotted_name(type(model)), "format_version": FORMAT_VERSION, "config": to_dict(config)}
 
 
@@ -39,12 +40,17 @@ def to_json(value: Mapping[str, Any]) -> str:
         raise ValueError(f"metadata must hold finite JSON values only: {error}") from error
 
 
-def check_format(description: Mapping[str, Any], keys: set[str], where: str) -> None:
-    """Refuse another format version, and keys that this version does not know."""
+def check_format(description: Any, keys: set[str], where: str) -> None:
+    """Refuse another format version, keys that this version does not know, and values of other types."""
+    if not isinstance(description, dict):
+        raise ValueError(f"{where} must describe a model, got {description!r}")
     if description.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{where} has format_version {description.get('format_version')!r}, expected {FORMAT_VERSION}")
     if set(description) != keys:
         raise ValueError(f"{where} has keys {sorted(description)}, expected {sorted(keys)}")
+    for key, value in description.items():
+        if not isinstance(value, kind := {"_class": str, "format_version": int}.get(key, dict)):
+            raise ValueError(f"{where} has {value!r} as {key}, expected a {kind.__name__}")
 
 
 def resolve(name: str) -> type[nn.Module]:
@@ -68,22 +74,32 @@ def resolve(name: str) -> type[nn.Module]:
 def gather(model: nn.Module) -> dict[str, Tensor]:
     """The state dict with each tied tensor once, under its first name, contiguous."""
     aliases = _aliases(model)
+    if "__metadata__" in model.state_dict():
+        raise ValueError(f"{type(model).__name__} has a tensor named '__metadata__', a name that the file format keeps")
     return {name: t.detach().contiguous() for name, t in model.state_dict().items() if name not in aliases}
 
 
 def build(
     cls: type[nn.Module],
+    where: str,
     description: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
     read: Callable[[str], Tensor],
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> nn.Module:
-    """A model with the config of ``description`` and the tensors that ``read`` gives, in eval mode."""
-    config = from_dict(_config_type(cls), description["config"])
+    """A model with the config of ``description`` and the tensors that ``read`` gives, in eval mode.
+
+    ``where`` names the file in errors.
+    """
+    kind = _config_type(cls)
+    try:
+        config = from_dict(kind, description["config"])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     model = cls(config, device="meta", dtype=dtype)
     aliases = _aliases(model)
-    _check_shapes(model, aliases, shapes)
+    _check_shapes(model, where, aliases, shapes)
     if set(dict(model.named_buffers())) - set(model.state_dict()):
         model = cls(config, device=device, dtype=dtype)
     tensors = {name: _cast(read(name), dtype) for name in shapes}
@@ -120,7 +136,9 @@ def _aliases(model: nn.Module) -> dict[str, str]:
     return aliases
 
 
-def _check_shapes(model: nn.Module, aliases: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_shapes(
+    model: nn.Module, where: str, aliases: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
     ours = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in aliases}
     faults = [f"missing {name} {ours[name]}" for name in ours if name not in shapes]
     faults += [f"unexpected {name} {shapes[name]}" for name in shapes if name not in ours]
@@ -128,7 +146,7 @@ def _check_shapes(model: nn.Module, aliases: Mapping[str, str], shapes: Mapping[
     faults += [f"{name} is {shapes[name]}, expected {ours[name]}" for name in both if shapes[name] != ours[name]]
     if faults:
         lines = "\n  ".join(faults)
-        raise ValueError(f"the file's tensors do not fit {type(model).__name__} in {len(faults)} places:\n  {lines}")
+        raise ValueError(f"{where}: its tensors do not fit {type(model).__name__} in {len(faults)} places:\n  {lines}")
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tubelet.layout.rows import Level, Rows
 
-__all__ = ["Kind", "LayoutIndex", "TokenInfo"]
+__all__ = ["Kind", "LayoutIndex", "TokenInfo", "geometry"]
 
 
 class Kind:
@@ -55,7 +55,9 @@ class LayoutIndex:
 
     Segment ``i`` holds ``seqlens[i]`` tokens from ``cu_seqlens[i]`` on the flattened token axis. In a layout with a
     capacity, ``cu_seqlens``, ``seqlens`` and the row tables are padded to bucketed sizes, so that code compiled for one
-    layout serves every layout of that capacity. Copies on the host spare kernels a synchronisation.
+    layout serves every layout of that capacity. ``table`` stays on the host and spares kernels a synchronisation: per
+    segment its start, length, text length and grid (t, h, w; zeros without one); ``kept`` holds the canonical positions
+    of the tokens where some were dropped.
 
     Example:
         >>> from tubelet.layout import Grid, TokenLayout
@@ -66,8 +68,8 @@ class LayoutIndex:
 
     cu_seqlens: Int[Tensor, " s1"]
     seqlens: Int[Tensor, " s"]
-    host_cu_seqlens: Int[Tensor, " s1"]
-    host_seqlens: Int[Tensor, " s"]
+    table: Int[Tensor, "s 6"]
+    kept: Int[Tensor, " m"] | None
     coords: Int[Tensor, "*lead 3"]
     extent: Int[Tensor, "*lead 3"]
     sample: Int[Tensor, "*lead"]
@@ -187,6 +189,26 @@ class LayoutIndex:
         if level == "frame":
             return self.frame_row
         return torch.arange(self.sample.numel(), device=self.sample.device).view(self.shape)
+
+
+def geometry(
+    position: Int[Tensor, " m"], text: Int[Tensor, " m"], sides: Int[Tensor, "m 3"], sample: Int[Tensor, " m"]
+) -> TokenInfo:
+    """What tokens are, from their canonical positions inside their samples, and each sample's text length and grid.
+
+    Example:
+        >>> geometry(*torch.tensor([[0, 1], [1, 1]]), torch.ones(2, 3, dtype=torch.long), torch.zeros(2).long()).kind
+        tensor([1, 2])
+    """
+    cell = position - text
+    h, w = sides[:, 1].clamp(min=1), sides[:, 2].clamp(min=1)
+    grid_coords = torch.stack([cell // (h * w), cell // w % h, cell % w], dim=-1)
+    text_coords = torch.stack([torch.full_like(position, -1), torch.zeros_like(position), position], dim=-1)
+    text_extent = torch.stack([torch.ones_like(text), torch.ones_like(text), text], dim=-1)
+    is_text = position < text
+    choose = is_text[:, None]
+    coords, extent = torch.where(choose, text_coords, grid_coords), torch.where(choose, text_extent, sides)
+    return TokenInfo(coords, extent, torch.where(is_text, Kind.TEXT, Kind.GRID), sample)
 
 
 def _fit(values: Shaped[Tensor, "r ..."], rows: int) -> Shaped[Tensor, "rows ..."]:

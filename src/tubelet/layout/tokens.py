@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from tubelet.layout.index import Kind, LayoutIndex
+from tubelet.layout.index import Kind, LayoutIndex, geometry
 from tubelet.layout.rows import Level, Rows
 
 __all__ = ["Grid", "TokenLayout"]
@@ -202,14 +202,13 @@ class TokenLayout:
         sample = torch.repeat_interleave(torch.arange(len(self.grids)), lengths)
         sides = torch.tensor([(0, 0, 0) if g is None else (g.t, g.h, g.w) for g in self.grids])
         position = torch.tensor(list(itertools.chain(*self.positions())), dtype=torch.long)
-        is_text = position < texts[sample]
-        coords, extent = _geometry(position, texts[sample], sides[sample], is_text)
+        tokens = geometry(position, texts[sample], sides[sample], sample)
+        is_text = tokens.kind == Kind.TEXT
         has_text = (texts > 0).long()
         row_counts = has_text + sides[:, 0]
         first_row = row_counts.cumsum(0) - row_counts
-        frame_row = first_row[sample] + torch.where(is_text, 0, has_text[sample] + coords[:, 0])
+        frame_row = first_row[sample] + torch.where(is_text, 0, has_text[sample] + tokens.coords[:, 0])
         place = torch.tensor(self.starts)[sample] + _ranges(lengths)
-        kind = torch.where(is_text, Kind.TEXT, Kind.GRID)
         spread = self._spread(place)
         segments = _bucket(len(self.grids), 16) if self.bucketed else len(self.grids)
         rows = int(row_counts.sum())
@@ -217,18 +216,20 @@ class TokenLayout:
         end = self.width * len(self.grids) if self.batched else sum(self.lengths)
         cu = torch.tensor([*self.starts, *[end] * (tail + 1)], dtype=torch.int32)
         used = torch.tensor([*self.lengths, *[0] * tail], dtype=torch.int32)
+        table = torch.zeros(segments, 6, dtype=torch.long)
+        table[: len(self.grids)] = torch.cat([cu[: len(self.grids), None], lengths[:, None], texts[:, None], sides], 1)
         owner = torch.repeat_interleave(torch.arange(len(self.grids)), row_counts)
         owner = torch.cat([owner, owner.new_zeros((_bucket(rows, 32) if self.bucketed else rows) - rows)])
         longest = max(self.lengths)
         return LayoutIndex(
             cu_seqlens=cu.to(device),
             seqlens=used.to(device),
-            host_cu_seqlens=cu,
-            host_seqlens=used,
-            coords=spread(coords, -1).to(device),
-            extent=spread(extent, 0).to(device),
+            table=table,
+            kept=None if self.kept is None else position,
+            coords=spread(tokens.coords, -1).to(device),
+            extent=spread(tokens.extent, 0).to(device),
             sample=spread(sample, -1).to(device),
-            kind=spread(kind, Kind.PAD).to(device),
+            kind=spread(tokens.kind, Kind.PAD).to(device),
             frame_row=spread(frame_row, 0).to(device),
             frame_sample=owner.to(device),
             samples=len(self.grids),
@@ -251,19 +252,6 @@ class TokenLayout:
             return out.view(*self.shape, *values.shape[1:])
 
         return spread
-
-
-def _geometry(
-    position: Int[Tensor, " m"], text: Int[Tensor, " m"], sides: Int[Tensor, "m 3"], is_text: Bool[Tensor, " m"]
-) -> tuple[Int[Tensor, "m 3"], Int[Tensor, "m 3"]]:
-    """Coordinates and extents from the position inside each sample."""
-    cell = position - text
-    h, w = sides[:, 1].clamp(min=1), sides[:, 2].clamp(min=1)
-    grid_coords = torch.stack([cell // (h * w), cell // w % h, cell % w], dim=-1)
-    text_coords = torch.stack([torch.full_like(position, -1), torch.zeros_like(position), position], dim=-1)
-    text_extent = torch.stack([torch.ones_like(text), torch.ones_like(text), text], dim=-1)
-    choose = is_text[:, None]
-    return torch.where(choose, text_coords, grid_coords), torch.where(choose, text_extent, sides)
 
 
 def _ranges(lengths: Int[Tensor, " s"]) -> Int[Tensor, " m"]:

@@ -11,6 +11,7 @@ Shapes: ``*lead`` tokens, ``p = pt·ph·pw·c`` numbers a patch, ``m`` text toke
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,7 +44,7 @@ class VideoDiTConfig:
     what a noise level in [0, 1] is multiplied by before its embedding.
 
     Raises:
-        ValueError: a size does not divide, or is not positive.
+        ValueError: a size does not divide, is not positive, or is no whole number where one is needed.
 
     Example:
         >>> VideoDiTConfig(latent_channels=4, dim=64, depth=2, heads=4, text_dim=32).patch_dim
@@ -62,16 +63,15 @@ class VideoDiTConfig:
     time_scale: float = 1000.0
 
     def __post_init__(self) -> None:
-        for name in (
-            "latent_channels",
-            "dim",
-            "depth",
-            "heads",
-            "text_dim",
-            "mlp_ratio",
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("latent_channels", "dim", "depth", "heads", "text_dim", "cond_dim"):
+            if (size := getattr(self, name)) is not None and not _is_size(size):
+                raise ValueError(f"{name} must be a positive whole number, got {size!r}")
+        for name in ("mlp_ratio", "rope_theta", "time_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        sides: tuple[Any, ...] = self.patch
+        if len(sides) != 3 or not all(map(_is_size, sides)):
+            raise ValueError(f"patch must be three positive whole numbers (t, h, w), got {self.patch!r}")
         if self.dim % self.heads:
             raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
         if self.dim % 32:
@@ -219,7 +219,7 @@ class VideoDiT(nn.Module):
         """Predict from noisy patches.
 
         Args:
-            x: patches at their noise levels; known values stand clean, at level 0.
+            x: patches at their noise levels; known values stand clean, at level 0. Padding may hold anything.
             t: noise levels in [0, 1], one row per sample, frame or token (or one for all).
             text: encoded prompts.
             layout: where the samples of ``x`` lie.
@@ -232,8 +232,11 @@ class VideoDiT(nn.Module):
         layout = layout.on(x.device) if isinstance(layout, TokenLayout) else layout
         text_layout = text_layout.on(x.device) if isinstance(text_layout, TokenLayout) else text_layout
         self._check(x, text, layout, text_layout)
-        mask = x.new_zeros(*x.shape[:-1], math.prod(self.config.patch)) if known is None else known.to(x.dtype)
-        h: Tensor = self.embed(torch.cat([x, mask], dim=-1))
+        _check_rows(t, layout.shape)
+        mask = self._mask(x, known)
+        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
+        text = torch.where(text_layout.valid[..., None], text, 0)
+        h: Tensor = self.embed(torch.where(layout.valid[..., None], torch.cat([x, mask], dim=-1), 0))
         h = h + self._positions(layout).to(h.dtype)
         cond = t.map(lambda level: self.time(level * self.config.time_scale))
         cond = layout.add_per_sample(cond, self.pooled(_mean_text(text, text_layout)))
@@ -254,6 +257,15 @@ class VideoDiT(nn.Module):
         ends = torch.where(layout.coords[..., :1] < 0, -1, layout.extent - 1 - layout.coords)
         return torch.cat([self.from_start(layout.coords), self.from_end(ends)], dim=-1)
 
+    def _mask(self, x: Tensor, known: Tensor | None) -> Tensor:
+        """``known``, or zeros."""
+        shape = (*x.shape[:-1], math.prod(self.config.patch))
+        if known is None:
+            return x.new_zeros(shape)
+        if known.shape != shape:
+            raise ValueError(f"known has shape {tuple(known.shape)}, but x and the patch ask for {shape}")
+        return known.to(x.dtype)
+
     def _check(self, x: Tensor, text: Tensor, layout: LayoutIndex, text_layout: LayoutIndex) -> None:
         if x.shape[-1] != self.config.patch_dim:
             raise ValueError(f"x has {x.shape[-1]} numbers a patch, but the model has {self.config.patch_dim}")
@@ -261,6 +273,8 @@ class VideoDiT(nn.Module):
             raise ValueError(f"x has tokens {tuple(x.shape[:-1])}, but layout has {layout.shape}")
         if tuple(text.shape[:-1]) != text_layout.shape:
             raise ValueError(f"text has tokens {tuple(text.shape[:-1])}, but text_layout has {text_layout.shape}")
+        if text.shape[-1] != self.config.text_dim:
+            raise ValueError(f"text is {text.shape[-1]} wide, but the model has text_dim={self.config.text_dim}")
         if not layout.same_samples(text_layout):
             raise ValueError(f"layout has {layout.samples} samples, but text_layout has {text_layout.samples}")
 
@@ -275,6 +289,10 @@ class VideoDiT(nn.Module):
             text_layout: TokenLayout | LayoutIndex,
             known: Float[Tensor, "*lead k"] | None = None,
         ) -> Float[Tensor, "*lead p"]: ...
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, Integral) and int(value) > 0
 
 
 def _block(
@@ -311,9 +329,23 @@ def _block(
     return TransformerBlock([attention, cross, mlp])
 
 
+def _check_rows(t: Rows, lead: tuple[int, ...]) -> None:
+    """Refuse indices of a discrete path, and levels of another layout, which would broadcast or be the wrong ones."""
+    if t.values.ndim != 1 or not t.values.is_floating_point():
+        raise ValueError(f"t must hold scalars (r,), got {t.values.dtype} of shape {tuple(t.values.shape)}")
+    if t.index is not None:
+        if tuple(t.index.shape) != lead:
+            raise ValueError(f"t has an index of shape {tuple(t.index.shape)}, but layout has {lead}")
+    elif t.values.shape[0] not in ((1, lead[0]) if len(lead) > 1 else (1,)):
+        raise ValueError(f"t has {t.values.shape[0]} values without an index, but layout has {lead}: use layout.rows")
+
+
 def _mean_text(text: Float[Tensor, "*lead e"], layout: LayoutIndex) -> Float[Tensor, "s e"]:
-    """The mean token of each sample's prompt, ``(s, e)`` with ``s`` up to the layout's capacity of samples."""
-    flat = torch.where(layout.valid[..., None], text, 0).reshape(-1, text.shape[-1])
+    """The mean token of each sample's prompt, ``(s, e)`` with ``s`` up to the layout's capacity of samples.
+
+    Padding counts for sample 0, so it must be zero.
+    """
+    flat = text.reshape(-1, text.shape[-1])
     total = flat.new_zeros(layout.seqlens.shape[0], flat.shape[-1])
     total = total.index_add(0, layout.sample.flatten().clamp(min=0), flat)
     return total / layout.seqlens.clamp(min=1)[:, None].to(flat.dtype)

@@ -6,6 +6,7 @@ in the file's metadata, in which ``{"$tensor": "model/weight"}`` names a tensor,
 ``{"$dict": [[key, value], ...]}`` a dict with keys other than plain strings. Floats come back to the bit.
 """
 
+import itertools
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from tubelet.files import replacing
+from tubelet.files import parsing, replacing
 from tubelet.training.random import restore_rng_state, rng_state
 
 __all__ = ["Checkpoint", "Stateful", "load_checkpoint", "save_checkpoint"]
@@ -85,7 +86,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a checkpoint of this format.
+        ValueError: the file is not a checkpoint of this format, or is damaged.
 
     Example:
         >>> import tempfile
@@ -93,19 +94,18 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
         >>> load_checkpoint(file)
         {'betas': (0.9, 0.95), 7: None}
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            header = json.loads((file.metadata() or {}).get("tubelet_checkpoint", "{}"))
-            if header.get("format_version") != FORMAT_VERSION:
-                raise ValueError(
-                    f"{path} is no checkpoint of format {FORMAT_VERSION}, its format is {header.get('format_version')}"
-                )
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from error
-    state: dict[str, Any] = _decode(header["state"], tensors)
+    with parsing(path), safe_open(path, "pt", device=str(device)) as file:
+        header = json.loads((file.metadata() or {}).get("tubelet_checkpoint", "{}"))
+        if header.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"{path} is no checkpoint of format {FORMAT_VERSION}, its format is {header.get('format_version')}"
+            )
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        state = _decode(header["state"], tensors)
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} is no checkpoint: its state is a {type(state).__name__}, expected a dict")
     return state
 
 
@@ -148,11 +148,13 @@ class Checkpoint:
         """Put every part and generator back; the number of steps done, 0 where there is no file yet.
 
         Raises:
-            ValueError: the file holds other parts than this object.
+            ValueError: the file holds other parts than this object, or is no file of :meth:`save`.
         """
         if not self.path.exists():
             return 0
         state = load_checkpoint(self.path)
+        if set(state) != {"step", "parts", "rng"}:
+            raise ValueError(f"{self.path} holds {list(state)}, not the step, parts and rng of a Checkpoint")
         if set(state["parts"]) != set(self.parts):
             raise ValueError(f"{self.path} holds {sorted(state['parts'])}, but the run has {sorted(self.parts)}")
         for name, part in self.parts.items():
@@ -164,7 +166,11 @@ class Checkpoint:
 def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     """The JSON tree of ``value``; its tensors go into ``tensors`` under the name of their place."""
     if isinstance(value, Tensor):
-        name = where if where and where not in tensors else f"{where}#{len(tensors)}"
+        if value.layout != torch.strided or value.dtype in (torch.complex32, torch.complex128):
+            raise ValueError(
+                f"state at {where!r} is a {value.dtype} tensor of {value.layout}, which a checkpoint cannot hold"
+            )
+        name = _unused(where, tensors)
         tensors[name] = value.detach()
         return {"$tensor": name}
     if isinstance(value, Mapping):
@@ -177,6 +183,12 @@ def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise ValueError(f"state at {where!r} is a {type(value).__name__}, which a checkpoint cannot hold")
+
+
+def _unused(where: str, taken: Mapping[str, Tensor]) -> str:
+    """``where``, with a number behind it if another tensor, or the file format itself, has that name."""
+    numbered = (f"{where}#{number}" for number in itertools.count())
+    return next(name for name in itertools.chain([where], numbered) if name not in ("", "__metadata__", *taken))
 
 
 def _encode_mapping(value: Mapping[Any, Any], where: str, tensors: dict[str, Tensor]) -> Any:

@@ -28,7 +28,7 @@ class EMA:
         warmup: start from ``β_n = (1 + n)/(10 + n)`` instead of β.
 
     Raises:
-        ValueError: ``decay`` outside [0, 1), or a model that does not match the average.
+        ValueError: ``decay`` outside [0, 1), a model without parameters, or one that does not match the average.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -53,6 +53,8 @@ class EMA:
             name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
             for name, p in model.named_parameters()
         }
+        if not self.average:
+            raise ValueError(f"{type(model).__name__} has no parameters to average")
 
     @property
     def current_decay(self) -> float:
@@ -95,8 +97,7 @@ class EMA:
         """
         average: Mapping[str, Tensor] = state["average"]
         if (ours := _shapes(self.average)) != (theirs := _shapes(average)):
-            different = sorted(dict(ours.items() ^ theirs.items()))
-            raise ValueError(f"state has {len(theirs)} averages, expected {len(ours)}; these differ: {different}")
+            raise ValueError(f"state has {len(theirs)} averages, expected {len(ours)}; {_differences(theirs, ours)}")
         for name, value in self.average.items():
             value.copy_(average[name])
         self.updates = int(state["updates"])
@@ -104,10 +105,18 @@ class EMA:
     def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         weights = {name: p.detach() for name, p in model.named_parameters()}
         if (ours := _shapes(self.average)) != (theirs := _shapes(weights)):
-            different = sorted(dict(ours.items() ^ theirs.items()))
-            raise ValueError(f"model has {len(theirs)} parameters, EMA averages {len(ours)}; these differ: {different}")
+            raise ValueError(
+                f"model has {len(theirs)} parameters, EMA averages {len(ours)}; {_differences(theirs, ours)}"
+            )
         return list(self.average.values()), list(weights.values())
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _differences(theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, tuple[int, ...]]) -> str:
+    """Each name whose shapes differ, with both: theirs, then ours."""
+    different = [name for name in sorted({**ours, **theirs}) if ours.get(name) != theirs.get(name)]
+    shapes = (f"{name} {theirs.get(name, 'missing')}, expected {ours.get(name, 'none')}" for name in different)
+    return f"these differ: {'; '.join(shapes)}"

@@ -29,13 +29,13 @@ def warmup_cosine(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0)
         The factor on the base learning rate.
 
     Raises:
-        ValueError: a negative step, or ``warmup`` outside ``[0, steps]``.
+        ValueError: a negative step, ``warmup`` outside ``[0, steps]``, or ``floor`` outside [0, 1].
 
     Example:
         >>> [round(warmup_cosine(s, 12, warmup=2), 3) for s in (0, 1, 2, 7, 12)]
         [0.5, 1.0, 1.0, 0.5, 0.0]
     """
-    _check(step, steps, "warmup", warmup)
+    _check(step, steps, "warmup", warmup, floor)
     if step < warmup:
         return (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, steps - warmup))
@@ -56,15 +56,15 @@ def warmup_linear_decay(step: int, steps: int, *, warmup: int = 0, decay: int = 
         The factor on the base learning rate.
 
     Raises:
-        ValueError: a negative step, or ``warmup + decay`` outside ``[0, steps]``.
+        ValueError: a negative step, ``warmup + decay`` outside ``[0, steps]``, or ``floor`` outside [0, 1].
 
     Example:
         >>> [warmup_linear_decay(s, 10, warmup=2, decay=4) for s in (0, 1, 5, 6, 8, 10)]
         [0.5, 1.0, 1.0, 1.0, 0.5, 0.0]
     """
-    _check(step, steps, "warmup", warmup)
-    _check(step, steps, "decay", decay)
-    _check(step, steps, "warmup + decay", warmup + decay)
+    _check(step, steps, "warmup", warmup, floor)
+    _check(step, steps, "decay", decay, floor)
+    _check(step, steps, "warmup + decay", warmup + decay, floor)
     if step < warmup:
         return (step + 1) / warmup
     left = 1.0 if decay == 0 else min(1.0, max(0.0, (steps - step) / decay))
@@ -81,6 +81,9 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
         optimizer: its ``param_groups`` are changed in place.
         factor: for instance from :func:`warmup_cosine`.
 
+    Raises:
+        ValueError: a factor that is negative or not finite.
+
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
         >>> for step in (0, 5, 10):
@@ -90,11 +93,15 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
         0.05
         0.0
     """
+    if not 0 <= factor < math.inf:
+        raise ValueError(f"factor must be at least 0 and finite, got {factor}")
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
-def _check(step: int, steps: int, name: str, length: int) -> None:
+def _check(step: int, steps: int, name: str, length: int, floor: float) -> None:
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor must be in [0, 1], got {floor}")
     if step < 0:
         raise ValueError(f"step must not be negative, got {step}")
     if not 0 <= length <= steps:

@@ -159,7 +159,8 @@ class CausalAutoencoder(nn.Module):
         """Remember the mean and standard deviation of each latent channel over the training data.
 
         Raises:
-            ValueError: a standard deviation that is not positive.
+            ValueError: not one value for each channel, a standard deviation that is not positive, or values that are
+                not finite.
 
         Example:
             >>> vae = CausalAutoencoder(CausalAutoencoderConfig())
@@ -167,17 +168,34 @@ class CausalAutoencoder(nn.Module):
             >>> vae.scale(3 * torch.ones(1, 16, 1, 1, 1)).unique().item()
             1.0
         """
+        for name, values in (("mean", mean), ("std", std)):
+            if values.shape != self.latent_mean.shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(values.shape)}, but there are {self.config.latent_channels} channels"
+                )
+            if not bool(torch.isfinite(values).all()):
+                raise ValueError(f"{name} must be finite, got {values.tolist()}")
         if not bool((std > 0).all()):
             raise ValueError(f"std must be positive, not {float(std.min())}")
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
 
     def scale(self, z: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b z t h w"]:
-        """Latents to unit variance: ``(z - latent_mean) / latent_std``."""
+        """Latents to unit variance: ``(z - latent_mean) / latent_std``.
+
+        Raises:
+            ValueError: a rank or a channel count other than the config's.
+        """
+        _check_channels("z", z, self.config.latent_channels)
         return (z - _per_channel(self.latent_mean)) / _per_channel(self.latent_std)
 
     def unscale(self, z: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b z t h w"]:
-        """The inverse of `scale`: ``z · latent_std + latent_mean``."""
+        """The inverse of `scale`: ``z · latent_std + latent_mean``.
+
+        Raises:
+            ValueError: a rank or a channel count other than the config's.
+        """
+        _check_channels("z", z, self.config.latent_channels)
         return z * _per_channel(self.latent_std) + _per_channel(self.latent_mean)
 
     def _check_sides(self, grouped: int, height: int, width: int, frames: int) -> None:
@@ -195,6 +213,8 @@ class CausalAutoencoder(nn.Module):
 
 
 def _check_channels(name: str, x: Tensor, channels: int) -> None:
+    if x.ndim != 5:
+        raise ValueError(f"{name} must be (b, c, t, h, w), got shape {tuple(x.shape)}")
     if x.shape[1] != channels:
         raise ValueError(f"{name} must have {channels} channels, not {x.shape[1]}")
     if x.shape[2] < 1:

@@ -79,13 +79,16 @@ class CausalConv3d(nn.Module):
             The output frames, and the state for the next call.
 
         Raises:
-            ValueError: a state of another number of frames than ``kt - 1``.
+            ValueError: a state of another number of frames than ``kt - 1``, or of another batch, width or size than
+                ``x``.
         """
         frames = self.conv.kernel_size[0] - 1
         if state is None:
             state = x[:, :, :1].expand(-1, -1, frames, -1, -1)
         elif state.shape[2] != frames:
             raise ValueError(f"state must hold kt - 1 = {frames} frames, not {state.shape[2]}")
+        elif (state.shape[:2], state.shape[3:]) != (x.shape[:2], x.shape[3:]):
+            raise ValueError(f"state has shape {tuple(state.shape)}, which does not go on to x of {tuple(x.shape)}")
         if frames:
             x = torch.cat([state.to(x.dtype), x], 2)
         y: Tensor = self.conv(x)

@@ -5,6 +5,8 @@ sizes are counts (channels, blocks, frames, pixels).
 """
 
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 __all__ = ["CausalAutoencoderConfig", "digits"]
 
@@ -24,8 +26,8 @@ class CausalAutoencoderConfig:
         spatial: pixels to one latent position, along height and width.
 
     Raises:
-        ValueError: a size that is not positive, widths and depths of different lengths, or a spatial factor that the
-            halvings between the scales do not divide.
+        ValueError: a size that is no positive whole number, widths and depths of different lengths, or a spatial factor
+            that the halvings between the scales do not divide.
 
     Example:
         >>> CausalAutoencoderConfig(widths=(32, 64, 64), depths=(1, 1, 1)).patch
@@ -43,10 +45,11 @@ class CausalAutoencoderConfig:
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "latent_channels", "temporal", "spatial"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+            if not _is_size(getattr(self, name)):
+                raise ValueError(f"{name} must be a positive whole number, not {getattr(self, name)}")
         for widths, depths in ((self.widths, self.depths), self.decoder):
-            if len(widths) != len(depths) or min(widths, default=0) < 1 or min(depths) < 0:
+            whole = all(map(_is_size, widths)) and all(_is_size(depth + 1) for depth in depths)
+            if not widths or len(widths) != len(depths) or not whole:
                 raise ValueError(f"widths {widths} and depths {depths} must give a size for each scale")
         if len(self.decoder[0]) != len(self.widths):
             raise ValueError(f"decoder_widths {self.decoder[0]} must have as many scales as widths {self.widths}")
@@ -56,12 +59,17 @@ class CausalAutoencoderConfig:
     @property
     def decoder(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Widths and depths of the decoder, finest scale first."""
-        return self.decoder_widths or self.widths, self.decoder_depths or self.depths
+        widths = self.widths if self.decoder_widths is None else self.decoder_widths
+        return widths, self.depths if self.decoder_depths is None else self.decoder_depths
 
     @property
     def patch(self) -> int:
         """Side in pixels of the patch that the finest scale sees as one position."""
         return int(self.spatial // 2 ** (len(self.widths) - 1))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, Integral) and int(value) > 0
 
 
 def digits() -> CausalAutoencoderConfig:

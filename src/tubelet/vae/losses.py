@@ -21,7 +21,7 @@ def reconstruction_loss(
     The absolute part sharpens edges, the squared part is what PSNR measures.
 
     Raises:
-        ValueError: ``l1`` outside [0, 1].
+        ValueError: ``l1`` outside [0, 1], or other shapes.
 
     Example:
         >>> import torch
@@ -30,6 +30,8 @@ def reconstruction_loss(
     """
     if not 0.0 <= l1 <= 1.0:
         raise ValueError(f"l1 must lie in [0, 1], not {l1}")
+    if decoded.shape != video.shape:
+        raise ValueError(f"decoded has shape {tuple(decoded.shape)}, but video has {tuple(video.shape)}")
     return l1 * F.l1_loss(decoded, video) + (1.0 - l1) * F.mse_loss(decoded, video)
 
 

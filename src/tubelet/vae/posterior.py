@@ -28,7 +28,13 @@ class DiagonalGaussian:
 
     @classmethod
     def of(cls, moments: Float[Tensor, "b z2 t h w"]) -> "DiagonalGaussian":
-        """Split means and log variances on the channel axis; log variances are clamped to [-30, 20]."""
+        """Split means and log variances on the channel axis; log variances are clamped to [-30, 20].
+
+        Raises:
+            ValueError: an odd number of channels.
+        """
+        if moments.shape[1] % 2:
+            raise ValueError(f"moments must have an even number of channels, got shape {tuple(moments.shape)}")
         mean, logvar = moments.chunk(2, 1)
         return cls(mean, logvar.clamp(-30.0, 20.0))
 

@@ -27,7 +27,7 @@ def test_a_bias_is_refused_unless_both_sides_are_dense(layout: TokenLayout, kv_l
 
 
 def test_the_refusal_says_what_would_help() -> None:
-    with pytest.raises(ValueError, match="backend='reference' serves it on any layout"):
+    with pytest.raises(ValueError, match="backend='reference' serves it on any request"):
         attend(*torch.randn(3, *PACKED.shape, 2, 4), layout=PACKED, bias=torch.zeros(1, 6, 6), backend="sdpa")
 
 

@@ -1,0 +1,174 @@
+"""Where the tokens of equal groups lie: affine in raster order (read as views, nothing listed), or listed one by one.
+
+A group of ``m`` tokens, ``g`` times. Shapes: tokens ``(n, h, d)``, groups ``(g, h, m, d)``.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+__all__ = ["Affine", "Listed", "Places"]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The places ``start + Σ groupᵢ·pitchᵢ + Σ itemⱼ·strideⱼ``, with ``groupᵢ < countᵢ`` and ``itemⱼ < sizeⱼ``.
+
+    Example:
+        >>> Affine(1, (2,), (10,), (3,), (1,)).index().tolist()
+        [[1, 2, 3], [11, 12, 13]]
+    """
+
+    start: int
+    count: tuple[int, ...]
+    pitch: tuple[int, ...]
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def groups(self) -> int:
+        """How many groups."""
+        return math.prod(self.count)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a group."""
+        return math.prod(self.sizes)
+
+    @property
+    def distinct(self) -> bool:
+        """Whether no token is named twice, as a rule of strides that nest; False where that cannot be told so."""
+        axes = sorted(zip((*self.pitch, *self.strides), (*self.count, *self.sizes), strict=True))
+        reach = 0
+        for step, size in axes:
+            if size > 1 and step <= reach:
+                return False
+            reach += step * (size - 1)
+        return True
+
+    def part(self, first: int, last: int) -> "Affine":
+        """The groups ``first`` to ``last - 1`` of the first axis."""
+        count = (min(last, self.count[0]) - first, *self.count[1:])
+        return Affine(self.start + first * self.pitch[0], count, self.pitch, self.sizes, self.strides)
+
+    def inside(self, first: int) -> "Affine":
+        """The groups of one element of the first axis."""
+        start = self.start + first * self.pitch[0]
+        return Affine(start, self.count[1:], self.pitch[1:], self.sizes, self.strides)
+
+    def moved(self, by: int) -> "Affine":
+        """The same places ``by`` tokens further."""
+        return Affine(self.start + by, self.count, self.pitch, self.sizes, self.strides)
+
+    def simplified(self) -> "Affine":
+        """The same places in the same order with as few item axes as can be; the groups' axes stay."""
+        sizes, strides = _nested([(n, s) for n, s in zip(self.sizes, self.strides, strict=True) if n > 1])
+        return Affine(self.start, self.count, self.pitch, sizes or (1,), strides or (1,))
+
+    def index(self) -> Int[Tensor, "g m"]:
+        """The places, listed."""
+        groups, items = _sums(self.count, self.pitch), _sums(self.sizes, self.strides)
+        return self.start + groups[:, None] + items[None]
+
+    def view(self, x: Shaped[Tensor, "n h d"]) -> Shaped[Tensor, "..."]:
+        """``(*count, h, *sizes, d)``, nothing copied."""
+        _, heads, width = x.shape
+        token, head, last = x.stride()
+        start = x.storage_offset() + self.start * token
+        if len(self.count) == 1 and len(self.sizes) == 1:  # the common case, spelled out: this runs for every segment
+            shape = (self.count[0], heads, self.sizes[0], width)
+            return x.as_strided(shape, (self.pitch[0] * token, head, self.strides[0] * token, last), start)
+        steps = (*(p * token for p in self.pitch), head, *(s * token for s in self.strides), last)
+        return x.as_strided((*self.count, heads, *self.sizes, width), steps, start)
+
+    def take(self, x: Shaped[Tensor, "n h d"]) -> Shaped[Tensor, "g h m d"]:
+        """The groups: a view where one axis of groups and one of items do, else a copy."""
+        view = self.view(x)
+        return view if view.ndim == 4 else view.reshape(self.groups, x.shape[1], self.length, x.shape[2])
+
+    def put(self, x: Shaped[Tensor, "n h d"], values: Shaped[Tensor, "g h m d"]) -> None:
+        """Write the groups back into ``x``."""
+        view = self.view(x)
+        view.copy_(values if view.ndim == 4 else values.reshape(view.shape))
+
+    def add(self, x: Shaped[Tensor, "n h d"], values: Shaped[Tensor, "g h m d"]) -> None:
+        """Add the groups to ``x``, every time a token is named."""
+        if self.distinct:
+            view = self.view(x)
+            view.add_(values.reshape(view.shape))
+        else:
+            Listed(self.index()).add(x, values)
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """Places one by one, ``(g, m)``.
+
+    Example:
+        >>> Listed(torch.tensor([[2, 0]])).take(torch.arange(3.0).view(3, 1, 1)).flatten().tolist()
+        [2.0, 0.0]
+    """
+
+    places: Int[Tensor, "g m"]
+
+    @property
+    def count(self) -> tuple[int, ...]:
+        """The groups' only axis."""
+        return (self.places.shape[0],)
+
+    @property
+    def groups(self) -> int:
+        """How many groups."""
+        return self.places.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Tokens of a group."""
+        return self.places.shape[1]
+
+    def part(self, first: int, last: int) -> "Listed":
+        """The groups ``first`` to ``last - 1``."""
+        return Listed(self.places[first:last])
+
+    def inside(self, first: int) -> "Listed":
+        """One group."""
+        return self.part(first, first + 1)
+
+    def take(self, x: Shaped[Tensor, "n h d"]) -> Shaped[Tensor, "g h m d"]:
+        """The groups, copied."""
+        return x[self._on(x)].transpose(1, 2)
+
+    def put(self, x: Shaped[Tensor, "n h d"], values: Shaped[Tensor, "g h m d"]) -> None:
+        """Write the groups back into ``x``."""
+        x[self._on(x)] = values.transpose(1, 2).to(x.dtype)
+
+    def add(self, x: Shaped[Tensor, "n h d"], values: Shaped[Tensor, "g h m d"]) -> None:
+        """Add the groups to ``x``, every time a token is named."""
+        x.index_add_(0, self._on(x).flatten(), values.transpose(1, 2).flatten(0, 1).to(x.dtype))
+
+    def _on(self, x: Tensor) -> Tensor:
+        return self.places.to(x.device, non_blocking=True)
+
+
+Places = Affine | Listed
+
+
+def _nested(axes: list[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Join neighbouring axes of which the outer one goes on where the inner one ends."""
+    joined: list[tuple[int, int]] = []
+    for size, stride in axes:
+        if joined and joined[-1][1] == size * stride:
+            joined[-1] = (joined[-1][0] * size, stride)
+        else:
+            joined.append((size, stride))
+    return tuple(n for n, _ in joined), tuple(s for _, s in joined)
+
+
+def _sums(sizes: tuple[int, ...], strides: tuple[int, ...]) -> Int[Tensor, " m"]:
+    """Every ``Σ iⱼ·strideⱼ`` with ``iⱼ < sizeⱼ``, the last axis fastest."""
+    terms = ([i * stride for i in range(size)] for size, stride in zip(sizes, strides, strict=True))
+    return torch.tensor([sum(parts) for parts in itertools.product(*terms)], dtype=torch.long)

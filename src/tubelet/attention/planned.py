@@ -1,0 +1,208 @@
+"""Attention by a plan: its runs one after another, as an opaque operator with a backward.
+
+The loop over runs is one node of a compiled graph whatever the layout; in eager code it is called without the
+operator's detour. On the CPU a run is PyTorch's fused kernel on views of q, k, v where the groups are affine, else on
+copies small enough to stay in the cache. Queries of several runs have their results merged by the log-sum-exp, and the
+backward of each run then needs nothing but the merged result (as in ring attention, arXiv:2310.01889).
+
+Shapes: q ``(n, h, d)``, k ``(m, hk, d)``, v ``(m, hk, e)``; groups ``(g, h, l, d)``; host tables ``(s, 6)``.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tubelet.attention import runs
+from tubelet.attention.patterns import from_spec
+from tubelet.attention.plan import Plan, Run, make_plan
+from tubelet.protocols import Pattern
+
+__all__ = ["Tables", "planned_attention"]
+
+_GATHERED = 1 << 18
+"""How many numbers of q a run may copy at a time: a megabyte in float32."""
+
+
+class Tables(NamedTuple):
+    """The host tables of a request: samples of queries and of keys (None: the same), and what dropping kept of each.
+
+    Example:
+        >>> Tables(torch.zeros(1, 6, dtype=torch.long)).k is None
+        True
+    """
+
+    q: Int[Tensor, "s 6"]
+    k: Int[Tensor, "r 6"] | None = None
+    kept: Int[Tensor, " a"] | None = None
+    kept_k: Int[Tensor, " b"] | None = None
+
+
+def planned_attention(
+    q: Float[Tensor, "n h d"],
+    k: Float[Tensor, "m hk d"],
+    v: Float[Tensor, "m hk e"],
+    pattern: Pattern,
+    tables: Tables,
+    scale: float,
+) -> Float[Tensor, "n h e"]:
+    """Softmax attention of the pairs that ``pattern`` allows in samples; queries without keys, and padding, give 0.
+
+    Compiled and fake tensors go through the operator ``tubelet::planned_attention``, which holds the pattern's
+    ``spec``; all else calls the same functions directly.
+
+    Example:
+        >>> from tubelet.attention.patterns import Temporal
+        >>> from tubelet.layout import Grid, TokenLayout
+        >>> x, tables = torch.randn(12, 2, 8), Tables(TokenLayout.packed([Grid(3, 2, 2)]).on("cpu").table)
+        >>> planned_attention(x, x, x, Temporal(), tables, 1.0).shape
+        torch.Size([12, 2, 8])
+    """
+    if torch.compiler.is_compiling() or type(q) not in (Tensor, torch.nn.Parameter) or q.is_meta:
+        out: Tensor = _op(q, k, v, *tables, pattern.spec, scale)[0]  # type: ignore[attr-defined]
+        return out
+    plan = _plan(pattern, tables, q)
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        result: Tensor = _Planned.apply(q, k, v, plan, scale)[0]  # type: ignore[no-untyped-call]
+        return result
+    return _forward(q, k, v, plan, scale, False)[0]
+
+
+def _plan(pattern: Any, tables: Tables, q: Tensor) -> Plan:
+    table, keys, kept, kept_keys = (None if x is None else _bytes(x) for x in tables)
+    views = not runs.widens(q)
+    limit = max(1, _GATHERED // (q.shape[1] * q.shape[2]))
+    assert table is not None
+    return make_plan(pattern, table, keys, kept, kept_keys, heads=q.shape[1], limit=limit, views=views)
+
+
+def _bytes(x: Tensor) -> bytes:
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return x.numpy().tobytes()
+    with torch._C._DisableFuncTorch():  # torch.func.grad, say, wraps even what it does not differentiate
+        while torch._C._functorch.is_functorch_wrapped_tensor(x):
+            x = torch._C._functorch.get_unwrapped(x)
+        return x.numpy().tobytes()
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, statistics: bool) -> tuple[Tensor, Tensor]:
+    """The output ``(n, h, e)`` and, for the backward and for merging, the queries' log-sum-exp ``(n, h, 1)``."""
+    wide = runs.wide(q)
+    dtype = wide if plan.merges and runs.widens(q) else q.dtype
+    make = q.new_empty if plan.queries == q.shape[0] else q.new_zeros
+    out = make(*q.shape[:2], v.shape[-1], dtype=dtype)
+    statistics = statistics or plan.merges
+    lse = q.new_zeros(*q.shape[:2], 1, dtype=wide) if statistics else q.new_zeros(0, 1, 1, dtype=wide)
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    for run in plan.runs:
+        qs, ks, vs = run.q.take(q), run.k.take(k), run.k.take(v)
+        part, part_lse = runs.attention(qs, ks, vs, scale, run.mask, statistics and _keeps(run, plan, q, v))
+        if run.merge and part_lse is not None:
+            part, part_lse = runs.merged(run.q.take(out), run.q.take(lse), part, part_lse)
+        run.q.put(out, part)
+        if part_lse is not None:
+            run.q.put(lse, part_lse)
+    return out.to(q.dtype), lse
+
+
+def _keeps(run: Run, plan: Plan, q: Tensor, v: Tensor) -> bool:
+    """Whether a run's log-sum-exp is kept; fused kernels of other devices keep theirs to themselves."""
+    return plan.merges or run.mask is not None or runs.fused(q, v)
+
+
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: Plan, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = runs.wide(q) if runs.widens(q) else q.dtype
+    totals = [torch.zeros(x.shape, dtype=wide, device=x.device) for x in (q, k, v)]
+    rows = [x if x.stride(-1) == 1 else x.contiguous() for x in (grad, q, k, v, out)]
+    for run in plan.runs:
+        grads, qs, outs = (run.q.take(x) for x in (rows[0], rows[1], rows[4]))
+        ks, vs = run.k.take(rows[2]), run.k.take(rows[3])
+        statistics = run.q.take(lse) if _keeps(run, plan, q, v) else None
+        parts = runs.backward(grads, qs, ks, vs, outs, statistics, scale, run.mask)
+        for total, place, part in zip(totals, (run.q, run.k, run.k), parts, strict=True):
+            place.add(total, part)
+    dq, dk, dv = (total.to(x.dtype) for total, x in zip(totals, (q, k, v), strict=True))
+    return dq, dk, dv
+
+
+class _Planned(torch.autograd.Function):
+    """The eager form of the operator."""
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+        return _forward(q, k, v, plan, scale, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        q, k, v, ctx.plan, ctx.scale = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(q, k, v, *output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        return *_backward(grad, q, k, v, out, lse, ctx.plan, ctx.scale), None, None
+
+
+@torch.library.custom_op("tubelet::planned_attention", mutates_args=())
+def _op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    keys: Tensor | None,
+    kept: Tensor | None,
+    kept_keys: Tensor | None,
+    spec: str,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    plan = _plan(from_spec(spec), Tables(table, keys, kept, kept_keys), q)
+    return _forward(q, k, v, plan, scale, True)
+
+
+@_op.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_rest: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(*q.shape[:2], v.shape[-1]), q.new_empty(*q.shape[:2], 1, dtype=runs.wide(q))
+
+
+@torch.library.custom_op("tubelet::planned_attention_backward", mutates_args=())
+def _op_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    table: Tensor,
+    keys: Tensor | None,
+    kept: Tensor | None,
+    kept_keys: Tensor | None,
+    spec: str,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    plan = _plan(from_spec(spec), Tables(table, keys, kept, kept_keys), q)
+    return _backward(grad, q, k, v, out, lse, plan, scale)
+
+
+@_op_backward.register_fake
+def _(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    return dq, dk, dv
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, *ctx.tables, ctx.spec, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output)
+
+
+def _op_gradients(ctx: Any, grad: Tensor, _grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    grads = _op_backward(grad, *ctx.saved_tensors, *ctx.tables, ctx.spec, ctx.scale)
+    return *grads, *(None,) * 6
+
+
+_op.register_autograd(_op_gradients, setup_context=_save)

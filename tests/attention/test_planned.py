@@ -1,0 +1,246 @@
+"""Planned attention: values and gradients against the definition, its operator, and the path of other devices."""
+
+import math
+from collections.abc import Callable
+
+import drawn
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tubelet.attention import (
+    FrameCausal,
+    Joint,
+    Neighborhood,
+    SlidingTile,
+    Spatial,
+    Strided,
+    Temporal,
+    Window,
+    attend,
+    planned,
+    runs,
+)
+from tubelet.attention.planned import Tables, planned_attention
+from tubelet.layout import Grid, TokenLayout
+from tubelet.protocols import Pattern
+
+ALL = [
+    Joint(),
+    Spatial(),
+    Temporal(),
+    Window((2, 2, 2), (1, 0, 1)),
+    Strided(2, run=2),
+    Neighborhood((2, 3, 3)),
+    Neighborhood((2, 3, 3), (True, False, False)),
+    SlidingTile((2, 4, 2), (1, 2, 2)),
+    FrameCausal(window=2, sink=1),
+    FrameCausal() & Window((2, 2, 2)),
+]
+MIXED = TokenLayout.packed([Grid(4, 2, 3), Grid(4, 2, 3), Grid(1, 1, 1), Grid(3, 3, 2)], [2, 2, 0, 1], capacity=80)
+
+
+def tensors(layout: TokenLayout, heads: int, kv_heads: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    return [torch.randn(*layout.shape, h, 4, dtype=dtype, requires_grad=True) for h in (heads, kv_heads, kv_heads)]
+
+
+def results(qkv: list[Tensor], cotangent: Tensor, **how: object) -> list[Tensor]:
+    out = attend(*qkv, **how)
+    return [out, *torch.autograd.grad(out, qkv, cotangent.to(out.dtype))]
+
+
+def assert_near(got: list[Tensor], want: list[Tensor], bound: float) -> None:
+    """Errors relative to the largest norm: a softmax over one key has no gradient but rounding."""
+    scale = max(float(w.detach().norm()) for w in want)
+    for g, w in zip(got, want, strict=True):
+        assert float((g.detach().double() - w.detach().double()).norm()) <= bound * scale
+
+
+@given(
+    draw=drawn.patterns | drawn.splits(4), make=drawn.layouts(), kv_heads=st.sampled_from([1, 2, 4]), wide=st.booleans()
+)
+def test_every_pattern_on_every_layout_equals_the_definition(
+    draw: drawn.Made, make: Callable[[], TokenLayout], kv_heads: int, wide: bool
+) -> None:
+    pattern, layout = draw(), make()
+    dtype, bound = (torch.float64, 1e-11) if wide else (torch.float32, 1e-5)
+    qkv = tensors(layout, 4, kv_heads, dtype)
+    exact = [x.detach().double().requires_grad_() for x in qkv]
+    cotangent = torch.randn(*layout.shape, 4, 4, dtype=torch.float64)
+    how = {"pattern": pattern, "layout": layout.on("cpu")}
+    want = results(exact, cotangent, backend="reference", **how)
+    assert_near(results(qkv, cotangent, backend="sdpa", **how), want, bound)
+
+
+@given(draw=drawn.patterns, make=drawn.layouts())
+def test_without_gradients_the_output_is_the_same(draw: drawn.Made, make: Callable[[], TokenLayout]) -> None:
+    """Inference takes another kernel where nothing needs the log-sum-exp."""
+    pattern, layout = draw(), make()
+    qkv = tensors(layout, 2, 2)
+    out = attend(*qkv, pattern=pattern, layout=layout, backend="sdpa")
+    with torch.no_grad():
+        assert_near([attend(*qkv, pattern=pattern, layout=layout, backend="sdpa")], [out], 1e-12)
+
+
+@pytest.mark.parametrize("pattern", ALL, ids=str)
+@pytest.mark.parametrize("block", [1 << 24, 1])
+def test_the_path_of_other_devices_equals_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, pattern: Pattern, block: int
+) -> None:
+    """The definition in blocks, and PyTorch's attention with recomputed statistics, forced onto the CPU."""
+    qkv, cotangent = tensors(MIXED, 4, 2), torch.randn(80, 4, 4, dtype=torch.float64)
+    how = {"pattern": pattern, "layout": MIXED, "backend": "sdpa"}
+    want = results(qkv, cotangent, **how)
+    monkeypatch.setattr(runs, "fused", lambda q, v: False)
+    monkeypatch.setattr(runs, "_BLOCK", block)
+    assert_near(results(qkv, cotangent, **how), want, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("pattern", ALL, ids=str)
+def test_half_precisions_are_rounded_once(dtype: torch.dtype, pattern: Pattern) -> None:
+    qkv, cotangent = tensors(MIXED, 4, 2, dtype), torch.randn(80, 4, 4).to(dtype)
+    exact = [x.detach().double().requires_grad_() for x in qkv]
+    got = results(qkv, cotangent, pattern=pattern, layout=MIXED, backend="sdpa")
+    want = results(exact, cotangent.double(), pattern=pattern, layout=MIXED, backend="reference")
+    assert all(g.dtype == dtype for g in got)
+    bound = torch.finfo(dtype).eps
+    assert_near(got[:1], want[:1], bound)
+    assert_near(got, want, 2 * bound)
+
+
+def test_a_query_that_no_head_lets_see_is_zero() -> None:
+    class Nothing:
+        def attends(self, q, k, head):
+            return (k.coords[..., 2] > q.coords[..., 2]) & (head < 1)
+
+    layout = TokenLayout.packed([Grid(1, 1, 3), Grid(1, 1, 1)])
+    qkv = tensors(layout, 2, 2)
+    out = attend(*qkv, pattern=Nothing(), layout=layout, backend="sdpa")
+    assert not out[2:].any() and not out[:, 1].any() and out[:2, 0].any()
+    cotangent = torch.randn_like(out)
+    want = results(qkv, cotangent, pattern=Nothing(), layout=layout, backend="reference")
+    assert_near(results(qkv, cotangent, pattern=Nothing(), layout=layout, backend="sdpa"), want, 1e-12)
+
+
+def arguments(pattern: Pattern, kept: bool = False) -> tuple[object, ...]:
+    layout = MIXED.keep([*range(0, 40, 3), *range(40, 54)]) if kept else MIXED
+    index = layout.on("cpu")
+    return *tensors(layout, 4, 2), index.table, None, index.kept, None, pattern.spec, 0.5
+
+
+@pytest.mark.graph
+@pytest.mark.parametrize("pattern", [Joint(), Temporal(), FrameCausal(window=2, sink=1)], ids=str)
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_operator_is_well_registered(pattern: Pattern, kept: bool) -> None:
+    result = torch.library.opcheck(planned._op, arguments(pattern, kept))
+    assert set(result.values()) == {"SUCCESS"}
+
+
+@pytest.mark.graph
+@pytest.mark.parametrize("pattern", ALL, ids=str)
+def test_the_operator_equals_the_eager_call(pattern: Pattern) -> None:
+    q, k, v, table, *_ = arguments(pattern)
+    eager = planned_attention(q, k, v, pattern, Tables(table), 0.5)
+    out, _ = planned._op(q, k, v, table, None, None, None, pattern.spec, 0.5)
+    cotangent = torch.randn_like(out)
+    assert torch.equal(out, eager)
+    for a, b in zip(*(torch.autograd.grad(x, (q, k, v), cotangent) for x in (out, eager)), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("pattern", [Joint(), Temporal(), Neighborhood((2, 3, 3))], ids=str)
+def test_gradients_are_those_of_finite_differences(pattern: Pattern) -> None:
+    layout = TokenLayout.packed([Grid(2, 2, 1), Grid(1, 1, 2)], [1, 0])
+    tables = Tables(layout.on("cpu").table)
+    assert torch.autograd.gradcheck(lambda *x: planned_attention(*x, pattern, tables, 0.7), tensors(layout, 2, 1))
+
+
+@pytest.mark.graph
+@pytest.mark.parametrize("pattern", ALL, ids=str)
+def test_one_graph_serves_the_layouts_of_a_capacity(pattern: Pattern) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    def layer(q: Tensor, k: Tensor, v: Tensor, index: object) -> Tensor:
+        return attend(q, k, v, pattern=pattern, layout=index, backend="sdpa")
+
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    for grids in ([Grid(4, 2, 3), Grid(2, 2, 2)], [Grid(1, 1, 1)], [Grid(3, 3, 3), Grid(1, 4, 4), Grid(1, 2, 2)]):
+        index = TokenLayout.packed(grids, [1] * len(grids), capacity=60).on("cpu")
+        qkv = [torch.randn(60, 2, 4) for _ in range(3)]
+        assert torch.equal(compiled(*qkv, index), layer(*qkv, index))
+    assert len(graphs) == 1
+
+
+def test_fake_and_meta_tensors_give_shapes_and_dtypes() -> None:
+    table = MIXED.on("cpu").table
+    meta = [torch.empty(80, h, 8, dtype=torch.bfloat16, device="meta") for h in (4, 2, 2)]
+    out = planned_attention(*meta, Window((1, 2, 2)), Tables(table), 1.0)
+    assert out.is_meta and out.shape == (80, 4, 8) and out.dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own, on first use
+def test_forward_mode_is_refused_and_auto_serves_it() -> None:
+    """A zero tangent would be a silent wrong answer."""
+    layout = TokenLayout.packed([Grid(1, 2, 2), Grid(1, 1, 1)])
+    x, tangent = torch.randn(2, 5, 1, 4, dtype=torch.float64)
+    _, got = torch.func.jvp(lambda q: attend(q, x, x, layout=layout), (x,), (tangent,))
+    step = 1e-6
+    there, back = (attend(x + s * tangent, x, x, layout=layout) for s in (step, -step))
+    assert torch.allclose(got, (there - back) / (2 * step), atol=1e-8)
+    with pytest.raises(ValueError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda q: attend(q, x, x, layout=layout, backend="sdpa"), (x,), (tangent,))
+
+
+def test_functional_gradients_work_and_second_ones_are_refused() -> None:
+    layout = TokenLayout.packed([Grid(1, 2, 2), Grid(1, 1, 1)])
+    x = torch.randn(5, 1, 4, dtype=torch.float64)
+    got = torch.func.grad(lambda q: attend(q, x, x, layout=layout, backend="sdpa").sin().sum())(x)
+    leaf = x.clone().requires_grad_()
+    (want,) = torch.autograd.grad(attend(leaf, x, x, layout=layout, backend="reference").sin().sum(), leaf)
+    assert torch.allclose(got, want, atol=1e-12)
+    out = attend(leaf, x, x, layout=layout, backend="sdpa").sin().sum()
+    (first,) = torch.autograd.grad(out, leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_a_pattern_that_is_no_value_is_refused() -> None:
+    class Mutable:
+        __hash__ = None
+
+        def attends(self, q, k, head):
+            return q.sample == k.sample
+
+    x = torch.randn(4, 1, 2)
+    with pytest.raises(ValueError, match="hashable value"):
+        attend(x, x, x, pattern=Mutable(), backend="sdpa")
+    assert attend(x, x, x, pattern=Mutable()).shape == x.shape
+
+
+@pytest.mark.graph
+def test_compiled_code_traces_a_users_predicate() -> None:
+    """Without a spec the graph cannot hold the pattern; ``auto`` takes the definition."""
+
+    class Near:
+        def attends(self, q, k, head):
+            return (q.coords[..., 2] - k.coords[..., 2]).abs() <= 1
+
+    pattern, q = Near(), torch.randn(6, 2, 4)
+    layer = torch.compile(lambda x: attend(x, x, x, pattern=pattern), fullgraph=True, backend="eager")
+    assert torch.allclose(layer(q), attend(q, q, q, pattern=pattern), atol=1e-6)
+
+
+def test_plain_rows_are_lines() -> None:
+    """Without a layout a pattern sees each row as one line of tokens: windows are local attention."""
+    x = torch.randn(2, 8, 1, 4, dtype=torch.float64)
+    local = attend(x, x, x, pattern=Window((1, 1, 4)))
+    halves = [attend(part, part, part) for part in x.split(4, dim=1)]
+    assert torch.allclose(local, torch.cat(halves, 1), atol=1e-12)
+    assert math.isclose(float(attend(x, x, x, pattern=Temporal()).sub(x).abs().max()), 0.0, abs_tol=1e-12)
