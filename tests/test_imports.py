@@ -23,6 +23,7 @@ norms
 mlp
 kernels
 attention
+pooling
 conditioning
 blocks
 diffusion

@@ -28,6 +28,7 @@ from tubelet.layout import Grid, JointLayout, LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP, SwiGLU
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.patchify import Patchify, Unpatchify, fold, unfold
+from tubelet.pooling import AttentionPool
 from tubelet.positions import Rope3d, SinCos3d
 from tubelet.text import WordEncoder
 
@@ -35,6 +36,7 @@ __all__ = [
     "MLP",
     "AdaLNZero",
     "Attention",
+    "AttentionPool",
     "Branch",
     "CrossAttention",
     "FrameCache",

@@ -15,19 +15,55 @@ from tubelet.training import Interrupted
 def calls(monkeypatch) -> list[tuple]:
     made: list[tuple] = []
     monkeypatch.setattr(command, "full", lambda *values: made.append(("full", *values)))
+    monkeypatch.setattr(command, "judged", lambda *values: made.append(("judged", *values)))
     monkeypatch.setattr(command, "live_and_shipped", lambda *values: made.append(("live", *values)))
     return made
 
 
-def test_defaults_and_options_reach_the_demo(calls) -> None:
+def test_defaults_and_options_reach_the_demo(calls, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a b.safetensors").write_text("")
     assert main(["demo"]) == 0
     assert main(["demo", "--minutes", "0.5", "--seed", "3", "--out", "there", "--resume"]) == 0
     assert main(["demo", "--full", "--seed", "4", "--out", "there"]) == 0
+    assert main(["demo", "--judge"]) == 0
+    assert main(["demo", "--judge", "a b.safetensors", "--seed", "5", "--out", "there"]) == 0
     assert calls == [
         ("live", Path("runs/demo"), 2.0, 0, False),
         ("live", Path("there"), 0.5, 3, True),
         ("full", Path("there"), 4, False),
+        ("judged", Path("runs/demo"), 0, None),
+        ("judged", Path("there"), 5, Path("a b.safetensors")),
     ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--full", "--minutes", "3"), "--minutes is of the live run, which --full leaves out"),
+        (("--judge", "--minutes", "3"), "--minutes is of the live run, which --judge leaves out"),
+        (("--judge", "--resume"), "--judge trains nothing"),
+        (("--judge", "--full"), "not allowed with"),
+        (("--judge", "none.safetensors"), "--judge: there is no none.safetensors"),
+        (("--seed", str(2**63)), "--seed: expected a whole number"),
+        (("--out", "/dev/null/x"), "--out: /dev/null is a file"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line(calls, capsys, argv, says) -> None:
+    try:
+        status = main(["demo", *argv])
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    assert (status, captured.err.count("\n"), captured.out, calls) == (2, 1, "", [])
+    assert says in captured.err
+
+
+def test_resuming_nothing_says_only_that(tmp_path, capsys) -> None:
+    assert main(["demo", "--resume", "--out", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"tubelet: --resume: there is no run in {tmp_path / 'live'}\n"
 
 
 @pytest.mark.parametrize("fails", [False, True])

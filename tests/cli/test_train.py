@@ -13,6 +13,8 @@ import torch
 from tubelet import hub
 from tubelet.cli import main, train
 from tubelet.data import write_video
+from tubelet.demo.build import Plan
+from tubelet.recipe import Recipe
 from tubelet.training import Interrupted, loop
 
 
@@ -45,7 +47,10 @@ def measured(recipe, *rest, **more):
     [
         ("not json", "captions.jsonl:1"),
         ('{"file": "a.gif"}', "missing 'caption'"),
-        ('{"file": "a.gif", "caption": "a"}', "have no caption: b.gif, c.png"),
+        (
+            '{"file": "a.gif", "caption": "a"}',
+            "have no caption: b.gif, c.png (give each a line in the file of --captions",
+        ),
     ],
 )
 def test_bad_captions_are_one_line(folder, capsys, text, says) -> None:
@@ -67,9 +72,36 @@ def test_missing_things_are_named(folder, capsys) -> None:
         assert run(folder, *more, **other) == 2
         assert says in (error := capsys.readouterr().err), error
         assert "Traceback" not in error
-    with pytest.warns(UserWarning, match="does not exist"):
-        assert run(folder, clips="none") == 2
-    assert "no usable clips" in capsys.readouterr().err
+    assert run(folder, clips="captions.jsonl") == 2
+    assert "--clips must be a folder" in capsys.readouterr().err
+    assert run(folder, clips="none") == 2
+    *skipped, error = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[:2] for line in skipped] == [
+        ["tubelet", f"skipped {name}"] for name in ("a.gif", "b.gif", "c.png")
+    ]
+    assert "does not exist" in skipped[0]
+    assert "no usable clips" in error
+
+
+def test_a_damaged_clip_is_one_clean_line(folder, capsys) -> None:
+    (folder / "clips" / "d.mp4").write_bytes(b"no video")
+    with mock.patch("tubelet.demo.build.prepare", side_effect=ValueError("far enough")):
+        assert run(folder) == 2
+    skipped, end = capsys.readouterr().err.splitlines()
+    assert skipped.startswith("tubelet: skipped d.mp4: ")
+    assert "Warning" not in skipped
+    assert end == "tubelet: far enough"
+
+
+@pytest.mark.parametrize("where", ["tubelet.recipe.encode_clips", "tubelet.demo.pictures.loss_curves"])
+def test_control_c_outside_the_steps_is_resumable_too(folder, capsys, where: str) -> None:
+    def stop(*rest: object) -> None:
+        raise KeyboardInterrupt
+
+    plan = Plan(recipe=Recipe(vae_steps=1, steps=1), clips=3)
+    with mock.patch("tubelet.demo.build.prepare", return_value=plan), mock.patch(where, stop):
+        assert run(folder) == 130
+    assert capsys.readouterr().err == "\ntubelet: stopped; --resume goes on\n"
 
 
 def test_a_stopped_run_goes_on_to_the_same_model(folder, capsys) -> None:
@@ -91,7 +123,11 @@ def test_a_stopped_run_goes_on_to_the_same_model(folder, capsys) -> None:
         assert run(folder, "--seed", "3") == 2
         assert "go on with --resume" in capsys.readouterr().err
         assert run(folder, "--seed", "4", "--resume") == 2
-        assert "begun with --seed 3, got 4" in capsys.readouterr().err
+        assert "begun with --seed 3, got --seed 4" in capsys.readouterr().err
+        assert run(folder, "--seed", "3", "--fps", "5", "--resume") == 2
+        assert "begun with no --fps, got --fps 5.0" in capsys.readouterr().err
+        assert run(folder, "--seed", "3", "--size", "16,16", "--resume") == 2
+        assert "begun with --size 16,24, got --size 16,16" in capsys.readouterr().err
         assert run(folder, "--seed", "3", "--resume") == 0
     resumed = hub.load_bundle(folder / "run" / "model.safetensors")
     for name, part in whole.items():

@@ -125,6 +125,13 @@ def test_captions_round_trip() -> None:
     assert len(set(digits.PROMPTS)) == 50
     for prompt in digits.PROMPTS:
         assert digits.caption(*digits.parse_caption(prompt)) == prompt
+        assert digits.as_captioned(prompt) == prompt
+
+
+def test_an_becomes_a_and_nothing_else_changes() -> None:
+    assert digits.as_captioned("an eight") == digits.as_captioned("An eight") == "a eight"
+    assert digits.as_captioned("a banana and an ant, an") == "a banana and a ant, a"
+    assert digits.as_captioned("") == ""
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,16 @@ from torch import nn
 
 from tubelet.demo import digits, evaluate
 from tubelet.demo.build import build
-from tubelet.demo.evaluate import BARS, autoencoder_metrics, held_out_loss, sample_like, sample_metrics, verdicts
+from tubelet.demo.evaluate import (
+    BARS,
+    autoencoder_metrics,
+    copying,
+    held_out_loss,
+    judged_clips,
+    sample_like,
+    sample_metrics,
+    verdicts,
+)
 from tubelet.demo.judge import Judge
 from tubelet.demo.metrics import linear_predictor_loss
 from tubelet.pipeline import encode_videos, generate
@@ -83,6 +92,21 @@ def test_samples_follow_the_clips_in_size_caption_and_first_frame() -> None:
             model, [clips[1].caption], [(5, 16, 24)], [8], prefixes=[clips[1].video[:, :1]], steps=1, guidance=2.0
         )
     torch.testing.assert_close(found[1], second.float(), rtol=0.05, atol=0.05)  # bfloat16 in another batch
+
+
+@pytest.mark.parametrize(("seed", "moving"), [(0, 1), (1, 7), (2, 60)])
+def test_judged_clips_are_the_stream_up_to_the_last_that_drifts(seed: int, moving: int) -> None:
+    clips = judged_clips(seed, moving)
+    stream = digits.batch("held_out", seed, 0, 3 * moving + 20)
+    drifting = [i for i, clip in enumerate(stream) if clip.direction is not None]
+    assert len(clips) == drifting[moving - 1] + 1
+    assert all(torch.equal(clip.video, other.video) for clip, other in zip(clips, stream, strict=False))
+
+
+def test_copying_names_both_shares_beside_those_of_held_out_clips() -> None:
+    first, second = copying({"beyond_median": 0.25, "beyond_fifth_percentile": 0.75}).split("\n")
+    assert "25 % of samples, 50 % of held-out clips" in first
+    assert "75 % of samples, 5 % of held-out clips" in second
 
 
 def test_real_clips_pass_for_samples_and_reversed_ones_do_not() -> None:

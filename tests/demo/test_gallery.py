@@ -20,7 +20,8 @@ def test_the_gallery_shows_four_sizes_and_a_still() -> None:
     sizes = {size for _, size in SHOWN}
     assert len(sizes) >= 4
     assert any(t == 1 for t, _, _ in sizes)
-    assert {prompt for prompt, _ in SHOWN} <= set(digits.PROMPTS)
+    assert {digits.as_captioned(prompt) for prompt, _ in SHOWN} <= set(digits.PROMPTS)
+    assert not any(prompt.startswith("a eight") for prompt, _ in SHOWN)
 
 
 def test_prompts_and_videos_go_together(model) -> None:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from tubelet.demo import digits
+from tubelet.demo import digits, metrics
+from tubelet.demo.evaluate import judged_clips
 from tubelet.demo.judge import Judge
 from tubelet.demo.metrics import (
     digit_accuracy,
@@ -87,6 +88,22 @@ def test_memorised_tells_copies_from_strangers() -> None:
     assert memorised(shifted, train, real).beyond_fifth_percentile > 0.8
     with pytest.raises(ValueError, match="train must hold"):
         memorised(real, [], real)
+
+
+@pytest.mark.slow
+def test_the_scale_of_memorised_is_as_documented() -> None:
+    """docs/demo.md: training clips rendered anew, and other digits by the same hands, under the demo's yardstick."""
+    train = digits.batch("train", 0, 0, 4000, (1, 24, 24))
+    fresh, held = digits.batch("train", 77, 0, 619), judged_clips(0, 500)
+    known, near, yardstick = (metrics._aligned([clip.video for clip in clips]) for clips in (train, fresh, held))
+    distances = torch.cdist(near, known)
+    same = torch.tensor([[one.source == other.source for other in train] for one in fresh])
+    bars = torch.cdist(yardstick, known).amin(1).quantile(torch.tensor([0.5, 0.05]))
+    found = [
+        [round(float((d.amin(1) < bar).double().mean()), 2) for bar in bars]
+        for d in (distances, distances.masked_fill(same, torch.inf))
+    ]
+    assert found == [[0.94, 0.66], [0.78, 0.22]]
 
 
 def test_memorised_measures_middle_frames_around_their_ink() -> None:

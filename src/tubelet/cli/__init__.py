@@ -13,6 +13,7 @@ from tubelet.cli import bench as bench
 from tubelet.cli import demo as demo
 from tubelet.cli import sample as sample
 from tubelet.cli import train as train
+from tubelet.cli.lines import MISTAKES, out_of_memory, plain, warnings_as_lines
 
 __all__ = ["main"]
 
@@ -39,11 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add(commands)
     arguments = parser.parse_args(argv)
     try:
-        arguments.run(arguments)
+        with warnings_as_lines():
+            arguments.run(arguments)
     except KeyboardInterrupt as stop:
         print(f"\ntubelet: {f'{stop}; --resume goes on' if str(stop) else 'stopped'}", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError) as error:
-        print(f"tubelet: {' '.join(str(error).split())}", file=sys.stderr)
+    except (*MISTAKES, RuntimeError) as error:
+        if not isinstance(error, MISTAKES) and not out_of_memory(error):
+            raise
+        print(f"tubelet: {plain(error)}", file=sys.stderr)
         return 2
     return 0

@@ -1,9 +1,14 @@
 """Types of command-line arguments: each raises argparse's own error, so that a mistake is one line."""
 
 import argparse
+import os
 from pathlib import Path
 
-__all__ = ["count", "folder", "number", "positive", "sides", "video_size"]
+__all__ = ["count", "existing", "folder", "number", "positive", "rate", "sides", "video_file", "video_size"]
+
+_MOST = 1_000_000
+_MOST_SEED = 2**62  # seeds of single samples count on from here, within the 64 bits that PyTorch takes
+_VIDEO_SUFFIXES = (".mp4", ".gif", ".webp", ".png")
 
 
 def video_size(text: str) -> tuple[int, int, int]:
@@ -41,7 +46,7 @@ def sides(text: str) -> tuple[int, int]:
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1.
+    """A whole number from 1 to a million.
 
     Raises:
         argparse.ArgumentTypeError: anything else.
@@ -50,13 +55,13 @@ def count(text: str) -> int:
         >>> count("3")
         3
     """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1 and at most {_MOST}, got {text!r}")
     return int(text)
 
 
 def number(text: str) -> int:
-    """A whole number of at least 0, such as a seed.
+    """A whole number from 0 to 2^62: a seed.
 
     Raises:
         argparse.ArgumentTypeError: anything else.
@@ -65,13 +70,13 @@ def number(text: str) -> int:
         >>> number("0")
         0
     """
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    if not text.isdecimal() or int(text) > _MOST_SEED:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0 and at most 2^62, got {text!r}")
     return int(text)
 
 
 def positive(text: str) -> float:
-    """A finite number above 0.
+    """A number above 0, at most a million.
 
     Raises:
         argparse.ArgumentTypeError: anything else.
@@ -84,22 +89,82 @@ def positive(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    if not 0 < value <= _MOST:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most {_MOST}, got {text!r}")
+    return value
+
+
+def rate(text: str) -> float:
+    """Frames a second, from 0.01 to 1000.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+
+    Example:
+        >>> rate("12.5")
+        12.5
+    """
+    value = positive(text)
+    if not 0.01 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"expected frames a second from 0.01 to 1000, got {text!r}")
     return value
 
 
 def folder(text: str) -> Path:
-    """A folder that exists or can be made: no file stands in its place.
+    """A folder to write to, which exists or can be made.
 
     Raises:
-        argparse.ArgumentTypeError: the path is a file.
+        argparse.ArgumentTypeError: a file stands in its place or above it, or it may not be written.
 
     Example:
         >>> folder("runs/demo").name
         'demo'
     """
     path = Path(text)
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a file, not a folder")
+    _check_writable(path)
     return path
+
+
+def video_file(text: str) -> Path:
+    """A file to write a video to: MP4, GIF, WebP or PNG, in a folder that exists or can be made.
+
+    Raises:
+        argparse.ArgumentTypeError: another suffix, a folder, or a folder that may not be written.
+
+    Example:
+        >>> video_file("videos/seven.gif").suffix
+        '.gif'
+    """
+    path = Path(text)
+    if path.suffix.lower() not in _VIDEO_SUFFIXES:
+        raise argparse.ArgumentTypeError(f"a file must end in {', '.join(_VIDEO_SUFFIXES)}, got {text!r}")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder, not a file")
+    _check_writable(path.parent)
+    return path
+
+
+def existing(text: str) -> Path:
+    """A file or folder that is there.
+
+    Raises:
+        argparse.ArgumentTypeError: there is nothing of that name.
+
+    Example:
+        >>> existing(".").is_dir()
+        True
+    """
+    path = Path(text)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"there is no {text or 'file of an empty name'}")
+    return path
+
+
+def _check_writable(path: Path) -> None:
+    """That the folder, or the nearest one above it that exists, is a folder and may be written."""
+    above = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    shown = path if above == path.absolute() else above
+    if not above.is_dir():
+        raise argparse.ArgumentTypeError(f"{shown} is a file, not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{shown} may not be written to")

@@ -4,15 +4,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tubelet.cli.arguments import folder, number, positive
+from tubelet.cli.arguments import existing, folder, number, positive
 from tubelet.cli.cpu import flushed_denormals
 
 __all__ = ["add", "run"]
 
+_MINUTES = 2.0
 _EXAMPLE = """examples:
   tubelet demo                         two minutes of live training, then the shipped checkpoint
   tubelet demo --minutes 1 --seed 3 --out runs/quick
   tubelet demo --resume                go on after Ctrl-C
+  tubelet demo --judge                 no training: measure the shipped checkpoint again
   tubelet demo --full                  retrain the shipped checkpoint (up to an hour on two cores)"""
 
 
@@ -29,11 +31,20 @@ def add(commands: Any) -> None:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--minutes", type=positive, default=2.0, help="of live training; default 2")
-    parser.add_argument("--seed", type=number, default=0)
+    parser.add_argument("--minutes", type=positive, help=f"of live training; default {_MINUTES:g}")
+    parser.add_argument("--seed", type=number, default=0, help="default 0; a resumed run keeps its own")
     parser.add_argument("--out", type=folder, default=Path("runs/demo"), metavar="DIR", help="default runs/demo")
-    parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
-    parser.add_argument("--full", action="store_true", help="train the checkpoint that ships")
+    parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out, as it began")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--full", action="store_true", help="train the checkpoint that ships")
+    instead.add_argument(
+        "--judge",
+        type=existing,
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="only judge a checkpoint of the demo: FILE, or the one that ships",
+    )
     parser.set_defaults(run=run)
 
 
@@ -41,17 +52,29 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the demo.
 
     Raises:
-        ValueError: an interrupted run without ``--resume``, or nothing to resume.
+        ValueError: an interrupted run without ``--resume``, nothing to resume, or options that exclude each other.
         ImportError: the extra ``tubelet[demo]`` is missing.
 
     Example:
         >>> callable(run)
         True
     """
-    from tubelet.demo.command import full, live_and_shipped
+    from tubelet.demo.command import full, judged, live_and_shipped
 
+    out, seed, resume, judge = arguments.out, arguments.seed, arguments.resume, arguments.judge
+    _check(arguments)
     with flushed_denormals():
         if arguments.full:
-            full(arguments.out, arguments.seed, arguments.resume)
+            full(out, seed, resume)
+        elif judge is not None:
+            judged(out, seed, None if judge is True else judge)
         else:
-            live_and_shipped(arguments.out, arguments.minutes, arguments.seed, arguments.resume)
+            live_and_shipped(out, arguments.minutes or _MINUTES, seed, resume)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """That no option is dropped: those of the live run do not go with the others."""
+    if arguments.minutes is not None and (arguments.full or arguments.judge is not None):
+        raise ValueError(f"--minutes is of the live run, which {'--full' if arguments.full else '--judge'} leaves out")
+    if arguments.resume and arguments.judge is not None:
+        raise ValueError("--resume goes on with a training, but --judge trains nothing")

@@ -11,13 +11,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tubelet.cli.arguments import count, folder, number, positive, sides
+from tubelet.cli.arguments import count, existing, folder, number, positive, rate, sides
 from tubelet.cli.cpu import flushed_denormals
 from tubelet.files import replacing
 
 __all__ = ["add", "run"]
 
 _KEPT = ("frames", "size", "fps", "gray", "windows", "seed")
+
+_UNCAPTIONED = (
+    "uncaptioned='empty' gives them empty ones",
+    'give each a line in the file of --captions, with the caption "" if need be, or take it out of --clips',
+)  # the library's advice, and the command's
 
 _EXAMPLE = """example:
   tubelet train --clips videos/ --captions captions.jsonl --frames 9 --size 32,48 --minutes 30
@@ -40,15 +45,15 @@ def add(commands: Any) -> None:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--clips", type=Path, required=True, metavar="DIR", help="folder of videos and images")
-    parser.add_argument("--captions", type=Path, required=True, metavar="FILE", help="JSON lines: file and caption")
+    parser.add_argument("--clips", type=existing, required=True, metavar="DIR", help="folder of videos and images")
+    parser.add_argument("--captions", type=existing, required=True, metavar="FILE", help="JSON lines: file and caption")
     parser.add_argument("--frames", type=count, default=9, help="1 + 4k; shorter files give shorter clips; default 9")
     parser.add_argument("--size", type=sides, default=(32, 32), metavar="H,W", help="multiples of 8; default 32,32")
-    parser.add_argument("--fps", type=positive, help="frames a second; default each file's own")
+    parser.add_argument("--fps", type=rate, help="frames a second; default each file's own")
     parser.add_argument("--gray", action="store_true", help="train on grey video")
     parser.add_argument("--windows", type=count, default=64, help="different windows of each file; default 64")
     parser.add_argument("--minutes", type=positive, default=30.0, help="of training; default 30")
-    parser.add_argument("--seed", type=number, default=0)
+    parser.add_argument("--seed", type=number, default=0, help="default 0")
     parser.add_argument("--out", type=folder, default=Path("runs/train"), metavar="DIR", help="default runs/train")
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
     parser.set_defaults(run=run)
@@ -68,13 +73,17 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from tubelet import hub
     from tubelet.data import write_contact_sheet
-    from tubelet.demo.build import Plan, prepare
+    from tubelet.demo.build import Plan, check_folder, prepare, resumable
     from tubelet.demo.pictures import loss_curves
     from tubelet.pipeline import TextToVideo, decode_latents, generate
     from tubelet.recipe import Recipe, calibrated, encode_clips, train_autoencoder, train_denoiser, with_latent_stats
     from tubelet.training import Progress
 
     _check_sides(arguments.frames, arguments.size)
+    if not arguments.clips.is_dir():
+        raise ValueError(f"--clips must be a folder, got the file {arguments.clips}")
+    out: Path = arguments.out
+    check_folder(out, arguments.resume, done="model.safetensors")
     videos, captions = _load(arguments)
     model = _build(captions, videos[0].shape[0], arguments.seed)
     batch = _batches(videos, arguments.seed)
@@ -86,35 +95,39 @@ def run(arguments: argparse.Namespace) -> None:
         measured = calibrated(recipe, arguments.minutes, model, batch, trial)
         return Plan(recipe=measured, clips=len(videos))
 
-    out: Path = arguments.out
     recipe = prepare(out, arguments.resume, plan, done="model.safetensors").recipe
     _keep_options(out / "options.json", arguments)
 
     def show(title: str) -> Callable[[int, int], Progress]:
         return lambda steps, start: Progress(steps, start=start, title=title)
 
-    histories = {
-        "autoencoder": train_autoencoder(
-            model.vae, batch, recipe, checkpoint=out / "autoencoder.run.safetensors", on_progress=show("autoencoder")
+    with resumable():
+        histories = {
+            "autoencoder": train_autoencoder(
+                model.vae,
+                batch,
+                recipe,
+                checkpoint=out / "autoencoder.run.safetensors",
+                on_progress=show("autoencoder"),
+            )
+        }
+        with_latent_stats(model.vae, videos[:512])
+        data = encode_clips(model.vae, videos, captions)
+        histories["denoiser"] = train_denoiser(
+            model, data, recipe, checkpoint=out / "denoiser.run.safetensors", on_progress=show("denoiser")
         )
-    }
-    with_latent_stats(model.vae, videos[:512])
-    data = encode_clips(model.vae, videos, captions)
-    histories["denoiser"] = train_denoiser(
-        model, data, recipe, checkpoint=out / "denoiser.run.safetensors", on_progress=show("denoiser")
-    )
-    trained = TextToVideo.of(model.parts()).eval()
-    hub.save_bundle(out / "model.safetensors", trained.parts())
-    loss_curves(out / "loss.png", histories)
-    shown = sorted(set(captions))[:6]
-    sizes = [(arguments.frames, *arguments.size)] * len(shown)
-    write_contact_sheet(
-        out / "samples.png", generate(trained, shown, sizes, list(range(len(shown)))), labels=shown, scale=3
-    )
-    again = decode_latents(trained.vae, list(data.latents[:6]))
-    pairs = [video for pair in zip(videos[:6], again, strict=False) for video in pair]
-    write_contact_sheet(out / "reconstructions.png", pairs, columns=2, scale=3)
-    print(f"{out}: model.safetensors, loss.png, samples.png, reconstructions.png")
+        trained = TextToVideo.of(model.parts()).eval()
+        hub.save_bundle(out / "model.safetensors", trained.parts())
+        loss_curves(out / "loss.png", histories)
+        shown = sorted(set(captions))[:6]
+        sizes = [(arguments.frames, *arguments.size)] * len(shown)
+        write_contact_sheet(
+            out / "samples.png", generate(trained, shown, sizes, list(range(len(shown)))), labels=shown, scale=3
+        )
+        again = decode_latents(trained.vae, list(data.latents[:6]))
+        pairs = [video for pair in zip(videos[:6], again, strict=False) for video in pair]
+        write_contact_sheet(out / "reconstructions.png", pairs, columns=2, scale=3)
+        print(f"{out}: model.safetensors, loss.png, samples.png, reconstructions.png")
 
 
 def _check_sides(frames: int, size: tuple[int, int]) -> None:
@@ -130,10 +143,19 @@ def _keep_options(path: Path, arguments: argparse.Namespace) -> None:
     if arguments.resume and path.exists():
         begun = json.loads(path.read_text())
         if changed := [name for name in _KEPT if begun[name] != asked[name]]:
-            name = changed[0]
-            raise ValueError(f"--resume: the run was begun with --{name} {begun[name]}, got {asked[name]}")
+            then, now = (_spelled(changed[0], options[changed[0]]) for options in (begun, asked))
+            raise ValueError(f"--resume: the run was begun with {then}, got {now}")
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(asked))
+
+
+def _spelled(name: str, value: Any) -> str:
+    """An option as it is typed."""
+    if value is None or value is False:
+        return f"no --{name}"
+    if value is True:
+        return f"--{name}"
+    return f"--{name} {','.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _load(arguments: argparse.Namespace) -> tuple[list[Float[Tensor, "c _ _ _"]], list[str]]:
@@ -142,16 +164,19 @@ def _load(arguments: argparse.Namespace) -> tuple[list[Float[Tensor, "c _ _ _"]]
     from tubelet.training import Progress
 
     choices = tuple(range(1, arguments.frames + 1, 4))
-    clips = ClipFolder(
-        arguments.clips,
-        arguments.captions,
-        frames=choices,
-        size=arguments.size,
-        fps=arguments.fps,
-        gray=arguments.gray,
-        seed=arguments.seed,
-        windows=arguments.windows,
-    )
+    try:
+        clips = ClipFolder(
+            arguments.clips,
+            arguments.captions,
+            frames=choices,
+            size=arguments.size,
+            fps=arguments.fps,
+            gray=arguments.gray,
+            seed=arguments.seed,
+            windows=arguments.windows,
+        )
+    except ValueError as error:
+        raise ValueError(str(error).replace(*_UNCAPTIONED)) from error
     videos: list[Tensor] = []
     captions: list[str] = []
     with Progress(len(clips), title="decode") as progress:

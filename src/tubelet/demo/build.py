@@ -5,9 +5,11 @@ are the same. Shapes: clips ``(1, T, H, W)`` in [-1, 1].
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,7 +25,18 @@ from tubelet.training import History, Progress, step_generator
 from tubelet.vae import CausalAutoencoder
 from tubelet.vae import digits as digits_vae
 
-__all__ = ["FULL", "Plan", "build", "latents_of", "live_plan", "prepare", "run", "vae_batch"]
+__all__ = [
+    "FULL",
+    "Plan",
+    "build",
+    "check_folder",
+    "latents_of",
+    "live_plan",
+    "prepare",
+    "resumable",
+    "run",
+    "vae_batch",
+]
 
 _PIXELS = 110_000  # about as many pixels in each batch of the autoencoder, whatever the clips' size
 _CHUNK = 512
@@ -46,10 +59,14 @@ class Plan:
         """The seed of models, data and noise."""
         return self.recipe.seed
 
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return {"recipe": asdict(self.recipe), "clips": self.clips}
+
     def save(self, path: Path) -> None:
         """Write the plan as JSON, atomically."""
         with replacing(path) as temporary:
-            Path(temporary).write_text(json.dumps({"recipe": asdict(self.recipe), "clips": self.clips}, indent=1))
+            Path(temporary).write_text(json.dumps(self.to_dict(), indent=1))
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
@@ -208,16 +225,55 @@ def prepare(folder: Path, resume: bool, plan: Callable[[], Plan], done: str = "m
         ...     prepare(Path(folder), True, lambda: FULL) == made
         True
     """
+    check_folder(folder, resume, done)
     stored, ended = folder / "plan.json", folder / done
     if resume:
-        if not stored.exists():
-            raise ValueError(f"--resume: there is no run in {folder}")
         return Plan.load(stored)
-    if stored.exists() and not ended.exists():
-        raise ValueError(f"{folder} holds an interrupted run: go on with --resume, or name another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
     made = plan()
     for old in (*folder.glob("*.run.safetensors"), ended):
         old.unlink(missing_ok=True)
     made.save(stored)
     return made
+
+
+def check_folder(folder: Path, resume: bool, done: str = "metrics.json") -> None:
+    """Refuse, before anything is done or said, what :func:`prepare` would refuse.
+
+    Raises:
+        ValueError: an interrupted run is in the folder and ``resume`` is False, or there is none to resume, or its plan
+            is damaged.
+
+    Example:
+        >>> check_folder(Path("runs/nowhere"), resume=False)
+    """
+    stored = folder / "plan.json"
+    if resume:
+        if not stored.exists():
+            raise ValueError(f"--resume: there is no run in {folder}")
+        Plan.load(stored)
+    elif stored.exists() and not (folder / done).exists():
+        raise ValueError(f"{folder} holds an interrupted run: go on with --resume, or name another folder with --out")
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C inside the block names what happened, so that the command line adds how to go on.
+
+    Raises:
+        KeyboardInterrupt: with a text, which a bare one lacks.
+
+    Example:
+        >>> try:
+        ...     with resumable():
+        ...         raise KeyboardInterrupt
+        ... except KeyboardInterrupt as stop:
+        ...     print(stop)
+        stopped
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if str(stop):
+            raise
+        raise KeyboardInterrupt("stopped") from stop

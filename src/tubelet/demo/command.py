@@ -1,9 +1,10 @@
 """The demo from start to end: train live, sample the shipped checkpoint, judge, draw, and write it all down.
 
 Under the output folder: ``live/`` (the run that was just trained), ``full/`` (pictures of the shipped checkpoint, or
-with ``--full`` the hour-long run that makes it) and ``metrics.json``.
+with ``--full`` the hour-long run that makes it) and ``metrics.json``; ``judged/`` is what ``--judge`` leaves.
 """
 
+import hashlib
 import json
 import platform
 import sys
@@ -17,8 +18,16 @@ import torch
 from tubelet import hub
 from tubelet._version import __version__
 from tubelet.demo import digits
-from tubelet.demo.build import FULL, Plan, build, live_plan, prepare, run
-from tubelet.demo.evaluate import autoencoder_metrics, held_out_loss, sample_like, sample_metrics, verdicts
+from tubelet.demo.build import FULL, Plan, build, check_folder, live_plan, prepare, resumable, run
+from tubelet.demo.evaluate import (
+    autoencoder_metrics,
+    copying,
+    held_out_loss,
+    judged_clips,
+    sample_like,
+    sample_metrics,
+    verdicts,
+)
 from tubelet.demo.gallery import given_frames_exact, image_to_video, text_to_video, write_all
 from tubelet.demo.judge import Judge, train_judge
 from tubelet.demo.metrics import direction_accuracy
@@ -26,11 +35,11 @@ from tubelet.demo.pictures import loss_curves, reconstruction_sheet
 from tubelet.demo.shipped import NAME, load_model
 from tubelet.files import replacing
 from tubelet.pipeline import TextToVideo
-from tubelet.training import Progress
+from tubelet.training import History, Progress
 
-__all__ = ["full", "live_and_shipped"]
+__all__ = ["full", "judged", "live_and_shipped"]
 
-_SAMPLES = 512
+_MOVING = 500
 
 
 def live_and_shipped(out: Path, minutes: float, seed: int, resume: bool) -> dict[str, Any]:
@@ -49,20 +58,51 @@ def live_and_shipped(out: Path, minutes: float, seed: int, resume: bool) -> dict
         >>> metrics = live_and_shipped(Path("runs/demo"), minutes=2.0, seed=0, resume=False)  # doctest: +SKIP
     """
     began = time.monotonic()
-    _say(f"tubelet {__version__}: {torch.get_num_threads()} threads, seed {seed}, writing to {out}")
+    check_folder(out / "live", resume)
+    _greet(out)
     _say("(a) live: an autoencoder and a video DiT, built from blocks and trained from scratch")
     plan = prepare(out / "live", resume, lambda: live_plan(minutes, seed))
-    seed = plan.seed
-    metrics: dict[str, Any] = {"live": _live(out / "live", plan)}
-    _say("(b) the full recipe's checkpoint, sampled at several durations and shapes")
-    metrics |= _judged(load_model(), out / "full", seed)
+    _say(f"seed {plan.seed}, {plan.recipe.vae_steps} steps of the autoencoder, {plan.recipe.steps} of the video DiT")
+    with resumable():
+        metrics: dict[str, Any] = {"live": _live(out / "live", plan)}
+        _say("(b) the full recipe's checkpoint, sampled at several durations and shapes")
+        metrics |= _judged(load_model(), out / "full", plan.seed)
+        metrics["seconds"] = round(time.monotonic() - began, 1)
+        _finish(out, metrics, plan.seed)
+    return metrics
+
+
+def judged(out: Path, seed: int, checkpoint: Path | None = None) -> dict[str, Any]:
+    """What ``tubelet demo --judge`` does: no training; a checkpoint's file is sampled and judged.
+
+    The metrics beside the shipped checkpoint are those of this function on the shipped file.
+
+    Args:
+        out: pictures and ``metrics.json`` go into its folder ``judged/``.
+        seed: of the judge, the held-out clips and the samples.
+        checkpoint: a file of the demo's; None is the one that ships.
+
+    Raises:
+        ValueError: no such file, or a model of another world.
+
+    Example:
+        >>> metrics = judged(Path("runs/demo"), seed=0)  # doctest: +SKIP
+    """
+    began = time.monotonic()
+    model = load_model(checkpoint)
+    _check_world(model, checkpoint)
+    _greet(out / "judged")
+    _say(f"{checkpoint or 'the checkpoint that ships'}, sampled and judged with seed {seed}")
+    metrics = _judged(model, out / "judged", seed)
     metrics["seconds"] = round(time.monotonic() - began, 1)
-    _finish(out, metrics, seed)
+    _finish(out / "judged", metrics, seed)
     return metrics
 
 
 def full(out: Path, seed: int, resume: bool, plan: Plan = FULL) -> dict[str, Any]:
     """What ``tubelet demo --full`` does: train by the full plan and leave the checkpoint that ships.
+
+    What is measured is the file: the weights as they were stored, in bfloat16, and read back.
 
     Raises:
         ValueError: as :func:`live_and_shipped`.
@@ -70,21 +110,44 @@ def full(out: Path, seed: int, resume: bool, plan: Plan = FULL) -> dict[str, Any
     Example:
         >>> metrics = full(Path("runs/demo"), seed=0, resume=False)  # doctest: +SKIP
     """
-    folder = out / "full"
+    folder, file = out / "full", out / "full" / f"{NAME}.safetensors"
+    check_folder(folder, resume, done=f"{NAME}.json")
+    _greet(out)
     plan = prepare(folder, resume, lambda: plan.with_seed(seed), done=f"{NAME}.json")
-    model = build(plan.seed)
-    histories = run(model, plan, folder, _show)
-    loss_curves(folder / "loss.png", histories)
-    metrics = _judged(model.eval(), folder, plan.seed)
-    metrics["bars"] = verdicts(metrics)
-    record = {"command": f"tubelet demo --full --seed {plan.seed}", "threads": torch.get_num_threads(), **_versions()}
-    record |= {"plan": json.loads((folder / "plan.json").read_text()), "metrics": metrics}
-    record["training_seconds"] = {name: round(sum(history.values["seconds"])) for name, history in histories.items()}
-    record["first_losses"] = {name: history["loss"][:20] for name, history in histories.items()}
-    hub.save_bundle(folder / f"{NAME}.safetensors", model.parts(), dtype=torch.bfloat16, metadata=_versions())
-    _write_json(folder / f"{NAME}.json", record)
-    _finish(out, metrics, plan.seed)
+    _say(f"seed {plan.seed}, {plan.recipe.vae_steps} steps of the autoencoder, {plan.recipe.steps} of the video DiT")
+    with resumable():
+        model = build(plan.seed)
+        histories = run(model, plan, folder, _show)
+        loss_curves(folder / "loss.png", histories)
+        hub.save_bundle(file, model.parts(), dtype=torch.bfloat16, metadata=_versions())
+        metrics = _judged(load_model(file), folder, plan.seed)
+        metrics["bars"] = verdicts(metrics)
+        _write_json(folder / f"{NAME}.json", _record(plan, histories, metrics, file))
+        _finish(out, metrics, plan.seed)
     return metrics
+
+
+def _record(plan: Plan, histories: dict[str, History], metrics: dict[str, Any], file: Path) -> dict[str, Any]:
+    """How a checkpoint was made and what its file scores; ``measured`` says how to repeat the latter."""
+    here = {"threads": torch.get_num_threads(), **_versions()}
+    command, sha256 = f"tubelet demo --judge {file.name} --seed {plan.seed}", hashlib.sha256(file.read_bytes())
+    return {
+        "command": f"tubelet demo --full --seed {plan.seed}",
+        **here,
+        "plan": plan.to_dict(),
+        "measured": {"command": command, "sha256": sha256.hexdigest(), **here},
+        "metrics": metrics,
+        "training_seconds": {name: round(sum(history.values["seconds"])) for name, history in histories.items()},
+        "first_losses": {name: history["loss"][:20] for name, history in histories.items()},
+    }
+
+
+def _check_world(model: TextToVideo, checkpoint: Path | None) -> None:
+    """That a model knows the demo's captions and makes grey video."""
+    words = {word for prompt in digits.PROMPTS for word in prompt.split()}
+    if (missing := sorted(words - set(model.text.config.words))) or model.vae.config.in_channels != 1:
+        lacks = f"does not know {', '.join(missing)}" if missing else "makes coloured video"
+        raise ValueError(f"--judge reads drifting digits, but the model of {checkpoint} {lacks}")
 
 
 def _live(folder: Path, plan: Plan) -> dict[str, Any]:
@@ -116,8 +179,8 @@ def _judged(model: TextToVideo, folder: Path, seed: int) -> dict[str, Any]:
     write_all(folder / "image-to-video", moved[:6], [clip.caption for clip in clips[:6]])
     _reconstructions(model, folder, seed)
     judge = _trained_judge(seed)
-    real = digits.batch("held_out", seed, 0, _SAMPLES)
-    with _show("sample")(_SAMPLES, 0) as progress:
+    real = judged_clips(seed, _MOVING)
+    with _show("sample")(len(real), 0) as progress:
         samples = sample_like(model, real, 10_000 + seed, tick=lambda done: progress.update(done, {}))
     captions = [clip.caption for clip in clips]
     followed = {"direction_accuracy": direction_accuracy(moved, captions)._asdict()}
@@ -150,7 +213,14 @@ def _finish(out: Path, metrics: dict[str, Any], seed: int) -> None:
     _write_json(out / "metrics.json", metrics)
     for name, found in metrics["bars"].items():
         _say(f"  {'pass' if found['passes'] else 'MISS'}  {name:<42} {found['value']:.4g}  ({found['bar']})")
-    _say(f"pictures, videos, checkpoints and metrics.json are in {out}")
+    if "samples" in metrics:
+        for line in copying(metrics["samples"]["memorised"]).split("\n"):
+            _say(f"  note  {line}")
+    _say(f"pictures, videos and metrics.json are in {out}")
+
+
+def _greet(out: Path) -> None:
+    _say(f"tubelet {__version__}: {torch.get_num_threads()} threads, writing to {out}")
 
 
 def _versions() -> dict[str, str]:

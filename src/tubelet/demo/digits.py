@@ -17,6 +17,7 @@ Flood, OOPSLA 2014), so training draws fresh clips for ever, in any order, on an
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +41,7 @@ __all__ = [
     "Direction",
     "Size",
     "Split",
+    "as_captioned",
     "batch",
     "caption",
     "clip",
@@ -165,6 +167,16 @@ def caption(digit: int, direction: Direction | None = None) -> str:
 
 PROMPTS: tuple[str, ...] = tuple(caption(digit, way) for way in (None, *DIRECTIONS) for digit in range(10))
 """Every caption there is: ten still, forty drifting."""
+
+
+def as_captioned(prompt: str) -> str:
+    """A prompt in the captions' words, which say "a eight": "an" becomes "a".
+
+    Example:
+        >>> as_captioned("an eight drifting up")
+        'a eight drifting up'
+    """
+    return re.sub(r"\ban\b", "a", prompt, flags=re.IGNORECASE)
 
 
 def parse_caption(text: str) -> tuple[int, Direction | None]:

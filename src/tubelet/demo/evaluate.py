@@ -3,7 +3,7 @@
 The result is plain JSON values with the bar that each must pass beside it. Videos are ``(1, T, H, W)`` in [-1, 1].
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from tubelet.demo import digits
 from tubelet.demo.judge import Judge
 from tubelet.demo.metrics import (
+    Memorised,
     digit_accuracy,
     direction_accuracy,
     diversity,
@@ -25,7 +26,16 @@ from tubelet.layout import Rows, TokenLayout
 from tubelet.pipeline import LatentBatch, TextToVideo, decode_latents, encode_videos, generate
 from tubelet.recipe import encode_clips
 
-__all__ = ["BARS", "autoencoder_metrics", "held_out_loss", "sample_like", "sample_metrics", "verdicts"]
+__all__ = [
+    "BARS",
+    "autoencoder_metrics",
+    "copying",
+    "held_out_loss",
+    "judged_clips",
+    "sample_like",
+    "sample_metrics",
+    "verdicts",
+]
 
 BARS: dict[str, tuple[str, float]] = {
     "samples.digit_accuracy.lower": ("at least", 0.90),
@@ -102,6 +112,22 @@ def _loss_at(
     return float(process.loss(prediction, batch.patches, noise, t))
 
 
+def judged_clips(seed: int, moving: int) -> list[digits.Clip]:
+    """The held-out clips up to the one that is number ``moving`` of those that drift: so many for every bar, or more.
+
+    About a fifth of the clips are stills, which have no direction to judge.
+
+    Example:
+        >>> clips = judged_clips(seed=0, moving=8)
+        >>> len(clips), sum(clip.direction is not None for clip in clips)
+        (9, 8)
+    """
+    clips: list[digits.Clip] = []
+    while missing := moving - sum(clip.direction is not None for clip in clips):
+        clips += digits.batch("held_out", seed, len(clips), missing)
+    return clips
+
+
 def sample_like(
     model: TextToVideo,
     clips: Sequence[digits.Clip],
@@ -164,6 +190,21 @@ def sample_metrics(
         "diversity": diversity(judge.features(samples), labels, judge.features(videos), labels),
         "memorised": copied._asdict(),
     }
+
+
+def copying(memorised: Mapping[str, float]) -> str:
+    """What :func:`~tubelet.demo.metrics.memorised` found, beside what real held-out clips score by construction.
+
+    Example:
+        >>> print(copying({"beyond_median": 0.59, "beyond_fifth_percentile": 0.127}))
+        nearer to a training clip than the median held-out clip: 59 % of samples, 50 % of held-out clips
+        nearer than the nearest 5 % of held-out clips: 13 % of samples, 5 % of held-out clips
+    """
+    median, fifth = (f"{100 * memorised[name]:.0f} % of samples" for name in Memorised._fields)
+    return (
+        f"nearer to a training clip than the median held-out clip: {median}, 50 % of held-out clips\n"
+        f"nearer than the nearest 5 % of held-out clips: {fifth}, 5 % of held-out clips"
+    )
 
 
 def verdicts(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ SHOWN: tuple[tuple[str, digits.Size], ...] = (
     ("a four drifting up", (9, 32, 24)),
     ("a two drifting down", (5, 24, 24)),
     ("a zero drifting left", (9, 24, 32)),
-    ("a eight", (1, 24, 24)),
+    ("an eight", (1, 24, 24)),
 )
 """Prompts and (frames, height, width) of the gallery. Example: ``SHOWN[0]``."""
 
@@ -38,7 +38,8 @@ def text_to_video(model: TextToVideo, seed: int, steps: int = 25) -> tuple[list[
     """
     prompts, sizes = [prompt for prompt, _ in SHOWN], [size for _, size in SHOWN]
     with torch.autocast("cpu", torch.bfloat16):
-        videos = generate(model, prompts, sizes, [seed + i for i in range(len(prompts))], steps=steps, guidance=2.0)
+        worded = [digits.as_captioned(prompt) for prompt in prompts]
+        videos = generate(model, worded, sizes, [seed + i for i in range(len(prompts))], steps=steps, guidance=2.0)
     return prompts, [video.float() for video in videos]
 
 
