@@ -85,7 +85,9 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The runs of a request, how many different queries they hold, and whether any results are merged.
+    """The runs of a request, how many different queries and how many keys they name, and whether results are merged.
+
+    ``once``: no query and no key stands in two groups, so that gradients need no sums.
 
     Example:
         >>> make_plan(Joint(), torch.tensor([[0, 4, 0, 1, 2, 2]]).numpy().tobytes()).queries
@@ -94,7 +96,9 @@ class Plan:
 
     runs: tuple[Run, ...]
     queries: int
+    keys: int
     merges: bool
+    once: bool
 
 
 @lru_cache(maxsize=128)
@@ -131,7 +135,16 @@ def make_plan(
     whole = _whole(pattern, *tables, _places(kept), _places(kept_keys), heads)
     first = sum(run.q.groups * run.q.length for run in whole if not run.merge)
     runs = itertools.chain.from_iterable(pieces(run, limit, views) for run in whole)
-    return Plan(tuple(runs), first, any(run.merge for run in whole))
+    merges = any(run.merge for run in whole)
+    keys_named = sum(run.k.groups * run.k.length for run in whole)
+    once = not merges and _different([run.k for run in whole]) == keys_named
+    return Plan(tuple(runs), first, keys_named, merges, once)
+
+
+def _different(places: list[Places]) -> int:
+    """How many different tokens are named."""
+    named = torch.cat([torch.zeros(0, dtype=torch.long), *(side.index().flatten() for side in places)])
+    return len(torch.bincount(named).nonzero())
 
 
 def _table(data: bytes) -> Table:

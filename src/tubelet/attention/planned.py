@@ -116,7 +116,9 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: Plan, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = runs.wide(q) if runs.widens(q) else q.dtype
-    totals = [torch.zeros(x.shape, dtype=wide, device=x.device) for x in (q, k, v)]
+    covered = plan.once and (plan.queries, plan.keys) == (q.shape[0], k.shape[0])
+    make = torch.empty if covered else torch.zeros
+    totals = [make(x.shape, dtype=q.dtype if plan.once else wide, device=x.device) for x in (q, k, v)]
     rows = [x if x.stride(-1) == 1 else x.contiguous() for x in (grad, q, k, v, out)]
     for run in plan.runs:
         grads, qs, outs = (run.q.take(x) for x in (rows[0], rows[1], rows[4]))
@@ -124,7 +126,7 @@ def _backward(
         statistics = run.q.take(lse) if _keeps(run, plan, q, v) else None
         parts = runs.backward(grads, qs, ks, vs, outs, statistics, scale, run.mask)
         for total, place, part in zip(totals, (run.q, run.k, run.k), parts, strict=True):
-            place.add(total, part)
+            (place.put if plan.once else place.add)(total, part)
     dq, dk, dv = (total.to(x.dtype) for total, x in zip(totals, (q, k, v), strict=True))
     return dq, dk, dv
 
