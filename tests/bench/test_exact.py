@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tubelet.attention import Joint, attend
-from tubelet.bench import TOLERANCES, choose_rows, exact_rows
+from tubelet.bench.exact import TOLERANCES, choose_rows, exact_rows
 from tubelet.layout import Grid, Kind, TokenLayout
 from tubelet.testing import mixtures
 

@@ -6,7 +6,7 @@ point of the group ``tubelet.backends``.
 """
 
 from tubelet.bench.compare import Change, compare, comparison, ratio_interval
-from tubelet.bench.exact import TOLERANCES, choose_rows, exact_rows
+from tubelet.bench.exact import choose_rows, exact_rows
 from tubelet.bench.harness import interleave, stopwatch, summary
 from tubelet.bench.pairs import count_pairs
 from tubelet.bench.patterns import parse_pattern, pattern_names
@@ -22,7 +22,6 @@ __all__ = [
     "MIXTURES",
     "SCHEMA",
     "SHAPES",
-    "TOLERANCES",
     "Change",
     "Plan",
     "Shape",
