@@ -25,6 +25,7 @@ kernels
 attention
 conditioning
 blocks
+fused
 diffusion
 vae
 models

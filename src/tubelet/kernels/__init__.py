@@ -6,6 +6,7 @@ elsewhere; ``backend="triton"`` raises with the reason where a kernel cannot ser
 
 from tubelet.kernels.choice import Backend
 from tubelet.kernels.modulation.op import norm_modulate
+from tubelet.kernels.modulation.reference import Norm
 from tubelet.kernels.rotation.op import qk_norm_rope
 
-__all__ = ["Backend", "norm_modulate", "qk_norm_rope"]
+__all__ = ["Backend", "Norm", "norm_modulate", "qk_norm_rope"]

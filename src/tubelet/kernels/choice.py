@@ -46,8 +46,8 @@ def use_triton(backend: Backend, name: str, tensors: Sequence[Tensor | None], re
 
 def _misfit(tensors: Sequence[Tensor]) -> str | None:
     """Why the kernels cannot read these tensors anywhere."""
-    if devices := sorted({str(tensor.device) for tensor in tensors})[1:]:
-        return f"its tensors lie on {tensors[0].device} and {devices[0]}"
+    if others := [tensor.device for tensor in tensors if tensor.device != tensors[0].device]:
+        return f"its tensors lie on {tensors[0].device} and {others[0]}"
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.dtype not in SERVED:
             return f"it computes in float32, and a tensor is {tensor.dtype}"

@@ -1,17 +1,22 @@
-"""How kernels are started, and with which sizes: fixed choices by width, which :mod:`tubelet.kernels.tuning` may replace.
+"""How kernels are started, and with which sizes: fixed choices by width, which ``tubelet.kernels.tuning`` may replace.
 
 Host code of an operation describes each launch to a ``Launcher``. At run time that is :func:`launch`; the gate that
 compiles without a GPU (:mod:`tubelet.kernels.aot`) hands in another one, so that it compiles what really runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = ["Launcher", "Sizes", "launch", "power_of_two"]
+
+
+Launcher = Callable[[Any, tuple[int, ...], Mapping[str, Any], int], None]
+"""Starts a kernel on a grid with its arguments (tensors, numbers, None and constants by name) and warps; :func:`launch`
+is one."""
 
 
 class Sizes(NamedTuple):
@@ -24,19 +29,6 @@ class Sizes(NamedTuple):
 
     tokens: int
     warps: int
-
-
-class Launcher(Protocol):
-    """Starts a kernel, or does something else with a full description of its launch.
-
-    Example:
-        >>> callable(launch)
-        True
-    """
-
-    def __call__(self, kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], warps: int) -> None:
-        """Start ``kernel`` on ``grid``; ``arguments`` hold tensors, numbers, None and constants by name."""
-        ...
 
 
 def launch(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], warps: int) -> None:

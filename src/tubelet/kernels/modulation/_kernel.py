@@ -1,3 +1,4 @@
+# ruff: noqa: N803 - Triton's pointers and constants are upper case
 """Triton kernels of norm + modulate. Imported only where they run: this module needs triton.
 
 Shape suffixes: ``_d`` a row of ``BLOCK`` columns, ``_t`` ``TOKENS`` tokens, ``_td`` a tile of both. ``D`` columns are
@@ -102,7 +103,7 @@ def backward(
     RMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program walks ``chunk`` tokens in the order of their rows: their gradients, and the sums of each row it meets.
+    """One program walks ``chunk`` tokens in the order of their rows: gradients, and the sums of the rows it meets.
 
     The rows and the chunks both only grow along that order, so ``chunk number + row`` names a slot of ``SUMS``
     ``(2, slots, D)`` that nobody else writes: no atomics, no counting, and always the same order of additions.
@@ -113,7 +114,7 @@ def backward(
     weight_d = tl.full([BLOCK], 1.0, tl.float32)
     if WEIGHT is not None:
         weight_d = tl.load(WEIGHT + column_d, mask=inside_d, other=0.0).to(tl.float32)
-    scale_d = tl.zeros([BLOCK], tl.float32)
+    scale_d = tl.zeros([BLOCK], SCALE.dtype.element_ty)
     by_shift_d = tl.zeros([BLOCK], tl.float32)
     by_scale_d = tl.zeros([BLOCK], tl.float32)
     current = tl.full([], -1, tl.int64)
@@ -128,7 +129,7 @@ def backward(
                 _keep(SUMS, number + current, slots, by_shift_d, by_scale_d, column_d, D)
             by_shift_d = tl.zeros([BLOCK], tl.float32)
             by_scale_d = tl.zeros([BLOCK], tl.float32)
-            scale_d = tl.load(SCALE + row * scale_stride + column_d, mask=inside_d, other=0.0).to(tl.float32)
+            scale_d = tl.load(SCALE + row * scale_stride + column_d, mask=inside_d, other=0.0)
             current = row
         grad_d = tl.load(GRAD + token * grad_stride + column_d, mask=inside_d, other=0.0).to(tl.float32)
         x_d = tl.load(X + token * x_stride + column_d, mask=inside_d, other=0.0).to(tl.float32)
@@ -138,7 +139,7 @@ def backward(
         normed_d = x_d * rstd
         by_shift_d += grad_d
         by_scale_d += grad_d * normed_d
-        inner_d = grad_d * (1 + scale_d) * weight_d
+        inner_d = grad_d * (1 + scale_d.to(tl.float32)) * weight_d
         dx_d = inner_d - normed_d * (tl.sum(inner_d * normed_d, axis=0) / D)
         if not RMS:
             dx_d -= tl.sum(inner_d, axis=0) / D

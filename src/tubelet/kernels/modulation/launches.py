@@ -5,7 +5,7 @@ gradient and writes dx, ``6·n·d``; its partial sums, written and read in float
 tokens a chunk). Rows and statistics are small beside that.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from tubelet.kernels.launching import Launcher, Sizes, launch, power_of_two
 from tubelet.kernels.tuning import choose
 
-__all__ = ["LARGEST", "Given", "backward", "forward"]
+__all__ = ["LARGEST", "Given", "backward", "fixed_backward", "fixed_forward", "forward"]
 
 LARGEST = 8192
 """The widest row that one program holds in registers."""
@@ -21,7 +21,8 @@ _ENOUGH = 1024
 """Programs that keep the largest GPUs busy."""
 
 
-class Given(NamedTuple):
+@dataclass(frozen=True)
+class Given:
     """What both directions read: ``x (n, d)``, rows ``(r, d)``, and how tokens find them; last axes lie dense.
 
     Without an index token ``i`` has row ``i // per_row``.
@@ -65,7 +66,7 @@ def forward(
     x, (n, width) = given.x, given.x.shape
     out = x.new_empty(n, width, dtype=torch.promote_types(x.dtype, shift.dtype))
     stats = x.new_empty(1 if given.norm_is_rms else 2, n, dtype=torch.float32)
-    sizes = sizes or choose("modulation_forward", x.device, width, x.dtype, _forward_sizes(width))
+    sizes = sizes or choose("modulation_forward", x.device, width, x.dtype, fixed_forward(width))
     arguments = {
         "X": x,
         "OUT": out,
@@ -113,7 +114,7 @@ def backward(
     from tubelet.kernels.modulation import _kernel
 
     x, (n, width), rows = given.x, given.x.shape, given.scale.shape[0]
-    sizes = sizes or choose("modulation_backward", x.device, width, x.dtype, Sizes(64, _warps(power_of_two(width))))
+    sizes = sizes or choose("modulation_backward", x.device, width, x.dtype, fixed_backward(width))
     chunk = _chunk(n, sizes.tokens)
     chunks = -(-n // chunk)
     slots = chunks + rows
@@ -146,10 +147,25 @@ def backward(
     return dx, sums
 
 
-def _forward_sizes(width: int) -> Sizes:
-    """About 2,048 numbers a program, 16 a thread."""
-    tokens = max(1, 2048 // power_of_two(width))
-    return Sizes(min(tokens, 32), _warps(min(tokens, 32) * power_of_two(width)))
+def fixed_forward(width: int) -> Sizes:
+    """About 2,048 numbers a program, 16 a thread.
+
+    Example:
+        >>> fixed_forward(1536)
+        Sizes(tokens=1, warps=4)
+    """
+    tokens = min(32, max(1, 2048 // power_of_two(width)))
+    return Sizes(tokens, _warps(tokens * power_of_two(width)))
+
+
+def fixed_backward(width: int) -> Sizes:
+    """64 tokens in turn, 16 numbers of each a thread.
+
+    Example:
+        >>> fixed_backward(1536)
+        Sizes(tokens=64, warps=4)
+    """
+    return Sizes(64, _warps(power_of_two(width)))
 
 
 def _chunk(n: int, tokens: int) -> int:

@@ -176,7 +176,10 @@ _norm_modulate.register_autograd(_backward, setup_context=_save)
 
 
 def _by_row(index: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """The tokens in the order of their rows, and where each row begins. Plain operations: compiled graphs share them."""
+    """The tokens in the order of their rows, and where each row begins.
+
+    Plain operations: a compiled graph does them once for all layers that have one index.
+    """
     # half as many passes of the radix sort as over int64; a negative row counts from the end
     ordered, order = index.remainder(rows).to(torch.int32).sort(stable=True)
     return order, torch.searchsorted(ordered, torch.arange(rows + 1, device=index.device, dtype=torch.int32))

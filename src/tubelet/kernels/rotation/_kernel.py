@@ -1,3 +1,4 @@
+# ruff: noqa: N803, N806 - Triton's pointers and constants are upper case
 """Triton kernels of QK-norm + RoPE. Imported only where they run: this module needs triton.
 
 Shape suffixes: ``_ti`` a tile of ``TOKENS`` tokens and ``PAIRS`` pairs of features, of which ``D // 2`` are real.

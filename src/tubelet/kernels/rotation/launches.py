@@ -4,7 +4,8 @@ Bytes moved, of ``n·h·d`` numbers of q and k together in 2 bytes: the forward 
 backward ``6·n·h·d``, and each ``4·n·d`` for the angles in float32, whatever the number of heads.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from tubelet.kernels.launching import Launcher, Sizes, launch, power_of_two
 from tubelet.kernels.tuning import choose
 
-__all__ = ["LARGEST", "Given", "backward", "forward"]
+__all__ = ["LARGEST", "Given", "backward", "fixed_backward", "fixed_forward", "forward"]
 
 LARGEST = 512
 """The widest head that the kernels take."""
@@ -20,7 +21,8 @@ _ENOUGH = 1024
 """Programs that keep the largest GPUs busy."""
 
 
-class Given(NamedTuple):
+@dataclass(frozen=True)
+class Given:
     """What both directions read: q ``(b, n, h, d)``, k ``(b, n, hk, d)``, angles ``(b, n, d/2)``; last axes lie dense.
 
     Example:
@@ -83,7 +85,7 @@ def forward(given: Given, launcher: Launcher = launch, sizes: Sizes | None = Non
     from tubelet.kernels.rotation import _kernel
 
     q_out, k_out = given.q.new_empty(given.q.shape), given.k.new_empty(given.k.shape)
-    grid, sizes = _grid("rotation_forward", given, sizes)
+    grid, sizes = _grid("rotation_forward", given, fixed_forward, sizes)
     arguments = {**given.shared(), "Q_OUT": q_out, "K_OUT": k_out, "TOKENS": sizes.tokens}
     if given.tokens:
         launcher(_kernel.forward, grid, arguments, sizes.warps)
@@ -105,7 +107,7 @@ def backward(
     from tubelet.kernels.rotation import _kernel
 
     dq, dk = given.q.new_empty(given.q.shape), given.k.new_empty(given.k.shape)
-    grid, sizes = _grid("rotation_backward", given, sizes)
+    grid, sizes = _grid("rotation_backward", given, fixed_backward, sizes)
     sums = [_partial(given.q, weight, grid) for weight in (given.q_weight, given.k_weight)]
     arguments = {
         **given.shared(q_grad, k_grad),
@@ -124,11 +126,32 @@ def backward(
     return dq, dk, dq_weight, dk_weight
 
 
-def _grid(kernel: str, given: Given, sizes: Sizes | None) -> tuple[tuple[int, int], Sizes]:
+def fixed_forward(width: int) -> Sizes:
+    """About 2,048 numbers of one head of some tokens a program.
+
+    Example:
+        >>> fixed_forward(128)
+        Sizes(tokens=16, warps=4)
+    """
+    return Sizes(max(1, min(64, 2048 // power_of_two(width))), 4)
+
+
+def fixed_backward(width: int) -> Sizes:
+    """Half as many as forward: there is more to hold.
+
+    Example:
+        >>> fixed_backward(128)
+        Sizes(tokens=8, warps=4)
+    """
+    return Sizes(max(1, min(32, 1024 // power_of_two(width))), 4)
+
+
+def _grid(
+    kernel: str, given: Given, fixed: Callable[[int], Sizes], sizes: Sizes | None
+) -> tuple[tuple[int, int], Sizes]:
     """Programs over tokens and over heads: these are shared out where there are few tokens."""
     width = given.q.shape[-1]
-    fixed = Sizes(max(1, min(64, 2048 // power_of_two(width))), 4)
-    sizes = sizes or choose(kernel, given.q.device, width, given.q.dtype, fixed)
+    sizes = sizes or choose(kernel, given.q.device, width, given.q.dtype, fixed(width))
     programs = max(1, -(-given.tokens // sizes.tokens))
     return (programs, min(max(given.q.shape[2], given.k.shape[2]), -(-_ENOUGH // programs))), sizes
 

@@ -1,9 +1,10 @@
 """QK-norm + RoPE as one operation: queries and keys normalised per head and turned, in one pass over both.
 
-RMS norm of queries and keys (arXiv:2403.03206, section 5.3.2), then the rotation of :func:`tubelet.positions.apply_rope`
-in three axes. q and k may be views into a packed qkv: strides are arguments, nothing is copied first; the results are
-contiguous. The angles are read once a token for all heads of both. The backward recomputes the norm's statistics, so
-only q, k and the angles are kept; the weights' gradients are sums of one partial sum a program, without atomics.
+RMS norm of queries and keys (arXiv:2403.03206, section 5.3.2), then the three-axis rotation that
+:func:`tubelet.positions.apply_rope` applies. q and k may be views into a packed qkv: strides are arguments, nothing is
+copied first; the results are contiguous. The angles are read once a token for all heads of both. The backward
+recomputes the norm's statistics, so only q, k and the angles are kept; the weights' gradients are sums of one partial
+sum a program, without atomics.
 """
 
 from typing import Any
@@ -147,9 +148,7 @@ def _(
     eps: float,
     interleaved: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    sums = [
-        q.new_empty(0) if w is None else q.new_empty(w.shape, dtype=torch.float32) for w in (q_weight, k_weight)
-    ]
+    sums = [q.new_empty(0) if w is None else q.new_empty(w.shape, dtype=torch.float32) for w in (q_weight, k_weight)]
     return q.new_empty(q.shape), k.new_empty(k.shape), sums[0], sums[1]
 
 
@@ -166,8 +165,8 @@ def _given(
     cos, sin = _dense(cos), _dense(sin)
     if cos.stride() != sin.stride():
         cos, sin = cos.contiguous(), sin.contiguous()
-    weights = (None if weight is None else weight.contiguous() for weight in (q_weight, k_weight))
-    return launches.Given(_dense(q), _dense(k), cos, sin, *weights, eps, interleaved)
+    q_weight, k_weight = (None if weight is None else weight.contiguous() for weight in (q_weight, k_weight))
+    return launches.Given(_dense(q), _dense(k), cos, sin, q_weight, k_weight, eps, interleaved)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
