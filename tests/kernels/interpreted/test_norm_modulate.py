@@ -158,6 +158,7 @@ def test_bfloat16_is_refused() -> None:
         norm_modulate(torch.ones(2, 4).bfloat16(), *Rows(torch.ones(1, 8)).chunk(2), backend="triton")
 
 
+@pytest.mark.graph
 @pytest.mark.parametrize("affine", [False, True])
 def test_the_operators_are_sound(affine: bool) -> None:
     x, shift, scale = (torch.randn(n, 8, requires_grad=True) for n in (6, 2, 2))

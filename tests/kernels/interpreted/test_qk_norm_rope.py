@@ -142,6 +142,7 @@ def test_bfloat16_is_refused() -> None:
         qk_norm_rope(q, q, Rotary(torch.ones(2, 2), torch.ones(2, 2)), backend="triton")
 
 
+@pytest.mark.graph
 def test_the_operators_are_sound() -> None:
     q, k = torch.randn(2, 5, 3, 8, requires_grad=True), torch.randn(2, 5, 1, 8, requires_grad=True)
     cos, sin = torch.randn(2, 2, 5, 4)
