@@ -199,8 +199,8 @@ def _rms(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _turned(q: Tensor, k: Tensor, weight: Tensor, rotary: Rotary, backend: Any) -> Sequence[Tensor]:
-    angles = Rotary(rotary.cos.to(torch.promote_types(q.dtype, torch.float32)),
-                    rotary.sin.to(torch.promote_types(q.dtype, torch.float32)), rotary.layout)  # fmt: skip
+    wide = q.dtype == torch.float64
+    angles = Rotary(rotary.cos.double(), rotary.sin.double(), rotary.layout) if wide else rotary
     return qk_norm_rope(q, k, angles, *weight.unbind(), backend=backend)
 
 

@@ -89,8 +89,7 @@ def _attention(
     rope: Rotary | None = None,
 ) -> Float[Tensor, "*lead d"]:
     """``Attention.forward`` with its norms and rotation in one operation."""
-    fits = not isinstance(self.q_proj, nn.Linear) or x.shape[-1] == self.q_proj.in_features
-    if rope is None or not fits:  # the eager forward says what does not fit
+    if rope is None or not _fits(x, self.q_proj):  # the eager forward says what does not fit
         return Attention.forward(self, x, layout, rope)
     q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
     q_norm, k_norm = self.q_norm, self.k_norm
@@ -100,6 +99,11 @@ def _attention(
     out = attend(q.to(v.dtype), k.to(v.dtype), v, pattern=self.pattern, layout=layout, backend=self.backend)
     projected: Tensor = self.out_proj(out.flatten(-2))
     return projected
+
+
+def _fits(x: Tensor, proj: nn.Module) -> bool:
+    """Whether the width is the projection's; one that was replaced (quantised, adapted) checks for itself."""
+    return not isinstance(proj, nn.Linear) or x.shape[-1] == proj.in_features
 
 
 def _plain_norm(norm: nn.Module) -> bool:

@@ -10,8 +10,8 @@ import pytest
 
 from tubelet.cli import main
 from tubelet.kernels import aot
-from tubelet.kernels.modulation.cases import WIDTHS
-from tubelet.kernels.rotation.cases import HEAD_DIMS
+from tubelet.kernels._modulation.cases import WIDTHS
+from tubelet.kernels._rotation.cases import HEAD_DIMS
 
 GOOD = aot.Resources("modulation.forward", "layer bfloat16 384", 90, 4, 40, 0, 0, 64)
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tubelet.fused import use_kernels
-from tubelet.kernels import measuring, norm_modulate, qk_norm_rope
+from tubelet.kernels import _measuring as measuring
+from tubelet.kernels import norm_modulate, qk_norm_rope
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.models import VideoDiT, VideoDiTConfig
 from tubelet.positions import Rope3d, Rotary
@@ -41,8 +42,8 @@ def turned(head_dim: int, dtype: torch.dtype, layout: Any) -> tuple[Operation, l
 
     def run(qkv: Tensor, weight: Tensor, backend: Any = "triton") -> tuple[Tensor, ...]:
         q, k, _ = qkv.unbind(2)
-        cast = Rotary(rotary.cos.to(torch.promote_types(q.dtype, torch.float32)), rotary.sin.double(), layout)
-        angles = cast if q.dtype == torch.float64 else rotary
+        wide = q.dtype == torch.float64
+        angles = Rotary(rotary.cos.double(), rotary.sin.double(), layout) if wide else rotary
         return qk_norm_rope(q, k[:, :, :2], angles, *weight.unbind(), backend=backend)
 
     return run, [qkv, weight]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tubelet.blocks import modulate
 from tubelet.kernels import norm_modulate, qk_norm_rope
-from tubelet.kernels.choice import use_triton
+from tubelet.kernels._choice import use_triton
 from tubelet.layout import Rows
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rope3d, Rotary, apply_rope

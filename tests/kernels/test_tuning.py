@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from tubelet.kernels import measuring, tuning
-from tubelet.kernels.launching import Sizes
+from tubelet.kernels import _measuring as measuring
+from tubelet.kernels import _tuning as tuning
+from tubelet.kernels._launching import Sizes
 
 
 def test_the_fastest_right_candidate_wins() -> None:

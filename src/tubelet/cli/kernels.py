@@ -80,7 +80,7 @@ def tune(arguments: argparse.Namespace) -> None:
         >>> callable(tune)
         True
     """
-    from tubelet.kernels import measuring
+    from tubelet.kernels._measuring import tune as measure
 
-    path = measuring.tune(arguments.widths, arguments.head_dims, arguments.dtype)
+    path = measure(arguments.widths, arguments.head_dims, arguments.dtype)
     print(f"wrote {path}")

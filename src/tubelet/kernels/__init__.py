@@ -4,9 +4,9 @@ Importing this package imports no triton. ``backend="auto"`` runs a kernel for w
 elsewhere; ``backend="triton"`` raises with the reason where a kernel cannot serve.
 """
 
-from tubelet.kernels.choice import Backend
-from tubelet.kernels.modulation.op import norm_modulate
-from tubelet.kernels.modulation.reference import Norm
-from tubelet.kernels.rotation.op import qk_norm_rope
+from tubelet.kernels._choice import Backend
+from tubelet.kernels._modulation.op import norm_modulate
+from tubelet.kernels._modulation.reference import Norm
+from tubelet.kernels._rotation.op import qk_norm_rope
 
 __all__ = ["Backend", "Norm", "norm_modulate", "qk_norm_rope"]

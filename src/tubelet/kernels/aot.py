@@ -9,18 +9,18 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from tubelet.kernels.launching import Launcher
-from tubelet.kernels.modulation import cases as modulation
-from tubelet.kernels.rotation import cases as rotation
+from tubelet.kernels._launching import Launcher
+from tubelet.kernels._modulation import cases as modulation
+from tubelet.kernels._rotation import cases as rotation
 
-__all__ = ["SHARED_BYTES", "Resources", "as_json", "check", "launches", "table"]
+__all__ = ["SHARED_BYTES", "Resources", "as_json", "check", "from_json", "launches", "table"]
 
 VERSION = 1
 """Of the JSON's schema."""
@@ -77,7 +77,7 @@ def check(archs: Iterable[int] = (80, 90), word: str = "") -> Iterator[Resources
         Traceback (most recent call last):
         ValueError: arch must be one of 80, 90, got 70
     """
-    from tubelet.kernels.choice import installed, interpreted
+    from tubelet.kernels._choice import installed, interpreted
 
     archs = tuple(archs)
     if unknown := [arch for arch in archs if arch not in SHARED_BYTES]:
@@ -101,7 +101,7 @@ def launches() -> Iterator[tuple[str, str, tuple[Any, Mapping[str, Any], int]]]:
     """
     seen = set()
     for operation in (modulation, rotation):
-        folder = operation.__name__.split(".")[-2]
+        folder = operation.__name__.split(".")[-2].removeprefix("_")
         for case, run in operation.cases():
             found: list[tuple[Any, Mapping[str, Any], int]] = []
             run(_noting(found))
@@ -123,6 +123,23 @@ def as_json(found: Iterable[Resources]) -> dict[str, Any]:
     kernels = [{**asdict(each), "fault": each.fault} for each in found]
     versions = {name: metadata.version(name) for name in ("torch", "triton")}
     return {"schema": VERSION, "versions": versions, "passes": all(not k["fault"] for k in kernels), "kernels": kernels}
+
+
+def from_json(content: Mapping[str, Any]) -> list[Resources]:
+    """The readings that :func:`as_json` wrote.
+
+    Raises:
+        ValueError: the content has another schema.
+
+    Example:
+        >>> found = [Resources("forward", "bfloat16 128", 90, 4, 40, 0, 0, 0)]
+        >>> from_json(as_json(found)) == found
+        True
+    """
+    if content["schema"] != VERSION:
+        raise ValueError(f"schema must be {VERSION}, got {content['schema']}")
+    names = [field.name for field in fields(Resources)]
+    return [Resources(**{name: kernel[name] for name in names}) for kernel in content["kernels"]]
 
 
 def table(found: Iterable[Resources]) -> str:

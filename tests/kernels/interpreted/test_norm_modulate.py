@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tubelet.kernels import norm_modulate
-from tubelet.kernels.modulation.launches import Given, backward
+from tubelet.kernels._modulation.launches import Given, backward
 from tubelet.layout import Grid, Rows, TokenLayout
 
 TOLERANCE = 2e-6
@@ -185,7 +185,7 @@ def test_compiled_equals_eager() -> None:
 
 @pytest.mark.parametrize(("n", "chunk"), [(1, 64), (9, 8), (64, 8)])
 def test_every_chunk_length_gives_the_same_sums(n: int, chunk: int) -> None:
-    from tubelet.kernels.launching import Sizes
+    from tubelet.kernels._launching import Sizes
 
     x, row = torch.randn(n, 8), torch.randn(1, 8)
     stats = torch.stack([torch.ones(n), torch.zeros(n)])

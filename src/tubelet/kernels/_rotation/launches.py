@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tubelet.kernels.launching import Launcher, Sizes, launch, power_of_two
-from tubelet.kernels.tuning import choose
+from tubelet.kernels._launching import Launcher, Sizes, launch, power_of_two
+from tubelet.kernels._tuning import choose
 
 __all__ = ["LARGEST", "Given", "backward", "fixed_backward", "fixed_forward", "forward"]
 
@@ -82,13 +82,13 @@ def forward(given: Given, launcher: Launcher = launch, sizes: Sizes | None = Non
         (1, 2)
         torch.Size([1, 5, 2, 8])
     """
-    from tubelet.kernels.rotation import _kernel
+    from tubelet.kernels._rotation import kernel
 
     q_out, k_out = given.q.new_empty(given.q.shape), given.k.new_empty(given.k.shape)
     grid, sizes = _grid("rotation_forward", given, fixed_forward, sizes)
     arguments = {**given.shared(), "Q_OUT": q_out, "K_OUT": k_out, "TOKENS": sizes.tokens}
     if given.tokens:
-        launcher(_kernel.forward, grid, arguments, sizes.warps)
+        launcher(kernel.forward, grid, arguments, sizes.warps)
     return q_out, k_out
 
 
@@ -104,7 +104,7 @@ def backward(
         >>> [tuple(grad.shape) for grad in grads]
         [(1, 5, 2, 8), (1, 5, 2, 8), (8,), (0,)]
     """
-    from tubelet.kernels.rotation import _kernel
+    from tubelet.kernels._rotation import kernel
 
     dq, dk = given.q.new_empty(given.q.shape), given.k.new_empty(given.k.shape)
     grid, sizes = _grid("rotation_backward", given, fixed_backward, sizes)
@@ -121,7 +121,7 @@ def backward(
         "TOKENS": sizes.tokens,
     }
     if given.tokens:
-        launcher(_kernel.backward, grid, arguments, sizes.warps)
+        launcher(kernel.backward, grid, arguments, sizes.warps)
     dq_weight, dk_weight = (given.q.new_empty(0) if part is None else part.sum(0) for part in sums)
     return dq, dk, dq_weight, dk_weight
 

@@ -1,4 +1,4 @@
-"""How kernels are started, and with which sizes: fixed choices by width, which ``tubelet.kernels.tuning`` may replace.
+"""How kernels are started, and with which sizes: fixed choices by width, which ``tubelet.kernels._tuning`` may replace.
 
 Host code of an operation describes each launch to a ``Launcher``. At run time that is :func:`launch`; the gate that
 compiles without a GPU (:mod:`tubelet.kernels.aot`) hands in another one, so that it compiles what really runs.

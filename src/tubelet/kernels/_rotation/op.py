@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tubelet.kernels.choice import Backend, use_triton
-from tubelet.kernels.rotation import launches
-from tubelet.kernels.rotation.reference import reference
+from tubelet.kernels._choice import Backend, use_triton
+from tubelet.kernels._rotation import launches
+from tubelet.kernels._rotation.reference import reference
 from tubelet.positions import Rotary
 
 __all__ = ["qk_norm_rope"]

@@ -87,6 +87,6 @@ def interpreted() -> bool:
     """
     from triton.runtime.interpreter import InterpretedFunction
 
-    from tubelet.kernels.modulation import _kernel
+    from tubelet.kernels._modulation import kernel
 
-    return isinstance(_kernel.forward, InterpretedFunction)
+    return isinstance(kernel.forward, InterpretedFunction)

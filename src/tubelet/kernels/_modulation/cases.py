@@ -9,8 +9,8 @@ from functools import partial
 
 import torch
 
-from tubelet.kernels.launching import Launcher
-from tubelet.kernels.modulation import launches
+from tubelet.kernels._launching import Launcher
+from tubelet.kernels._modulation import launches
 
 __all__ = ["WIDTHS", "cases"]
 

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tubelet.kernels.choice import Backend, use_triton
-from tubelet.kernels.modulation import launches
-from tubelet.kernels.modulation.reference import Norm, reference
+from tubelet.kernels._choice import Backend, use_triton
+from tubelet.kernels._modulation import launches
+from tubelet.kernels._modulation.reference import Norm, reference
 from tubelet.layout import Rows
 
 __all__ = ["norm_modulate"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tubelet.kernels.launching import Launcher, Sizes, launch, power_of_two
-from tubelet.kernels.tuning import choose
+from tubelet.kernels._launching import Launcher, Sizes, launch, power_of_two
+from tubelet.kernels._tuning import choose
 
 __all__ = ["LARGEST", "Given", "backward", "fixed_backward", "fixed_forward", "forward"]
 
@@ -61,7 +61,7 @@ def forward(
         >>> out.shape, stats.shape
         (torch.Size([4, 2]), torch.Size([2, 4]))
     """
-    from tubelet.kernels.modulation import _kernel
+    from tubelet.kernels._modulation import kernel
 
     x, (n, width) = given.x, given.x.shape
     out = x.new_empty(n, width, dtype=torch.promote_types(x.dtype, shift.dtype))
@@ -87,7 +87,7 @@ def forward(
         "TOKENS": sizes.tokens,
     }
     if n:
-        launcher(_kernel.forward, (-(-n // sizes.tokens),), arguments, sizes.warps)
+        launcher(kernel.forward, (-(-n // sizes.tokens),), arguments, sizes.warps)
     return out, stats
 
 
@@ -111,7 +111,7 @@ def backward(
         >>> dx.shape, sums.shape
         (torch.Size([4, 2]), torch.Size([2, 1, 2]))
     """
-    from tubelet.kernels.modulation import _kernel
+    from tubelet.kernels._modulation import kernel
 
     x, (n, width), rows = given.x, given.x.shape, given.scale.shape[0]
     sizes = sizes or choose("modulation_backward", x.device, width, x.dtype, fixed_backward(width))
@@ -140,10 +140,10 @@ def backward(
         **given.constants,
     }
     if n:
-        launcher(_kernel.backward, (chunks,), arguments, sizes.warps)
+        launcher(kernel.backward, (chunks,), arguments, sizes.warps)
         tile = {"D": width, "PARTS": 32, "COLUMNS": min(64, power_of_two(width))}
         totals = {"SUMS": partial, "OUT": sums, "OFFSETS": offsets, **shared, **tile}
-        launcher(_kernel.combine, (rows, -(-width // tile["COLUMNS"]), 2), totals, 4)
+        launcher(kernel.combine, (rows, -(-width // tile["COLUMNS"]), 2), totals, 4)
     return dx, sums
 
 

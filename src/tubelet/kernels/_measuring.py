@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubelet.kernels.launching import Sizes
-from tubelet.kernels.modulation import launches as modulation
-from tubelet.kernels.rotation import launches as rotation
-from tubelet.kernels.tuning import key, tuned_file, write
+from tubelet.kernels._launching import Sizes
+from tubelet.kernels._modulation import launches as modulation
+from tubelet.kernels._rotation import launches as rotation
+from tubelet.kernels._tuning import key, tuned_file, write
 
 __all__ = ["Job", "fastest", "jobs", "neighbours", "tune"]
 

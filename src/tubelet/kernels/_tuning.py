@@ -1,7 +1,7 @@
 """Measured launch sizes, kept in a file per device; without one, the fixed sizes of each operation serve.
 
 Nothing is ever measured inside a call: a first call is as fast as any, ranks cannot disagree, and CUDA graphs may be
-captured at once. ``tubelet kernels tune`` measures (:mod:`tubelet.kernels.measuring`) and writes
+captured at once. ``tubelet kernels tune`` measures (:mod:`tubelet.kernels._measuring`) and writes
 ``~/.cache/tubelet/kernels/<device>.json``; a process reads that file once, at the first launch.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from tubelet.files import replacing
-from tubelet.kernels.launching import Sizes
+from tubelet.kernels._launching import Sizes
 
 __all__ = ["VERSION", "choose", "key", "read", "tuned_file", "write"]
 
