@@ -4,6 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+# Interpreted programs are slow: a few draws in every run, many where there is time.
+settings.register_profile("few", deadline=None, derandomize=True, max_examples=7)
+settings.register_profile("many", deadline=None, max_examples=150, print_blob=True)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -71,7 +71,6 @@ def near(got: Tensor, expected: Tensor, what: str) -> None:
     assert error < TOLERANCE, f"{what}: {error:.1e}"
 
 
-@settings(max_examples=20)
 @given(cases)
 def test_values_and_gradients_equal_the_definition(case: Case) -> None:
     leaves, index, grad = inputs(case)
