@@ -3,7 +3,8 @@
 #
 #   benchmarks/gpu.sh              results in benchmarks/results/<date>-<gpu>/, exit 1 where a test or a result is wrong
 #   DRY=1 benchmarks/gpu.sh        the same code on the CPU with tiny shapes; the numbers mean nothing
-#   PYTHON=... OUT=... benchmarks/gpu.sh
+#   TUNE=1 benchmarks/gpu.sh       measures launch sizes first and keeps them for every later process of this user
+#   PYTHON=... OUT=... SHAPES=... benchmarks/gpu.sh
 #
 # Exit status 2: there is no CUDA device. No network, no other state than this folder and triton's cache.
 set -uo pipefail
@@ -42,8 +43,13 @@ step() { # name, seconds, command: its output goes to a log as well; a failure i
 if [ "$DRY" = 1 ]; then
     step tables 240 "$PYTHON" -m benchmarks.gpu --dry --out "$OUT"
 else
-    step tests 220 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider tests
-    step tables 230 "$PYTHON" -m benchmarks.gpu --out "$OUT"
+    # only files with GPU tests: the others may need packages that this machine lacks
+    mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests)
+    step tests 220 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider "${files[@]}"
+    if [ "${TUNE:-0}" = 1 ]; then
+        step tune 60 "$PYTHON" -m tubelet kernels tune --widths 1536 3072 5120 --head-dims 64 128
+    fi
+    step tables 220 "$PYTHON" -m benchmarks.gpu --out "$OUT"
 fi
 if "$PYTHON" -m tubelet bench attention --help >/dev/null 2>&1; then
     if [ "$DRY" = 1 ]; then
@@ -51,7 +57,7 @@ if "$PYTHON" -m tubelet bench attention --help >/dev/null 2>&1; then
     else
         sizes=(--shapes "${SHAPES:-wan-1.3b-480p,cogvideox-5b}" --device cuda --dtype bfloat16 --backward)
     fi
-    step attention 130 "$PYTHON" -m tubelet bench attention "${sizes[@]}" \
+    step attention 100 "$PYTHON" -m tubelet bench attention "${sizes[@]}" \
         --json "$OUT/attention.json" --md "$OUT/attention.md"
 else
     echo "gpu.sh: this tubelet has no 'bench attention'; its table is left out"

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 
-# Interpreted programs are slow: a few draws in every run, many where there is time.
-settings.register_profile("few", deadline=None, derandomize=True, max_examples=7)
+# Interpreted programs are slow: a few draws in every run, none of them shrunk, and many where there is time.
+settings.register_profile(
+    "few", deadline=None, derandomize=True, max_examples=7, phases=[Phase.explicit, Phase.generate]
+)
 settings.register_profile("many", deadline=None, max_examples=150, print_blob=True)
 
 

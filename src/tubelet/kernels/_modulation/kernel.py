@@ -135,7 +135,7 @@ def backward(
         x_d = tl.load(X + token * x_stride + column_d, mask=inside_d, other=0.0).to(tl.float32)
         rstd = tl.load(STATS + token)
         if not RMS:
-            x_d = tl.where(inside_d, x_d - tl.load(STATS + n + token), 0.0)
+            x_d -= tl.load(STATS + n + token)  # beyond D the gradient is 0, and nothing else counts
         normed_d = x_d * rstd
         by_shift_d += grad_d
         by_scale_d += grad_d * normed_d
