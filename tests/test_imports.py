@@ -26,6 +26,7 @@ attention
 pooling
 conditioning
 blocks
+fused
 diffusion
 vae
 models

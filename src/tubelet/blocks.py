@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tubelet.layout import Rows
 from tubelet.protocols import ModulationSource
 
-__all__ = ["Branch", "TransformerBlock", "modulate"]
+__all__ = ["Branch", "TransformerBlock", "modulate", "normed_and_modulated"]
 
 
 def modulate(x: Float[Tensor, "*lead d"], shift: Rows, scale: Rows) -> Float[Tensor, "*lead d"]:
@@ -29,6 +29,19 @@ def modulate(x: Float[Tensor, "*lead d"], shift: Rows, scale: Rows) -> Float[Ten
         [3.0, 3.0]
     """
     return torch.addcmul(_expand(shift, x) + x, x, _expand(scale, x))
+
+
+def normed_and_modulated(
+    x: Float[Tensor, "*lead d"], norm: nn.Module, shift: Rows, scale: Rows
+) -> Float[Tensor, "*lead d"]:
+    """``modulate(norm(x), shift, scale)``: what :func:`tubelet.fused.use_kernels` replaces by one kernel.
+
+    Example:
+        >>> one = Rows(torch.ones(1, 2))
+        >>> normed_and_modulated(torch.ones(3, 2), nn.Identity(), one, one).tolist()[0]
+        [3.0, 3.0]
+    """
+    return modulate(norm(x), shift, scale)
 
 
 class Branch(nn.Module):
@@ -47,6 +60,8 @@ class Branch(nn.Module):
         >>> branch(torch.randn(2, 5, 8)).shape
         torch.Size([2, 5, 8])
     """
+
+    normed_and_modulated: Callable[[Tensor, nn.Module, Rows, Rows], Tensor] = staticmethod(normed_and_modulated)
 
     def __init__(
         self,
@@ -74,14 +89,14 @@ class Branch(nn.Module):
             ValueError: the branch is modulated but ``cond`` is None or of other tokens, or ``context`` lacks a name it
                 takes.
         """
-        h: Tensor = self.norm(x)
         if self.modulation is None:
-            return x + self._run(h, context)
+            return x + self._run(self.norm(x), context)
         if cond is None:
             raise ValueError("cond is None, but this branch is modulated: give Rows of conditioning")
         shift, scale, gate = self.modulation(cond).chunk(3)
         opened = gate if self.gate is None else gate.map(self.gate)
-        return torch.addcmul(x, _expand(opened, x), self._run(modulate(h, shift, scale), context).to(x.dtype))
+        h = self.normed_and_modulated(x, self.norm, shift, scale)
+        return torch.addcmul(x, _expand(opened, x), self._run(h, context).to(x.dtype))
 
     def _run(self, h: Tensor, context: Mapping[str, Any] | None) -> Tensor:
         given = {} if context is None else context
