@@ -1,15 +1,16 @@
 """Attention inside each of several packed samples: segments, one masked call, or a Python loop.
 
-``sdpa`` is what `tubelet.attend` runs on a packed layout (segments of the axis); ``masked`` is one
-`scaled_dot_product_attention` over the whole axis with a block-diagonal boolean mask; ``loop`` calls it once a sample.
-The last two are backends of this file alone, as anyone can add them: ``tubelet bench attention --import
-benchmarks.attention`` knows them too.
+``sdpa`` is what `tubelet.attend` runs on a packed layout (segments of the axis); ``masked`` (of
+:mod:`benchmarks.baselines`) is one `scaled_dot_product_attention` over the whole axis with a block-diagonal boolean
+mask; ``loop`` calls it once a sample. The last two are backends of this folder alone, as anyone can add them: ``tubelet
+bench attention --import benchmarks.attention`` knows them too.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import benchmarks.baselines  # noqa: F401 - registers masked
 from tubelet.attention import Joint
 from tubelet.bench import Plan, backend
 from tubelet.protocols import Answer, AttentionRequest
@@ -35,14 +36,6 @@ def _packed_joint(request: AttentionRequest) -> Answer:
     return Answer("serves Joint() on packed layouts")
 
 
-@backend("masked", _packed_joint)
-def masked(q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest) -> Tensor:
-    """One call over the whole axis."""
-    assert request.index is not None
-    sample = request.index.sample
-    return _sdpa(q, k, v, sample[:, None] == sample[None])
-
-
 @backend("loop", _packed_joint)
 def loop(q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest) -> Tensor:
     """One call a sample."""
@@ -52,6 +45,6 @@ def loop(q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest) -> Tensor:
     return torch.cat([_sdpa(*part) for part in parts])
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)[0].transpose(0, 1)
+    return F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)

@@ -4,14 +4,16 @@
 on Hopper is FlashAttention 2, while cuDNN is about twice as fast: a speed-up over the first proves little.
 
 - ``sdpa-cudnn``, ``sdpa-flash``, ``sdpa-efficient``, ``sdpa-math``: joint attention on dense rows by one kernel alone;
-- ``permuted``: spatial and temporal attention without text as most models write it: permute so that a frame's (or a
-  place's) tokens are one row, copy, attend, permute back;
+- ``masked``: any pattern on any layout as one call with a boolean mask, which is made once for a layout;
+- ``permuted``: spatial, temporal and window attention without text as most models write it: permute so that a group's
+  tokens are one row, copy, attend, permute back;
 - ``strided``: the same on views, which the kernel copies where it must.
 """
 
 import warnings
 from collections.abc import Callable
 from functools import partial
+from operator import mod
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tubelet.attention.patterns import Joint, Spatial, Temporal
+from tubelet.attention.backends.reference import mask_of
+from tubelet.attention.patterns import Joint, Spatial, Temporal, Window
 from tubelet.bench import backend
 from tubelet.protocols import Answer, AttentionRequest
 
@@ -36,6 +39,9 @@ ROWS = {
     Temporal: ("b (t s) h d -> (b s) h t d", "(b s) h t d -> b (t s) h d"),
 }
 """How tokens of a pattern become rows of heads, and back."""
+
+MASKS: dict[object, Tensor] = {}
+"""The mask of the layout and pattern that were measured last."""
 
 
 def dense_joint(which: SDPBackend, request: AttentionRequest) -> Answer:
@@ -54,11 +60,20 @@ def dense_joint(which: SDPBackend, request: AttentionRequest) -> Answer:
 def dense_rows(request: AttentionRequest) -> Answer:
     """Spatial or temporal attention of whole samples without text."""
     dense = request.index is not None and not request.ragged and len(request.shape) == 4
-    if type(request.pattern) not in ROWS or not dense:
-        return Answer("serves Spatial() and Temporal() on dense rows")
+    if not isinstance(request.pattern, (*ROWS, Window)) or not dense:
+        return Answer("serves Spatial(), Temporal() and Window() on dense rows")
     if request.index is not None and int(request.index.table[:, 2].sum()):
         return Answer("serves grids without text")
+    if isinstance(request.pattern, Window) and (any(request.pattern.shift) or any(map(mod, *_window(request)))):
+        return Answer("serves windows that divide the grid, without a shift")
     return Answer()
+
+
+def _window(request: AttentionRequest) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The sides of the grid (the host's copy: nothing waits for the device) and of the window."""
+    assert isinstance(request.pattern, Window)
+    assert request.index is not None
+    return tuple(request.index.table[0, 3:].tolist()), request.pattern.size
 
 
 def kernel(which: SDPBackend) -> Callable[[Tensor, Tensor, Tensor, AttentionRequest], Tensor]:
@@ -72,17 +87,40 @@ def kernel(which: SDPBackend) -> Callable[[Tensor, Tensor, Tensor, AttentionRequ
 
 def rows(copy: bool) -> Callable[[Tensor, Tensor, Tensor, AttentionRequest], Tensor]:
     def run(q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest) -> Tensor:
-        assert request.index is not None
-        there, back = ROWS[type(request.pattern)]
-        t = int(request.index.table[0, 3])  # the host's copy of the grid: nothing waits for the device
-        q, k, v = (rearrange(x, there, t=t) for x in (q, k, v))
+        there, back, sizes = _rearrangements(request)
+        q, k, v = (rearrange(x, there, **sizes) for x in (q, k, v))
         if copy:
             q, k, v = (x.contiguous() for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, scale=request.scale)
-        out = rearrange(out, back, b=request.shape[0])
+        out = rearrange(out, back, b=request.shape[0], **sizes)
         return out.contiguous() if copy else out
 
     return run
+
+
+def _rearrangements(request: AttentionRequest) -> tuple[str, str, dict[str, int]]:
+    """How tokens become rows of groups, and back, with the sizes that einops cannot infer."""
+    assert request.index is not None
+    if not isinstance(request.pattern, Window):
+        return *ROWS[type(request.pattern)], {"t": int(request.index.table[0, 3])}
+    (t, h, w), (i, j, k) = _window(request)
+    tokens, rows = "b (t i y j x k) h d", "(b t y x) h (i j k) d"
+    sizes = {"t": t // i, "y": h // j, "x": w // k, "i": i, "j": j, "k": k}
+    return f"{tokens} -> {rows}", f"{rows} -> {tokens}", sizes
+
+
+@backend("masked")
+def masked(q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest) -> Tensor:
+    key = request.index, request.pattern
+    if key not in MASKS:
+        MASKS.clear()
+        MASKS[key] = mask_of(request)
+    q, k, v = (x.transpose(-3, -2) for x in (q, k, v))
+    packed = q.ndim == 3
+    if packed:
+        q, k, v = (x[None] for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=MASKS[key], scale=request.scale)
+    return (out[0] if packed else out).transpose(-3, -2)
 
 
 for _name, _which in KERNELS.items():

@@ -33,7 +33,7 @@ def statuses(shape: str, pattern: str, *backends: str) -> list[str]:
 def test_packed_ways_of_attention(imported) -> None:
     imported("benchmarks.attention")
     assert statuses("mix:1x2x3@2_2x2x2/2x8", "joint", "masked", "loop", "sdpa") == ["ok"] * 6
-    assert statuses("1x2x3/2x8", "joint", "masked", "loop") == ["unsupported"] * 4
+    assert statuses("1x2x3/2x8", "joint", "masked", "loop") == ["ok", "unsupported"] * 2
 
 
 def test_single_kernels(imported) -> None:
@@ -43,8 +43,21 @@ def test_single_kernels(imported) -> None:
     assert statuses("mix:1x2x3@2/2x8", "joint", *kernels) == ["unsupported"] * 6
 
 
-@pytest.mark.parametrize("pattern", ["spatial", "temporal"])
+@pytest.mark.parametrize("pattern", ["spatial", "temporal", "window:3x1x2"])
 def test_permuted_and_strided_rows(imported, pattern: str) -> None:
     imported("benchmarks.baselines")
     assert statuses("3x2x4/2x8", pattern, "permuted", "strided") == ["ok"] * 4
     assert statuses("3x2x4+2/2x8", pattern, "permuted", "strided") == ["unsupported"] * 4
+
+
+def test_permuted_windows_must_divide(imported) -> None:
+    imported("benchmarks.baselines")
+    assert statuses("3x2x4/2x8", "window:2x2x2", "permuted") == ["unsupported"] * 2
+    assert statuses("3x2x4/2x8", "window:1x2x2:0x1x1", "permuted") == ["unsupported"] * 2
+
+
+@pytest.mark.parametrize("shape", ["3x2x4+2/2x8", "mix:1x2x3@2_2x2x2+1/2x8"])
+@pytest.mark.parametrize("pattern", ["frame-causal", "neighborhood:3x3x3", "spatial|temporal"])
+def test_one_masked_call(imported, shape: str, pattern: str) -> None:
+    imported("benchmarks.baselines")
+    assert statuses(shape, pattern, "masked") == ["ok"] * 2
