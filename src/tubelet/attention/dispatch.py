@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tubelet.attention import heads
+from tubelet.attention.backends.chunked import ChunkedBackend
 from tubelet.attention.backends.reference import ReferenceBackend
 from tubelet.attention.backends.sdpa import SdpaBackend
 from tubelet.attention.patterns import HeadSplit, Joint
@@ -18,7 +19,7 @@ from tubelet.protocols import AttentionRequest, Backend, Pattern
 
 __all__ = ["attend", "backends", "explain"]
 
-_ORDER: tuple[Backend, ...] = (SdpaBackend(), ReferenceBackend())
+_ORDER: tuple[Backend, ...] = (SdpaBackend(), ReferenceBackend(), ChunkedBackend())
 
 
 def backends() -> dict[str, Backend]:
