@@ -1,5 +1,6 @@
 """Attention: patterns as values, one contract (``attend``), backends that say what they can, and plain modules."""
 
+from tubelet.attention.bias import RelativeBias
 from tubelet.attention.dispatch import attend, backends, explain
 from tubelet.attention.modules import Attention, CrossAttention
 from tubelet.attention.patterns import (
@@ -25,6 +26,7 @@ __all__ = [
     "HeadSplit",
     "Joint",
     "Neighborhood",
+    "RelativeBias",
     "SlidingTile",
     "Spatial",
     "Strided",

@@ -20,7 +20,7 @@ from tubelet.attention.patterns import from_spec
 from tubelet.attention.plan import Plan, Run, make_plan
 from tubelet.protocols import Pattern
 
-__all__ = ["KERNELS", "Tables", "planned_attention"]
+__all__ = ["KERNELS", "Tables", "as_bytes", "planned_attention"]
 
 _GATHERED = 1 << 18
 """How many numbers of q a run may copy at a time: a megabyte in float32."""
@@ -76,14 +76,20 @@ def planned_attention(
 
 
 def _plan(pattern: Any, tables: Tables, q: Tensor, kernel: str) -> Plan:
-    table, keys, kept, kept_keys = (None if x is None else _bytes(x) for x in tables)
+    table, keys, kept, kept_keys = (None if x is None else as_bytes(x) for x in tables)
     views = kernel == "fused" and not runs.widens(q)
     limit = max(1, _GATHERED // (q.shape[1] * q.shape[2]))
     assert table is not None
     return make_plan(pattern, table, keys, kept, kept_keys, heads=q.shape[1], limit=limit, views=views)
 
 
-def _bytes(x: Tensor) -> bytes:
+def as_bytes(x: Int[Tensor, "..."]) -> bytes:
+    """The numbers of a host table, under ``torch.func`` too.
+
+    Example:
+        >>> len(as_bytes(torch.zeros(1, 6, dtype=torch.long)))
+        48
+    """
     if torch._C._functorch.peek_interpreter_stack() is None:
         return x.numpy().tobytes()
     with torch._C._DisableFuncTorch():  # torch.func.grad, say, wraps even what it does not differentiate

@@ -1,16 +1,29 @@
 """PyTorch's fused attention: dense rows go to it as views, everything else by a plan of equal groups."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
+
 import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tubelet.attention.backends.reference import bias_of
 from tubelet.attention.patterns import Joint
 from tubelet.attention.planned import Tables, planned_attention
 from tubelet.protocols import Answer, AttentionRequest
 
-__all__ = ["SdpaBackend", "by_plan", "forward_mode", "plannable", "whole_rows"]
+__all__ = ["SdpaBackend", "by_plan", "forward_mode", "plannable", "tables_of", "whole_rows"]
+
+
+_HOPPER: Final = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 class SdpaBackend:
@@ -54,10 +67,24 @@ class SdpaBackend:
         if q.ndim == 3:  # without a batch axis PyTorch takes its unfused path, four times slower
             return self.run(q[None], k[None], v[None], request)[0]
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        bias = None if request.bias is None else request.bias.to(q.dtype)
+        bias = bias_of(request)
+        bias = None if bias is None else bias.to(q.dtype)
         gqa = request.groups > 1
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=request.scale, enable_gqa=gqa)
+        with _kernels(request.device):
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=request.scale, enable_gqa=gqa)
         return out.transpose(1, 2)
+
+
+def _kernels(device: str) -> AbstractContextManager[None]:
+    """On Hopper cuDNN first, which PyTorch by itself does not take there; elsewhere PyTorch's own order."""
+    if device.startswith("cuda") and _major(device) == 9:
+        return sdpa_kernel(_HOPPER, set_priority=True)
+    return nullcontext()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _major(device: str) -> int:
+    return torch.cuda.get_device_capability(device)[0]
 
 
 def forward_mode() -> bool:
@@ -113,15 +140,25 @@ def by_plan(
         >>> by_plan(*torch.randn(3, 8, 2, 4), request, "fused").shape
         torch.Size([8, 2, 4])
     """
+    flat_q, flat_k, flat_v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
+    out = planned_attention(flat_q, flat_k, flat_v, request.pattern, tables_of(request), request.scale, kernel)
+    return out.view(*q.shape[:-1], v.shape[-1])
+
+
+def tables_of(request: AttentionRequest) -> Tables:
+    """The host tables of a request; plain rows are grids of one line.
+
+    Example:
+        >>> request = AttentionRequest(Joint(), None, None, (2, 8, 2, 4), (2, 8, 2, 4), torch.float32, "cpu", 0.5, None)
+        >>> tables_of(request).q.tolist()
+        [[0, 8, 0, 1, 1, 8], [8, 8, 0, 1, 1, 8]]
+    """
     index, keys = request.index, request.kv_index
     table = _rows(request.shape) if index is None else index.table
     own = keys is None and index is None and request.shape[:-2] != request.kv_shape[:-2]
     key_table = _rows(request.kv_shape) if own else None if keys is None else keys.table
-    kept = (None if side is None else side.kept for side in (index, keys))
-    flat_q, flat_k, flat_v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
-    tables = Tables(table, key_table, *kept)
-    out = planned_attention(flat_q, flat_k, flat_v, request.pattern, tables, request.scale, kernel)
-    return out.view(*q.shape[:-1], v.shape[-1])
+    kept, kept_keys = (None if side is None else side.kept for side in (index, keys))
+    return Tables(table, key_table, kept, kept_keys)
 
 
 def _rows(shape: tuple[int, ...]) -> Int[Tensor, "b 6"]:
