@@ -26,14 +26,17 @@ __all__ = ["FlashBackend"]
 
 
 class _Kernel(NamedTuple):
-    """A package's function: where it is, from and to which major compute capability, and what it cannot do."""
+    """A package's function: where it is, from and to which major compute capability, and what it cannot do.
+
+    ``wide``: it serves heads from 129 to 256, too.
+    """
 
     package: str
     module: str
     function: str
     least: int
     most: int
-    widest: int = 256
+    wide: bool = True
     backward: bool = True
     float16: bool = True
 
@@ -41,12 +44,16 @@ class _Kernel(NamedTuple):
 _KERNELS = (
     _Kernel("flash-attn 3", "flash_attn_interface", "flash_attn_varlen_func", 9, 9),
     _Kernel("flash-attn-4", "flash_attn.cute", "flash_attn_varlen_func", 9, 9),
-    _Kernel("flash-attn-4", "flash_attn.cute", "flash_attn_varlen_func", 10, 11, widest=128),
+    _Kernel("flash-attn-4", "flash_attn.cute", "flash_attn_varlen_func", 10, 11, wide=False),
     _Kernel("fa3-fwd", "fa3_fwd_interface", "flash_attn_varlen_func", 9, 9, backward=False, float16=False),
     _Kernel("flash-attn", "flash_attn", "flash_attn_varlen_func", 8, 12),
     _Kernel("torch", "torch.nn.attention.varlen", "varlen_attn", 8, 12),
 )
 """In the order of their published speed on the devices that have them."""
+
+
+_FOUND: dict[int, Callable[..., Any]] = {}
+"""The functions of the kernels that have been chosen, where traced code finds them."""
 
 
 class _Varlen(NamedTuple):
@@ -69,7 +76,7 @@ class FlashBackend:
 
     Example:
         >>> from tubelet import explain
-        >>> print(explain(*torch.zeros(3, 4, 2, 8)).splitlines()[-1])
+        >>> print(explain(*torch.zeros(3, 4, 2, 8)).splitlines()[4])
         flash      no: flash serves CUDA, not cpu
     """
 
@@ -93,7 +100,7 @@ class FlashBackend:
             )
         if 0 in request.shape or 0 in request.kv_shape:
             return Answer(f"flash needs at least one query and one key, got {request.shape} and {request.kv_shape}")
-        if _chosen(capability[0], width, request.dtype, request.grad, request.groups > 1) < 0:
+        if _number(capability[0], request) < 0:
             return Answer(_missing(capability[0], request))
         if not torch.compiler.is_compiling():
             return segmentable(request)
@@ -112,7 +119,7 @@ class FlashBackend:
         """Serve a supported request."""
         capability = _capability(request.device)
         assert capability is not None
-        kernel = _chosen(capability[0], q.shape[-1], request.dtype, request.grad, request.groups > 1)
+        kernel = _number(capability[0], request)
         if torch.compiler.is_compiling():
             return _traced(kernel, q, k, v, request)
         parts = segments(request)
@@ -129,7 +136,7 @@ class FlashBackend:
 
 
 def _call(kernel: int, asked: _Varlen, scale: float) -> Tensor:
-    function: Any = _function(_KERNELS[kernel])
+    function: Any = _FOUND[kernel]
     q, k, v, cu_q, cu_k, max_q, max_k = asked
     if _KERNELS[kernel].package == "torch":
         gqa = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
@@ -176,14 +183,22 @@ def _capability(device: str) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.startswith("cuda") else None
 
 
+def _number(major: int, request: AttentionRequest) -> int:
+    """The kernel for a request; comparisons of sizes become constants, which a graph may be asked about."""
+    wide, gqa = (True if yes else False for yes in (request.shape[-1] > 128, request.groups > 1))  # noqa: SIM210
+    number: int = _chosen(major, wide, request.dtype, request.grad, gqa)
+    return number
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _chosen(major: int, width: int, dtype: torch.dtype, grad: bool, gqa: bool) -> int:
-    """The first kernel that is installed and serves, -1 where none does."""
+def _chosen(major: int, wide: bool, dtype: torch.dtype, grad: bool, gqa: bool) -> int:
+    """The first kernel that is installed and serves, now in :data:`_FOUND`; -1 where none does."""
     for number, kernel in enumerate(_KERNELS):
-        fits = kernel.least <= major <= kernel.most and width <= kernel.widest
+        fits = kernel.least <= major <= kernel.most and (kernel.wide or not wide)
         if fits and (kernel.backward or not grad) and (kernel.float16 or dtype != torch.float16):
             function = _function(kernel)
             if function is not None and _takes(kernel, function, gqa):
+                _FOUND[number] = function
                 return number
     return -1
 

@@ -135,15 +135,15 @@ def _reads_head(pattern: Pattern, q: TokenInfo, k: TokenInfo) -> bool:
 
 
 def _mask_mod(pattern: Pattern, q: TokenInfo, k: TokenInfo, rows: bool) -> Callable[[Any, Any, Any, Any], Tensor]:
-    def mask_mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        one, other = _at(q, b, q_idx, rows), _at(k, b, kv_idx, rows)
-        same = (one.sample == other.sample) & (one.kind != Kind.PAD) & (other.kind != Kind.PAD)
-        return same & pattern.attends(one, other, h)
-
-    return mask_mod
+    return lambda b, h, q_idx, kv_idx: _allowed(pattern, _at(q, b, q_idx, rows), _at(k, b, kv_idx, rows), h)
 
 
-def _score_mod(request: AttentionRequest, rows: bool) -> Callable[..., Tensor] | None:
+def _allowed(pattern: Pattern, q: TokenInfo, k: TokenInfo, head: Tensor) -> Tensor:
+    same = (q.sample == k.sample) & (q.kind != Kind.PAD) & (k.kind != Kind.PAD)
+    return same & pattern.attends(q, k, head)
+
+
+def _score_mod(request: AttentionRequest, rows: bool) -> Callable[[Any, Any, Any, Any, Any], Tensor] | None:
     bias = request.bias
     if bias is None:
         return None
@@ -154,18 +154,11 @@ def _score_mod(request: AttentionRequest, rows: bool) -> Callable[..., Tensor] |
     table = bias.expand(scores)
     if not rows:  # rows of queries that meet packed keys lie on one axis
         table = table.transpose(0, 1).reshape(1, scores[1], -1, scores[3])
-
-    def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return score + table[b, h, q_idx, kv_idx]
-
-    return score_mod
+    return lambda score, b, h, q_idx, kv_idx: score + table[b, h, q_idx, kv_idx]
 
 
-def _value_mod(bias: Bias, q: TokenInfo, k: TokenInfo, rows: bool) -> Callable[..., Tensor]:
-    def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return score + bias.between(_at(q, b, q_idx, rows), _at(k, b, kv_idx, rows), h)
-
-    return score_mod
+def _value_mod(bias: Bias, q: TokenInfo, k: TokenInfo, rows: bool) -> Callable[[Any, Any, Any, Any, Any], Tensor]:
+    return lambda score, b, h, q_idx, kv_idx: score + bias.between(_at(q, b, q_idx, rows), _at(k, b, kv_idx, rows), h)
 
 
 def _at(info: TokenInfo, b: Tensor, place: Tensor, rows: bool) -> TokenInfo:
