@@ -212,8 +212,9 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(f"q is {q.dtype} on {q.device}, but {name} is {x.dtype} on {x.device}")
     if q.dtype not in _DTYPES:
         raise ValueError(f"q must be floating point, one of {', '.join(map(str, _DTYPES))}; got {q.dtype}")
-    if q.shape[-1] == 0 or q.shape[-2] == 0:
-        raise ValueError(f"q needs at least one head and one number in each, got shape {tuple(q.shape)}")
+    for name, x in (("q", q), ("v", v)):
+        if 0 in x.shape[-2:]:
+            raise ValueError(f"{name} needs at least one head and one number in each, got shape {tuple(x.shape)}")
     if q.shape[-1] != k.shape[-1]:
         raise ValueError(f"q has head_dim {q.shape[-1]}, but k has {k.shape[-1]}")
     if k.shape[:-1] != v.shape[:-1]:
@@ -230,8 +231,8 @@ def _check_bias(
     if not isinstance(bias, Tensor):
         if not isinstance(bias, Bias):
             raise ValueError(f"bias must be a tensor or have between() and check(), got {type(bias)}")
-        if not torch.compiler.is_compiling():  # the sides are numbers of the host's table, which a graph cannot hold
-            bias.check(q.shape[-2], _sides(q, k, indices))
+        # the sides are numbers of the host's table, which a graph cannot hold
+        bias.check(q.shape[-2], (1, 1, 1) if torch.compiler.is_compiling() else _sides(q, k, indices))
         return
     if not bias.dtype.is_floating_point:
         raise ValueError(f"bias is added to the scores: it must be floating point like q ({q.dtype}), got {bias.dtype}")

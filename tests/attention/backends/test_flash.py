@@ -73,12 +73,10 @@ def test_what_it_serves_equals_the_definition(
         assert not isinstance(pattern, Joint) or not sum(layout.lengths)
 
 
-@pytest.mark.parametrize("pattern", [Joint(), Spatial(), Temporal(), Window((2, 2, 1)), FrameCausal(window=2)], ids=str)
+@pytest.mark.parametrize("pattern", [Joint(), Spatial(), Temporal(), Window((2, 2, 1))], ids=str)
 @pytest.mark.parametrize("kept", [False, True])
 def test_segments_hold_the_groups(asked: list[dict[str, Any]], pattern: Any, kept: bool) -> None:
     layout = PACKED.keep([i for i in range(37) if i % 5]) if kept else PACKED
-    if kept and isinstance(pattern, FrameCausal):
-        return
     assert_equal_to_the_definition(tensors(layout.shape, layout.shape, (4, 2)), pattern=pattern, layout=layout)
     assert len(asked) == 1
 
@@ -110,9 +108,9 @@ def test_cross_attention(asked: list[dict[str, Any]], context: TokenLayout) -> N
 @pytest.mark.parametrize(
     ("pattern", "layout", "reason"),
     [
-        (Neighborhood((1, 3, 3)), TokenLayout.packed([Grid(1, 5, 5)]), "masked"),
+        (Neighborhood((1, 3, 3)), TokenLayout.packed([Grid(1, 5, 5)]), "no partition"),
         (Spatial(), TEXT, "text joins groups"),
-        (FrameCausal(), TokenLayout.packed([Grid(9, 1, 2)]), r"18 keys 5\.0 times"),
+        (FrameCausal(), TokenLayout.packed([Grid(9, 1, 2)]), "no partition"),
     ],
 )
 def test_what_is_no_list_of_segments_is_refused(

@@ -142,3 +142,24 @@ def test_its_refusals_and_that_auto_leaves_it_on_the_cpu() -> None:
     empty = torch.randn(0, 2, 8)
     with pytest.raises(ValueError, match="at least one query and one key"):
         attend(empty, empty, empty, backend="flex")
+
+
+@pytest.mark.gpu
+@pytest.mark.graph
+@pytest.mark.parametrize("pattern", [Joint(), Temporal(), Neighborhood((2, 3, 3))], ids=str)
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_compiled_kernels(pattern: object, biased: bool) -> None:
+    index = MIXED.on("cuda")
+    qkv = [torch.randn(80, h, 32, device="cuda", requires_grad=True) for h in (4, 2, 2)]
+    table = torch.randn(4, 7, 5, 5, device="cuda", requires_grad=True)
+    exact = [x.detach().double().requires_grad_() for x in qkv]
+    how = {"pattern": pattern, "layout": index, "bias": RelativeBias(table) if biased else None}
+    out, want = attend(*qkv, backend="flex", **how), attend(*exact, backend="reference", **how)
+    cotangent = torch.randn_like(out)
+    leaves = [*qkv, table] if biased else qkv
+    wide = [*exact, table] if biased else exact
+    grads = zip(
+        torch.autograd.grad(out, leaves, cotangent), torch.autograd.grad(want, wide, cotangent.double()), strict=True
+    )
+    for g, w in ((out, want), *grads):
+        assert (g.double() - w).norm() <= 1e-2 * w.norm()

@@ -190,7 +190,6 @@ def _number(major: int, request: AttentionRequest) -> int:
     return number
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _chosen(major: int, wide: bool, dtype: torch.dtype, grad: bool, gqa: bool) -> int:
     """The first kernel that is installed and serves, now in :data:`_FOUND`; -1 where none does."""
     for number, kernel in enumerate(_KERNELS):
@@ -201,6 +200,10 @@ def _chosen(major: int, wide: bool, dtype: torch.dtype, grad: bool, gqa: bool) -
                 _FOUND[number] = function
                 return number
     return -1
+
+
+# what torch.compiler.assume_constant_result sets, without importing the compiler
+_chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _takes(kernel: _Kernel, function: Callable[..., Any], gqa: bool) -> bool:

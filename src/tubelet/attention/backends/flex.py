@@ -37,10 +37,9 @@ class FlexBackend:
     code the mask is made in the graph.
 
     Example:
-        >>> from tubelet import attend
-        >>> from tubelet.attention import Temporal
-        >>> attend(*torch.randn(3, 2, 6, 4, 8), pattern=Temporal(), backend="flex").shape
-        torch.Size([2, 6, 4, 8])
+        >>> from tubelet import explain
+        >>> print(explain(*torch.zeros(3, 4, 2, 8)).splitlines()[3])
+        flex       yes
     """
 
     name = "flex"

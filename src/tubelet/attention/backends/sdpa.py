@@ -68,7 +68,8 @@ class SdpaBackend:
             return self.run(q[None], k[None], v[None], request)[0]
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         bias = bias_of(request)
-        bias = None if bias is None else bias.to(q.dtype)
+        if bias is not None:  # PyTorch wants at least the two axes of a score
+            bias = bias.to(q.dtype).expand(*bias.shape[:-2], q.shape[-2], k.shape[-2])
         gqa = request.groups > 1
         with _kernels(request.device):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=request.scale, enable_gqa=gqa)
@@ -82,9 +83,12 @@ def _kernels(device: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _major(device: str) -> int:
     return torch.cuda.get_device_capability(device)[0]
+
+
+# what torch.compiler.assume_constant_result sets, without importing the compiler
+_major._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def forward_mode() -> bool:

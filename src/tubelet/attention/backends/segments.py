@@ -1,7 +1,7 @@
 """Requests as segments end to end, the form that variable-length kernels take: orders of tokens and segment lengths.
 
 A plan (:mod:`tubelet.attention.plan`) whose runs need neither masks nor merging is a list of segments: joint attention
-on any layout, and partitions of the grid without text. Keys that several segments attend are listed in each.
+on any layout, and partitions of the grid without text.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,6 @@ from tubelet.attention.planned import as_bytes
 from tubelet.protocols import Answer, AttentionRequest
 
 __all__ = ["Segments", "segmentable", "segments"]
-
-_COPIES = 2
-"""How often a key may be listed on average."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +59,7 @@ class Segments:
 
 
 def segmentable(request: AttentionRequest) -> Answer:
-    """Whether a request is segments, and copies few keys.
+    """Whether a request is segments; only partitions are planned to find out.
 
     Example:
         >>> from tubelet.attention import Joint
@@ -73,14 +70,13 @@ def segmentable(request: AttentionRequest) -> Answer:
     answer = plannable(request)
     if not answer:
         return answer
+    if not hasattr(request.pattern, "group"):
+        return Answer(f"{request.pattern} is no partition into segments: it has no group()")
     plan = _plan(request)
     if plan.merges or any(run.mask is not None for run in plan.runs):
-        return Answer(f"{request.pattern} on this layout is no list of segments: keys are masked, or text joins groups")
+        return Answer(f"{request.pattern} on this layout is no list of segments: text joins groups")
     if not plan.runs:
         return Answer("no query has any key")
-    listed, keys = sum(run.k.groups * run.k.length for run in plan.runs), torch.Size(request.kv_shape[:-2]).numel()
-    if listed > _COPIES * keys:
-        return Answer(f"{request.pattern} on this layout as segments lists its {keys} keys {listed / keys:.1f} times")
     return Answer()
 
 
