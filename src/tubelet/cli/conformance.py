@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Measure, print the table, write the rows.
 
     Raises:
+        ValueError: the file is a folder.
         OSError: the file cannot be written.
         SystemExit: with status 1, where a row fails.
 
@@ -46,6 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
     from tubelet.files import replacing
     from tubelet.testing import conformance_document, conformance_rows, conformance_table
 
+    if arguments.json is not None and arguments.json.is_dir():
+        raise ValueError(f"{arguments.json} is a folder, not a file")
     rows = list(conformance_rows())
     print(conformance_table(rows))
     if arguments.json is not None:
