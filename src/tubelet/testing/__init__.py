@@ -6,6 +6,7 @@ here needs a test framework. Shapes are those of the protocols: tokens ``(*lead,
 """
 
 from tubelet.testing.attention import check_backend
+from tubelet.testing.blocks import check_block
 from tubelet.testing.cases import KNOWN_FAULTS, Packing, matrix_packings, matrix_patterns
 from tubelet.testing.conformance import (
     BOUNDS,
@@ -16,7 +17,7 @@ from tubelet.testing.conformance import (
 )
 from tubelet.testing.diffusion import check_denoiser, check_path, check_sampler_step
 from tubelet.testing.encoders import check_autoencoder, check_patchifier, check_text_encoder
-from tubelet.testing.layers import check_block, check_modulation, check_positions
+from tubelet.testing.layers import check_modulation, check_positions
 from tubelet.testing.mixtures import mixtures, same
 from tubelet.testing.patterns import check_pattern
 
