@@ -71,13 +71,13 @@ class Faulty(nn.Module):
             return x + h.double()
         if self.fault == "bfloat16":
             return x + h.float()
-        return (x + h).to(h.dtype) if self.fault == "autocast" else x + h
+        return (x + h).to(self.proj(x).dtype) if self.fault == "autocast" else x + h
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("not on meta", r"these parameters are real: \['proj.weight', 'proj.bias', 'scale'\]"),
+        ("not on meta", r"these parameters are real: \['scale', 'proj.weight', 'proj.bias'\]"),
         ("not initialised", r"after to_empty\(\) and reset_parameters\(\), these are not initialised: \['scale'\]"),
         ("over the axis", "layout 'packed', conditioning per sample: sample 0 packed and alone differs"),
         ("spills", "other numbers in sample 2 change the output of other samples"),

@@ -23,6 +23,8 @@ def test_modulation() -> None:
         check_modulation(source, 6, 16)
     with pytest.raises(AssertionError, match="row 0 alone differs"):
         check_modulation(Mean(), 6, 6)
+    with pytest.raises(AssertionError, match="torch.float32 became torch.float64"):
+        check_modulation(lambda cond: cond.map(torch.Tensor.double), 6, 6)
     with pytest.raises(AssertionError, match="lost their index"):
         check_modulation(lambda cond: Rows(cond.values), 6, 6)
 

@@ -12,7 +12,9 @@ __all__ = ["check_modulation", "check_positions"]
 
 
 def check_modulation(source: ModulationSource, cond_dim: int, width: int) -> None:
-    """Check a modulation source: rows in, rows ``width`` wide out, each from its own row alone; index and owner kept.
+    """Check a modulation source: rows in, rows ``width`` wide out, each from its own row alone.
+
+    Index, owner and dtype are kept.
 
     Raises:
         AssertionError: what differs.
@@ -26,6 +28,7 @@ def check_modulation(source: ModulationSource, cond_dim: int, width: int) -> Non
     out = source(cond)
     assert out.values.shape == (4, width), f"the rows have shape {tuple(out.values.shape)}, expected {(4, width)}"
     assert out.index is cond.index and out.owner is cond.owner, "the rows lost their index or their owner"
+    assert out.values.dtype == cond.values.dtype, f"rows in {cond.values.dtype} became {out.values.dtype}"
     for i in range(4):
         same(f"row {i} alone", source(Rows(cond.values[i : i + 1])).values, out.values[i : i + 1], 1e-5)
     check_module("the modulation source", source, out.values.square().sum())
