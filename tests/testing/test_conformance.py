@@ -313,3 +313,9 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
         main(["conformance"])
     assert stop.value.code == 1
     assert "faulty, Joint, padded right, cpu, float64, 1:1, forward: error" in capsys.readouterr().err
+
+
+def test_help_has_an_example(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["conformance", "--help"])
+    assert "  tubelet conformance --json" in capsys.readouterr().out
