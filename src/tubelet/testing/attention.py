@@ -4,8 +4,8 @@ Shapes: q, k, v ``(*lead, heads, head_dim)``.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,8 +68,7 @@ def check_backend(
         _check_compiled(backend, pattern, dtype, device)
 
 
-@dataclass(frozen=True)
-class _Case:
+class _Case(NamedTuple):
     """One request and its numbers; the name says the layout, the kind of attention and the heads."""
 
     name: str

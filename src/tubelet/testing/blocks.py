@@ -1,8 +1,7 @@
 """The check of transformer blocks. Shapes: tokens ``(*lead, d)``, rows of conditioning ``(r, cond)``."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +58,7 @@ def check_block(
         _check_compiled(randomised(make(device="cpu", dtype=torch.float32)), dim, cond_dim, context)
 
 
-@dataclass(frozen=True)
-class _Given:
+class _Given(NamedTuple):
     """What a block is called with on one layout."""
 
     layout: TokenLayout
@@ -95,7 +93,7 @@ class _Given:
         if values is not None:
             values = values[where] if self.level == "token" else values[owner == i]
         x = self.x.reshape(-1, self.x.shape[-1])[where]
-        return replace(self, layout=alone(self.layout, i), x=x, values=values)
+        return self._replace(layout=alone(self.layout, i), x=x, values=values)
 
 
 def _check_packing(name: str, block: Block, given: _Given) -> tuple[Tensor, Tensor]:

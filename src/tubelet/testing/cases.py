@@ -8,9 +8,8 @@ Shapes: q ``(*lead, h, d)``, k and v ``(*kv_lead, hk, d)``; the matrix uses h = 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,14 +38,16 @@ HEADS, HEAD_DIM = 4, 16
 Call = Callable[[Tensor, Tensor, Tensor, AttentionRequest], Tensor]
 
 
-@dataclass(frozen=True)
-class Diagonal:
+class _Diagonal:
     """A user's pattern, of which only the predicate is known: rows that differ by at most one, or text."""
 
     def attends(self, q: TokenInfo, k: TokenInfo, head: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """Rows at most one apart, and more of them for later heads."""
         near = (q.coords[..., 1] - k.coords[..., 1]).abs() <= 1 + head
         return near | (q.kind == Kind.TEXT) | (k.kind == Kind.TEXT)
+
+
+_DIAGONAL = _Diagonal()
 
 
 def matrix_patterns() -> dict[str, Pattern]:
@@ -73,12 +74,11 @@ def matrix_patterns() -> dict[str, Pattern]:
         "union": Spatial() | Temporal(),
         "intersection": FrameCausal() & Window((2, 2, 2)),
         "HeadSplit": HeadSplit((Spatial(), FrameCausal()), (1, 3)),
-        "user's predicate": Diagonal(),
+        "user's predicate": _DIAGONAL,
     }
 
 
-@dataclass(frozen=True)
-class Packing:
+class Packing(NamedTuple):
     """One way for samples to lie in q, k and v, and to be said to ``attend``.
 
     ``form`` is "layout" where the layouts say it all; "plain" where the tensors are rows without a layout; "left" where

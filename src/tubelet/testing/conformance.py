@@ -10,8 +10,7 @@ import itertools
 import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,8 +37,7 @@ Example: ``BOUNDS[torch.float32]``.
 Pass = Literal["forward", "backward"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConformanceRow:
+class ConformanceRow(NamedTuple):
     """One cell of the matrix.
 
     ``gqa`` is the number of query heads per key head. ``error`` is None where the backend refuses, with its ``reason``,
@@ -65,7 +63,7 @@ class ConformanceRow:
 
     def to_dict(self) -> dict[str, str | int | float | bool | None]:
         """The row as plain values; the direction is called ``pass``."""
-        return {"pass" if key == "direction" else key: value for key, value in vars(self).items()}
+        return {"pass" if key == "direction" else key: value for key, value in self._asdict().items()}
 
 
 def conformance_rows(
