@@ -15,16 +15,16 @@ from tubelet.cli import main
 from tubelet.layout import Kind
 from tubelet.protocols import Answer, AttentionRequest, Backend
 from tubelet.testing import (
-    BOUNDS,
-    KNOWN_FAULTS,
     ConformanceRow,
     conformance_document,
     conformance_rows,
     conformance_table,
+    known_faults,
     matrix_packings,
     matrix_patterns,
 )
 from tubelet.testing import conformance as module
+from tubelet.testing.conformance import BOUNDS
 
 pytestmark = pytest.mark.graph  # thousands of calls: without the runtime shape checks
 
@@ -186,10 +186,10 @@ def matrix_of(backend: Backend, pattern: str, packing: str) -> list[ConformanceR
     )
 
 
-@pytest.mark.parametrize("fault", KNOWN_FAULTS)
+@pytest.mark.parametrize("fault", known_faults())
 def test_each_known_fault_shows_in_its_case(fault: str) -> None:
-    assert all(row.ok for row in matrix_of(ReferenceBackend(), *KNOWN_FAULTS[fault]))
-    rows = matrix_of(Faulty(fault), *KNOWN_FAULTS[fault])
+    assert all(row.ok for row in matrix_of(ReferenceBackend(), *known_faults()[fault]))
+    rows = matrix_of(Faulty(fault), *known_faults()[fault])
     assert not any(row.ok for row in rows if row.direction == "forward"), rows
 
 
@@ -266,7 +266,7 @@ def test_inputs_are_exact_in_every_dtype() -> None:
 
 def test_cases_are_what_they_are_called() -> None:
     found = matrix_packings()
-    assert all(pattern in matrix_patterns() and packing in found for pattern, packing in KNOWN_FAULTS.values())
+    assert all(pattern in matrix_patterns() and packing in found for pattern, packing in known_faults().values())
     assert 0 in found["packed + text"].layout.text_lengths and None in found["packed + text"].layout.grids
     assert all(p.q_lead[0] == p.q_lead[1] for name, p in found.items() if "batch = length" in name)
     assert found["dropped tokens"].layout.kept is not None

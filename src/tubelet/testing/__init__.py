@@ -7,9 +7,8 @@ here needs a test framework. Shapes are those of the protocols: tokens ``(*lead,
 
 from tubelet.testing.attention import check_backend
 from tubelet.testing.blocks import check_block
-from tubelet.testing.cases import KNOWN_FAULTS, Packing, matrix_packings, matrix_patterns
+from tubelet.testing.cases import Packing, known_faults, matrix_packings, matrix_patterns
 from tubelet.testing.conformance import (
-    BOUNDS,
     ConformanceRow,
     conformance_document,
     conformance_rows,
@@ -22,8 +21,6 @@ from tubelet.testing.mixtures import mixtures, same
 from tubelet.testing.patterns import check_pattern
 
 __all__ = [
-    "BOUNDS",
-    "KNOWN_FAULTS",
     "ConformanceRow",
     "Packing",
     "check_autoencoder",
@@ -40,6 +37,7 @@ __all__ = [
     "conformance_document",
     "conformance_rows",
     "conformance_table",
+    "known_faults",
     "matrix_packings",
     "matrix_patterns",
     "mixtures",

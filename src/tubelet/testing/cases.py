@@ -31,7 +31,7 @@ from tubelet.layout import Grid, Kind, LayoutIndex, TokenInfo, TokenLayout
 from tubelet.protocols import AttentionRequest, Pattern
 from tubelet.testing.mixtures import alone
 
-__all__ = ["KNOWN_FAULTS", "Packing", "matrix_packings", "matrix_patterns"]
+__all__ = ["Packing", "known_faults", "matrix_packings", "matrix_patterns"]
 
 HEADS, HEAD_DIM = 4, 16
 
@@ -204,24 +204,27 @@ def matrix_packings() -> dict[str, Packing]:
     }
 
 
-KNOWN_FAULTS: dict[str, tuple[str, str]] = {
-    "causal, without a mask": ("FrameCausal", "dense"),
-    "causal, without a mask or a layout": ("Neighborhood, causal line", "plain rows"),
-    "a two-dimensional mask at batch = length": ("Joint", "padded right, batch = length"),
-    "a two-dimensional mask of text at batch = length": ("Joint", "cross, batch = length"),
-    "a causal mask at batch = length": ("FrameCausal", "dense, batch = length"),
-    "key padding on the right": ("Joint", "padded right"),
-    "key padding on the left": ("Joint", "padded left"),
-    "key padding under a causal pattern": ("FrameCausal", "padded left"),
-    "text at batch > 1": ("Spatial", "dense + text"),
-    "text under a causal pattern": ("FrameCausal", "dense + text"),
-    "an empty text beside others": ("Joint", "packed + text"),
-    "an empty text in cross-attention": ("Joint", "cross, padded text"),
-}
-"""Known faults of attention code in the field, and the pattern and packing of the matrix in which each would show.
+def known_faults() -> dict[str, tuple[str, str]]:
+    """Faults of attention code in the field, and the pattern and packing of the matrix in which each would show.
 
-Example: ``KNOWN_FAULTS["text at batch > 1"]``.
-"""
+    Example:
+        >>> known_faults()["text at batch > 1"]
+        ('Spatial', 'dense + text')
+    """
+    return {
+        "causal, without a mask": ("FrameCausal", "dense"),
+        "causal, without a mask or a layout": ("Neighborhood, causal line", "plain rows"),
+        "a two-dimensional mask at batch = length": ("Joint", "padded right, batch = length"),
+        "a two-dimensional mask of text at batch = length": ("Joint", "cross, batch = length"),
+        "a causal mask at batch = length": ("FrameCausal", "dense, batch = length"),
+        "key padding on the right": ("Joint", "padded right"),
+        "key padding on the left": ("Joint", "padded left"),
+        "key padding under a causal pattern": ("FrameCausal", "padded left"),
+        "text at batch > 1": ("Spatial", "dense + text"),
+        "text under a causal pattern": ("FrameCausal", "dense + text"),
+        "an empty text beside others": ("Joint", "packed + text"),
+        "an empty text in cross-attention": ("Joint", "cross, padded text"),
+    }
 
 
 @lru_cache(maxsize=128)
