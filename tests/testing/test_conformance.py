@@ -28,6 +28,7 @@ from tubelet.testing.conformance import BOUNDS
 
 pytestmark = pytest.mark.graph  # thousands of calls: without the runtime shape checks
 
+QUICK = [pytest.param(name, marks=pytest.mark.slow) if name == "flex" else name for name in backends()]
 SPLIT = {"HeadSplit": matrix_patterns()["HeadSplit"]}
 
 
@@ -41,7 +42,7 @@ def assert_sound(rows: list[ConformanceRow]) -> None:
     assert not blank & {"sdpa", "reference"}, "these serve everything"
 
 
-@pytest.mark.parametrize("name", list(backends()))
+@pytest.mark.parametrize("name", QUICK)
 def test_no_row_fails(name: str) -> None:
     """Every pattern and packing, forward and backward; the other dtypes on one pattern."""
     mine = {name: backends()[name]}
@@ -319,3 +320,13 @@ def test_help_has_an_example(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["conformance", "--help"])
     assert "  tubelet conformance --json" in capsys.readouterr().out
+
+
+def test_a_slow_backend_is_measured_in_part_unless_it_is_named(monkeypatch) -> None:
+    chosen = {"flex": ReferenceBackend()}
+    monkeypatch.setattr(module, "installed", lambda: chosen)
+    how = {"patterns": {"Joint": Joint()}, "packings": {"packed": matrix_packings()["packed"]}, "devices": ["cpu"]}
+    rows = list(conformance_rows(**how))
+    assert {(row.dtype, row.gqa) for row in rows if row.error is not None} == {("float32", 2)}
+    assert all(row.ok and (row.error is None) == row.reason.startswith("not measured: flex") for row in rows)
+    assert all(row.error is not None for row in conformance_rows(chosen, **how))

@@ -15,7 +15,7 @@ from tubelet.attention.backends.reference import ReferenceBackend
 from tubelet.attention.patterns import HeadSplit
 from tubelet.layout import Grid, LayoutIndex, TokenLayout
 from tubelet.protocols import Answer, AttentionRequest, Backend, Pattern
-from tubelet.testing.mixtures import alone, mixtures, pieces, same
+from tubelet.testing.mixtures import alone, asking, mixtures, pieces, same
 
 __all__ = ["check_backend"]
 
@@ -34,8 +34,9 @@ def check_backend(
 
     Self-attention and cross-attention over mixed layouts, with grouped-query heads, forward and backward. The dtype is
     kept and padding gives 0; a packed sample equals the sample alone; another sample's numbers, as long as they are
-    finite, change no bit of it or of its gradients; a refusal has a reason, and is repeated. On the meta device, where
-    the backend serves it, shapes and dtypes come without numbers. Errors are bounded by 8 roundings of ``dtype``.
+    finite, change no bit of it or of its gradients; a refusal has a reason, and is repeated. A backend that refuses
+    gradients is checked without. On the meta device, where the backend serves it, shapes and dtypes come without
+    numbers. Errors are bounded by 8 roundings of ``dtype``.
 
     Args:
         backend: yours; what it refuses is not run.
@@ -62,6 +63,9 @@ def check_backend(
         if answer:
             served += 1
             _check_case(f"{backend.name} on {case.name}", backend, case, 8 * torch.finfo(dtype).eps)
+        elif heads.answer(backend, (inference := case.inference()).request):
+            served += 1
+            _check_inference(f"{backend.name} on {case.name}", backend, inference, 8 * torch.finfo(dtype).eps)
     assert served, f"{backend.name} supports none of the requests with pattern {pattern} in {dtype} on {device}"
     _check_meta(backend, pattern, dtype)
     if compiled:
@@ -80,6 +84,10 @@ class _Case(NamedTuple):
     @property
     def keys(self) -> TokenLayout:
         return self.layout if self.kv_layout is None else self.kv_layout
+
+    def inference(self) -> "_Case":
+        """The same without gradients."""
+        return self._replace(request=asking(self.request, False))
 
     def alone(self, i: int) -> AttentionRequest:
         """The request of sample ``i`` by itself."""
@@ -114,6 +122,21 @@ def _check_case(name: str, backend: Backend, case: _Case, bound: float) -> None:
     _near(f"{name}: the gradient", grads, want, 4 * bound)
     _check_separate(name, backend, case, cotangent, out, grads, bound)
     _check_others(name, backend, case, cotangent, out, grads)
+
+
+def _check_inference(name: str, backend: Backend, case: _Case, bound: float) -> None:
+    """The output alone: against the definition, and sample by sample."""
+    q, k, v = case.qkv
+    with torch.no_grad():
+        out = heads.run(backend, q, k, v, case.request)
+        assert out.dtype == case.request.dtype, f"{name}: the output is {out.dtype}, not {case.request.dtype}"
+        wide = replace(case.request, dtype=torch.float64)
+        expected = ReferenceBackend().run(q.double(), k.double(), v.double(), wide)
+        same(f"{name}: the output", out, expected, bound)
+        for i, _ in pieces(case.layout):
+            mine, keys = case.places(i)
+            lone = heads.run(backend, _flat(q)[mine], _flat(k)[keys], _flat(v)[keys], case.alone(i))
+            same(f"{name}: sample {i} packed and alone", _flat(out)[mine], lone, 2 * bound)
 
 
 def _check_separate(
@@ -175,6 +198,7 @@ def _check_compiled(backend: Backend, pattern: Pattern, dtype: torch.dtype, devi
     def layer(q: Tensor, k: Tensor, v: Tensor, index: LayoutIndex) -> Tensor | None:
         shapes = tuple(q.shape), tuple(k.shape)
         request = AttentionRequest(pattern, index, None, *shapes, dtype, device, _WIDTH**-0.5, None)
+        request = asking(request, True)
         return heads.run(backend, q, k, v, request) if heads.answer(backend, request) else None
 
     torch._dynamo.reset()
@@ -209,7 +233,7 @@ def _cases(pattern: Pattern, dtype: torch.dtype, device: str) -> Iterator[_Case]
                 q, k, v = (torch.randn(s, device=device).to(dtype) for s in (shape, kv_shape, kv_shape))
                 kind = "self" if kv_layout is None else "cross"
                 title = f"{kind}-attention, layout {name!r}, {query_heads}:{kv_heads} heads"
-                yield _Case(title, layout, kv_layout, request, (q, k, v))
+                yield _Case(title, layout, kv_layout, asking(request, True), (q, k, v))
 
 
 def _head_counts(pattern: Pattern) -> tuple[tuple[int, int], ...]:

@@ -29,7 +29,7 @@ from tubelet.attention import (
 from tubelet.attention.backends.reference import mask_of
 from tubelet.layout import Grid, Kind, LayoutIndex, TokenInfo, TokenLayout
 from tubelet.protocols import AttentionRequest, Pattern
-from tubelet.testing.mixtures import alone
+from tubelet.testing.mixtures import alone, asking
 
 __all__ = ["Packing", "known_faults", "matrix_packings", "matrix_patterns"]
 
@@ -127,12 +127,15 @@ class Packing(NamedTuple):
             x.view(-1, *x.shape[-2:])[~real] = self.padding
         return tensors
 
-    def request(self, pattern: Pattern, kv_heads: int, dtype: torch.dtype, device: str) -> AttentionRequest:
-        """What the backend is asked."""
+    def request(
+        self, pattern: Pattern, kv_heads: int, dtype: torch.dtype, device: str, grad: bool = False
+    ) -> AttentionRequest:
+        """What the backend is asked; ``grad`` where gradients will be."""
         index = None if self.form == "plain" else _index(self.layout, device)
         kv_index = None if self.kv_layout is None else _index(self.kv_layout, device)
         shapes = (*self.layout.shape, HEADS, HEAD_DIM), (*self.keys.shape, kv_heads, HEAD_DIM)
-        return AttentionRequest(pattern, index, kv_index, *shapes, dtype, device, HEAD_DIM**-0.5, None)
+        request = AttentionRequest(pattern, index, kv_index, *shapes, dtype, device, HEAD_DIM**-0.5, None)
+        return asking(request, grad)
 
     def run(self, call: Call, q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest) -> Float[Tensor, "..."]:
         """The output, where q has its tokens; left padding is gathered, and 0 in the output."""

@@ -4,13 +4,15 @@ Errors are relative to the Frobenius norm of what is expected. Shapes: any.
 """
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from tubelet.layout import Grid, TokenLayout
+from tubelet.protocols import AttentionRequest
 
 __all__ = ["mixtures", "same"]
 
@@ -117,3 +119,9 @@ def randomised(module: Module) -> Module:
         for parameter in module.parameters():
             nn.init.normal_(parameter, std=0.2)
     return module
+
+
+def asking(request: AttentionRequest, grad: bool) -> AttentionRequest:
+    """The request with the field that says whether gradients may be asked for, where requests have it."""
+    fields: dict[str, Any] = {"grad": grad} if "grad" in AttentionRequest.__dataclass_fields__ else {}
+    return replace(request, **fields)
