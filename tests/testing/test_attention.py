@@ -123,3 +123,30 @@ def test_what_a_backend_refuses_is_not_run() -> None:
     with pytest.raises(AssertionError, match="supports none"):
         check_backend(broken)
     assert broken.calls and not broken.runs
+
+
+class Inference(ReferenceBackend):
+    """A backend without a backward, and with one fault."""
+
+    name = "inference"
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+
+    def supports(self, request: AttentionRequest) -> Answer:
+        return Answer("no backward" if getattr(request, "grad", False) else "")
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest) -> Tensor:
+        if self.fault == "alone" and request.index is not None and request.index.samples == 1:
+            v = 1.001 * v
+        return super().run(q, k, 1.001 * v if self.fault == "output" else v, request)
+
+
+@pytest.mark.skipif(
+    "grad" not in AttentionRequest.__dataclass_fields__, reason="requests do not say whether gradients are asked for"
+)
+def test_a_backend_without_a_backward_is_checked_without() -> None:
+    check_backend(Inference("none"))
+    for fault, message in (("output", "the output differs"), ("alone", "sample 0 packed and alone differs")):
+        with pytest.raises(AssertionError, match=message):
+            check_backend(Inference(fault))
