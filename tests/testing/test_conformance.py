@@ -325,8 +325,11 @@ def test_help_has_an_example(capsys) -> None:
 def test_a_slow_backend_is_measured_in_part_unless_it_is_named(monkeypatch) -> None:
     chosen = {"flex": ReferenceBackend()}
     monkeypatch.setattr(module, "installed", lambda: chosen)
-    how = {"patterns": {"Joint": Joint()}, "packings": {"packed": matrix_packings()["packed"]}, "devices": ["cpu"]}
+    how = {"patterns": {"Joint": Joint()}, "devices": ["cpu"]}
+    few = {name: matrix_packings()[name] for name in ("packed", "packed + text")}
+    how["packings"] = few
     rows = list(conformance_rows(**how))
-    assert {(row.dtype, row.gqa) for row in rows if row.error is not None} == {("float32", 2)}
+    measured = {(row.dtype, row.gqa, row.packing) for row in rows if row.error is not None}
+    assert measured == {("float32", 2, "packed + text")}
     assert all(row.ok and (row.error is None) == row.reason.startswith("not measured: flex") for row in rows)
     assert all(row.error is not None for row in conformance_rows(chosen, **how))

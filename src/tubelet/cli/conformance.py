@@ -12,7 +12,7 @@ _EXAMPLE = """examples:
   tubelet conformance                          the worst errors, and the reasons of what is not served
   tubelet conformance --json conformance.json  every row
 
-It takes about a minute. The exit status is 1 where a row that a backend claims to serve exceeds its bound."""
+It takes a minute or two. The exit status is 1 where a row that a backend claims to serve exceeds its bound."""
 
 
 def add(commands: Any) -> None:
