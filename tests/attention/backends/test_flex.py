@@ -13,6 +13,7 @@ from torch import Tensor
 from tubelet.attention import HeadSplit, Joint, Neighborhood, RelativeBias, Spatial, Temporal, Window, attend, explain
 from tubelet.attention.backends import flex
 from tubelet.layout import Grid, TokenInfo, TokenLayout
+from tubelet.protocols import AttentionRequest
 
 MIXED = TokenLayout.packed([Grid(4, 2, 3), Grid(4, 2, 3), Grid(1, 1, 1), Grid(3, 3, 2)], [2, 2, 0, 1], capacity=80)
 
@@ -47,6 +48,21 @@ def test_heads_may_differ(pattern: object, layout: TokenLayout | None) -> None:
     q, k, v = torch.randn(3, *shape, 4, 8, dtype=torch.float64)
     got, want = (attend(q, k, v, pattern=pattern, layout=layout, backend=name) for name in ("flex", "reference"))
     assert torch.allclose(got, want, atol=1e-12)
+
+
+@pytest.mark.graph
+def test_a_block_may_be_empty_for_one_head_alone() -> None:
+    layout, (q, k, v) = TokenLayout.packed([Grid(4, 8, 8)]), torch.randn(3, 256, 2, 8, dtype=torch.float64)
+    got, want = (attend(q, k, v, pattern=EarlierHeads(), layout=layout, backend=name) for name in ("flex", "reference"))
+    assert torch.allclose(got, want, atol=1e-12)
+    shape = (256, 2, 8)
+    for pattern, heads in ((EarlierHeads(), 2), (Temporal(), 1)):
+        request = AttentionRequest(pattern, layout.on("cpu"), None, shape, shape, torch.float32, "cpu", 1.0, None)
+        mask = flex._made(request)  # the CPU asks the predicate alone; CUDA's kernel skips by these counts
+        counts = mask.kv_num_blocks + mask.full_kv_num_blocks
+        assert counts.shape[1] == heads
+        if heads == 2:
+            assert counts[0, :, 1].tolist() == [1, 2]
 
 
 @pytest.mark.graph

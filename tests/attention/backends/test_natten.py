@@ -69,6 +69,12 @@ def test_equal_grids_are_one_batch_and_axes_of_one_join_it(asked: list[tuple[Any
     ]
 
 
+def test_rows_with_padding_between_them(asked: list[tuple[Any, ...]]) -> None:
+    layout = TokenLayout((Grid(1, 1, 3),) * 2, (0, 0), 5, batched=True)
+    assert_equal_to_the_definition(tensors(layout.shape), pattern=Neighborhood((1, 1, 2)), layout=layout)
+    assert len(asked) == 2
+
+
 def test_plain_rows_are_lines(asked: list[tuple[Any, ...]]) -> None:
     assert_equal_to_the_definition(tensors((2, 7)), pattern=Neighborhood((1, 1, 4)))
     assert asked == [(1, (2, 7, 2, 8), (4,), (False,))]
