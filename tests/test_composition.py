@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tubelet.attention import Attention, CrossAttention, backends
+from tubelet.attention import Attention, CrossAttention
 from tubelet.blocks import Branch, TransformerBlock
 from tubelet.conditioning import AdaLNZero, TimestepEmbedding
 from tubelet.diffusion import VP, Process, RectifiedFlow
@@ -198,7 +198,7 @@ def indices(which: list[int]) -> tuple[LayoutIndex, LayoutIndex]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("backend", list(backends()))
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])  # no other has such gradients on a CPU
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_video_dit_packed_equals_separate(pattern: str, backend: str, dtype: torch.dtype) -> None:
     """Outputs, and the gradients of patches, text and weights; other samples change no bit of a sample."""
@@ -206,12 +206,7 @@ def test_the_video_dit_packed_equals_separate(pattern: str, backend: str, dtype:
     layout, text_layout = indices([0, 1, 2])
     x, text = (torch.randn(*s, dtype=dtype, requires_grad=True) for s in ((21, 4), (5, 5)))
     levels, weight = torch.tensor([0.1, 0.6, 0.9], dtype=dtype), torch.randn(21, 4, dtype=dtype)
-    try:
-        out = model(x, layout.rows(levels, "sample"), text, layout, text_layout)
-    except ValueError as error:
-        if backend in ("sdpa", "reference") or "cannot serve" not in str(error):
-            raise
-        pytest.skip(str(error))
+    out = model(x, layout.rows(levels, "sample"), text, layout, text_layout)
     inputs = [x, text, *model.parameters()]
     grads = torch.autograd.grad(out, inputs, weight)
     total = [torch.zeros_like(y) for y in inputs]
