@@ -1,20 +1,24 @@
 """Blocks against their formula, against diffusers with mapped weights, and against themselves sample by sample."""
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoIndividualTokenRefinerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tubelet.attention import Attention, CrossAttention
-from tubelet.blocks import Branch, TransformerBlock, modulate
-from tubelet.conditioning import AdaLNZero, LabelEmbedding, TimestepEmbedding
+from tubelet.blocks import Branch, Part, TransformerBlock, gated, modulate
+from tubelet.conditioning import AdaLNSingle, AdaLNZero, LabelEmbedding, ModulationSlice, TimestepEmbedding
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.norms import LayerNorm
+from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.patchify import fold, unfold
 from tubelet.positions import sincos_2d
+from tubelet.testing import check_block
 
 F64 = {"dtype": torch.float64}
 
@@ -113,6 +117,77 @@ def test_a_branch_is_its_formula(level: str) -> None:
     plain = F.layer_norm(x, (4,), eps=norm.eps)
     expected = x + gate.tanh() * F.layer_norm(inner(plain * (1 + scale) + shift), (4,), eps=post.eps)
     torch.testing.assert_close(branch(x, cond), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.graph  # the shape checks would refuse a wrong part first
+@pytest.mark.parametrize("parts", [(), ("gate",), ("scale",), ("scale", "gate"), ("gate", "shift"), ("shift", "scale")])
+def test_a_branch_takes_the_parts_that_its_source_gives(parts: tuple[Part, ...]) -> None:
+    inner, norm = nn.Linear(4, 4, **F64), LayerNorm(4)
+    source = randomised(AdaLNZero(4, 6, parts=len(parts), **F64)) if parts else None
+    branch = Branch(inner, norm, modulation=source, parts=parts or ("gate",), gate=torch.tanh)
+    x, cond = torch.randn(2, 5, 4, **F64), Rows(torch.randn(2, 6, **F64))
+    given = dict(zip(parts, source(cond).expand().chunk(len(parts), -1), strict=True)) if source else {}
+    h = F.layer_norm(x, (4,), eps=norm.eps) * (1 + given.get("scale", torch.zeros(1))) + given.get("shift", 0)
+    expected = x + given.get("gate", torch.tensor(torch.inf)).tanh() * inner(h)
+    torch.testing.assert_close(branch(x, cond), expected, rtol=1e-11, atol=1e-11)
+    for wrong in (("gate", "gate"), ("gates",)):
+        with pytest.raises(ValueError, match="parts must be different ones of"):
+            Branch(inner, parts=wrong)
+
+
+def test_gates_alone_equal_hunyuan_videos_refiner() -> None:
+    theirs = randomised(HunyuanVideoIndividualTokenRefinerBlock(2, 6).double())
+    attention = Branch(
+        Attention(12, 2, **F64), LayerNorm(12, **F64), modulation=ModulationSlice(12, 0, 1), parts=("gate",)
+    )
+    mlp = MLP(12, act=nn.SiLU(), **F64)
+    feed = Branch(mlp, LayerNorm(12, **F64), modulation=ModulationSlice(12, 1, 1), parts=("gate",))
+    ours = TransformerBlock([attention, feed], AdaLNZero(12, 12, parts=2, **F64))
+    names = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out.0"}
+    for name, source in names.items():
+        getattr(attention.inner, name).load_state_dict(theirs.attn.get_submodule(source).state_dict())
+    for child, source in (
+        (attention.norm, theirs.norm1), (feed.norm, theirs.norm2), (mlp.up, theirs.ff.net[0].proj),
+        (mlp.down, theirs.ff.net[2]), (ours.modulation.proj, theirs.norm_out.linear),
+    ):  # fmt: skip
+        child.load_state_dict(source.state_dict())
+    x, cond = torch.randn(3, 5, 12, **F64), torch.randn(3, 12, **F64)
+    torch.testing.assert_close(ours(x, Rows(cond)), theirs(x, cond), rtol=1e-11, atol=1e-11)
+
+
+def test_float32_rows_make_a_float32_island_in_a_bfloat16_block() -> None:
+    inner, norm = nn.Linear(8, 8, dtype=torch.bfloat16), LayerNorm(8, affine=False)
+    block = TransformerBlock([Branch(inner, norm, modulation=ModulationSlice(8, 0))], AdaLNSingle(8, parts=3))
+    x, cond = torch.randn(2, 5, 8).bfloat16(), Rows(torch.randn(2, 24).bfloat16())
+    shift, scale, gate = (cond.values.float() + block.modulation.table.flatten())[:, None].chunk(3, -1)
+    h = (F.layer_norm(x.float(), (8,), eps=norm.eps) * (1 + scale) + shift).bfloat16()
+    expected = (x.float() + gate * inner(h).float()).bfloat16()
+    got = block(x, cond)
+    assert got.dtype == torch.bfloat16
+    assert (got.float() - expected.float()).norm() <= 1e-3 * expected.float().norm()  # a last bit here and there
+    narrow = gated(x, x, cond.map(lambda c: c[:, :8]))  # all in bfloat16, as before
+    assert torch.equal(narrow, torch.addcmul(x, cond.values[:, None, :8], x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert block(x.float(), cond).dtype == torch.float32
+
+
+def test_a_block_with_one_modulation_passes_the_kit() -> None:
+    def make(**on: Any) -> TransformerBlock:
+        attention = Branch(
+            Attention(8, 2, qk_norm=RMSNorm, across_heads=True, **on),
+            LayerNorm(8, affine=False),
+            modulation=ModulationSlice(8, 0),
+            takes=["layout"],
+        )
+        mlp = Branch(MLP(8, **on), LayerNorm(8, affine=False), modulation=ModulationSlice(8, 3))
+        return TransformerBlock([attention, mlp], AdaLNSingle(8, parts=6, **on))
+
+    check_block(make, dim=8, cond_dim=48)
+
+
+def test_a_modulated_block_needs_conditioning() -> None:
+    with pytest.raises(ValueError, match="cond is None, but this block"):
+        TransformerBlock([], AdaLNSingle(2))(torch.ones(1, 2))
 
 
 def test_an_unmodulated_branch_adds_and_hands_on_what_it_takes() -> None:

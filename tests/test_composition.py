@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tubelet.attention import Attention, CrossAttention
 from tubelet.blocks import Branch, TransformerBlock
-from tubelet.conditioning import AdaLNZero, TimestepEmbedding
+from tubelet.conditioning import AdaLNZero, ModulationSlice, TimestepEmbedding
 from tubelet.diffusion import VP, Process, RectifiedFlow
 from tubelet.layout import Grid, LayoutIndex, TokenLayout
 from tubelet.mlp import MLP, SwiGLU
@@ -64,7 +64,19 @@ def crossing(pattern: Pattern) -> TransformerBlock:
     return TransformerBlock([attention, Branch(text, LayerNorm(DIM), takes=["text", "layout", "text_layout"])])
 
 
-BLOCKS = {"adaln": adaln, "plain": plain, "crossing": crossing}
+def shared(pattern: Pattern) -> TransformerBlock:
+    """One modulation for the block, norms across heads, gates alone on the MLP."""
+    attention = Branch(
+        Attention(DIM, HEADS, pattern=pattern, qk_norm=LayerNorm, across_heads=True),
+        LayerNorm(DIM, affine=False),
+        modulation=ModulationSlice(DIM, 0),
+        takes=["layout", "rope"],
+    )
+    mlp = Branch(MLP(DIM), RMSNorm(DIM), modulation=ModulationSlice(DIM, 3, parts=1), parts=["gate"], gate=torch.tanh)
+    return TransformerBlock([attention, mlp], AdaLNZero(DIM, DIM, parts=4))
+
+
+BLOCKS = {"adaln": adaln, "plain": plain, "crossing": crossing, "shared": shared}
 
 
 def pairwise(*axes: list[str]) -> list[tuple[str, ...]]:

@@ -5,10 +5,22 @@ import math
 import pytest
 import torch
 from diffusers.models.embeddings import CombinedTimestepLabelEmbeddings, get_timestep_embedding
+from diffusers.models.transformers.transformer_cosmos import CosmosAdaLayerNorm, CosmosAdaLayerNormZero
+from torch import Tensor
 from torch.nn import functional as F
 
-from tubelet.conditioning import AdaLNZero, LabelEmbedding, TimestepEmbedding, timestep_sinusoid
+from tubelet.blocks import modulate
+from tubelet.conditioning import (
+    AdaLNLoRA,
+    AdaLNSingle,
+    AdaLNZero,
+    LabelEmbedding,
+    ModulationSlice,
+    TimestepEmbedding,
+    timestep_sinusoid,
+)
 from tubelet.layout import Rows
+from tubelet.testing import check_modulation
 
 TIMES = torch.tensor([0.0, 1.0, 17.5, 999.0])
 
@@ -60,11 +72,83 @@ def test_adaln_is_closed_at_the_start_and_is_linear_of_silu() -> None:
     assert out.index is cond.index and out.owner is cond.owner
 
 
+def test_adaln_single_adds_its_table_in_float32() -> None:
+    source = AdaLNSingle(4, parts=6, dtype=torch.bfloat16)
+    cond = Rows(torch.randn(3, 24).bfloat16(), torch.tensor([0, 2, 2, 1]), torch.tensor([0, 1, 1]))
+    out = source(cond)
+    assert out.values.dtype == torch.float32 and out.index is cond.index and out.owner is cond.owner
+    assert torch.equal(out.values.unflatten(-1, (6, 4)), cond.values.float().unflatten(-1, (6, 4)) + source.table)
+    parts = [ModulationSlice(4, start)(out).values for start in (0, 3)]
+    assert torch.equal(torch.cat(parts, -1), out.values)
+    assert source.double()(cond.map(Tensor.double)).values.dtype == torch.float64
+
+
+@pytest.mark.parametrize("parts", [3, 2])
+def test_adaln_lora_equals_cosmos(parts: int) -> None:
+    theirs = (CosmosAdaLayerNormZero if parts == 3 else CosmosAdaLayerNorm)(8, 5).double()
+    ours = AdaLNLoRA(8, 8, rank=5, parts=parts, dtype=torch.float64)
+    ours.down.load_state_dict(theirs.linear_1.state_dict())
+    ours.up.load_state_dict(theirs.linear_2.state_dict())
+    x, c, shared = (torch.randn(2, *shape, dtype=torch.float64) for shape in ((3, 8), (8,), (24,)))
+    rows = ours(Rows(torch.cat([c, shared], -1))).chunk(parts)
+    ours_x = modulate(F.layer_norm(x, (8,), eps=1e-6), *rows[:2])
+    expected = theirs(x, c, shared)
+    torch.testing.assert_close(ours_x, expected[0] if parts == 3 else expected, rtol=1e-11, atol=1e-11)
+    if parts == 3:
+        torch.testing.assert_close(rows[2].values[:, None], expected[1], rtol=1e-11, atol=1e-11)
+
+
+def test_adaln_lora_counts_are_those_of_walt() -> None:
+    """The published millions of parameters at size L and ranks 2 to 256 leave one and the same rest, within 2 M."""
+    dim, layers, published = 1024, 24, {2: 313, 4: 314, 16: 316, 64: 324, 256: 357}
+
+    def millions(rank: int) -> float:
+        one = AdaLNLoRA(dim, dim, rank, parts=6, device="meta")
+        assert sum(p.numel() for p in one.parameters()) == rank * 7 * dim
+        return (layers - 1) * sum(p.numel() for p in one.parameters()) / 1e6
+
+    rests = [total - millions(rank) for rank, total in published.items()]
+    assert all(abs(rest - sum(rests) / len(rests)) < 2 for rest in rests)
+
+
+@pytest.mark.parametrize(
+    ("source", "cond_dim", "width"),
+    [
+        (AdaLNSingle(8, parts=3), 24, 24),
+        (AdaLNLoRA(8, 6, 2), 6 + 24, 24),
+        (AdaLNLoRA(8, 6, 2, parts=2), 6 + 24, 16),
+        (AdaLNZero(8, 6, parts=1), 6, 8),
+    ],
+)
+def test_every_source_passes_the_kit(source: torch.nn.Module, cond_dim: int, width: int) -> None:
+    check_modulation(source, cond_dim, width)
+
+
+def test_a_lora_starts_at_the_shared_modulation() -> None:
+    shared = torch.randn(2, 24)
+    assert torch.equal(AdaLNLoRA(4, 6, 2)(Rows(torch.cat([torch.randn(2, 6), shared], -1))).values, shared[:, :12])
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (AdaLNSingle(4, 2), "cond is 7 wide, but the table holds 8"),
+        (AdaLNLoRA(4, 3, 1, 2), "cond is 7 wide, but holds c of 3 and a shared modulation of 8"),
+        (ModulationSlice(4, 1, 1), "cond is 7 wide, but the part ends at 8"),
+    ],
+)
+def test_rows_of_another_width_are_refused(source: torch.nn.Module, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        source(Rows(torch.zeros(1, 7)))
+
+
 def test_meta_construction_and_reset() -> None:
     for make in (
         lambda: TimestepEmbedding(8, device="meta"),
         lambda: LabelEmbedding(4, 8, device="meta"),
         lambda: AdaLNZero(4, 8, device="meta"),
+        lambda: AdaLNLoRA(4, 8, 2, device="meta"),
+        lambda: AdaLNSingle(400, device="meta"),
     ):
         module = make()
         assert all(p.is_meta for p in module.parameters())

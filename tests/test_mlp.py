@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from diffusers.models.attention import FeedForward
+from diffusers.models.embeddings import PixArtAlphaTextProjection
 from torch import Tensor
 
 from tubelet.mlp import MLP, SwiGLU
@@ -43,6 +44,14 @@ def test_mlp_equals_diffusers(name: str, act: torch.nn.Module | None) -> None:
     theirs.net[0].proj.load_state_dict(ours.up.state_dict())
     theirs.net[2].load_state_dict(ours.down.state_dict())
     x = torch.randn(2, 5, 8)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-6, atol=1e-6)
+
+
+def test_a_projection_to_another_width_equals_diffusers() -> None:
+    ours, theirs = randomised(MLP(8, 6, out=5)), PixArtAlphaTextProjection(8, 6, 5)
+    theirs.linear_1.load_state_dict(ours.up.state_dict())
+    theirs.linear_2.load_state_dict(ours.down.state_dict())
+    x = torch.randn(2, 3, 8)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-6, atol=1e-6)
 
 

@@ -1,11 +1,15 @@
 """Transformer blocks as lists of residual branches: ``x + gate · f(norm(x)·(1 + scale) + shift)``.
 
-One branch expresses the pre-norm transformer (no modulation), DiT's adaLN-Zero (arXiv:2212.09748, figure 3), sandwich
-norms (a post-norm) and tanh gates (a gate function); a block is nothing but its branches in order.
+One branch expresses the pre-norm transformer (no modulation), DiT's adaLN-Zero (arXiv:2212.09748, figure 3), gates or
+scales alone, sandwich norms (a post-norm) and tanh gates (a gate function); a block is nothing but its branches in
+order, with one modulation for all of them where they share it (adaLN-single, PixArt-alpha, arXiv:2310.00426).
+
+Norm, modulation and residual are computed in the wider of the dtypes of the tokens and of the modulation, and the
+tokens keep theirs: float32 rows make a float32 island in a bfloat16 model, as Wan has it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -14,11 +18,16 @@ from torch import Tensor, nn
 from tubelet.layout import Rows
 from tubelet.protocols import ModulationSource
 
-__all__ = ["Branch", "TransformerBlock", "modulate", "normed_and_modulated"]
+__all__ = ["Branch", "Part", "TransformerBlock", "gated", "modulate", "norm_modulate"]
+
+Part = Literal["shift", "scale", "gate"]
+"""What a row of modulation holds, end to end. Example: ``("scale", "gate")``."""
 
 
-def modulate(x: Float[Tensor, "*lead d"], shift: Rows, scale: Rows) -> Float[Tensor, "*lead d"]:
-    """``x·(1 + scale) + shift`` with one row per sample, frame or token.
+def modulate(
+    x: Float[Tensor, "*lead d"], shift: Rows | None = None, scale: Rows | None = None
+) -> Float[Tensor, "*lead d"]:
+    """``x·(1 + scale) + shift`` with one row per sample, frame or token; None leaves its part out.
 
     Raises:
         ValueError: the rows are those of other tokens than ``x``.
@@ -28,20 +37,41 @@ def modulate(x: Float[Tensor, "*lead d"], shift: Rows, scale: Rows) -> Float[Ten
         >>> modulate(torch.ones(3, 2), one, one).tolist()[0]
         [3.0, 3.0]
     """
-    return torch.addcmul(_expand(shift, x) + x, x, _expand(scale, x))
+    shifted = x if shift is None else _expand(shift, x) + x
+    return shifted if scale is None else torch.addcmul(shifted, x, _expand(scale, x))
 
 
-def normed_and_modulated(
-    x: Float[Tensor, "*lead d"], norm: nn.Module, shift: Rows, scale: Rows
+def norm_modulate(
+    norm: Callable[[Tensor], Tensor], x: Float[Tensor, "*lead d"], shift: Rows | None = None, scale: Rows | None = None
 ) -> Float[Tensor, "*lead d"]:
-    """``modulate(norm(x), shift, scale)``: what :func:`tubelet.fused.use_kernels` replaces by one kernel.
+    """``norm(x)·(1 + scale) + shift``, rounded once to the dtype of ``x`` where the rows are wider.
+
+    What :func:`tubelet.fused.use_kernels` replaces by one kernel.
 
     Example:
-        >>> one = Rows(torch.ones(1, 2))
-        >>> normed_and_modulated(torch.ones(3, 2), nn.Identity(), one, one).tolist()[0]
-        [3.0, 3.0]
+        >>> rows = Rows(torch.zeros(1, 2))
+        >>> norm_modulate(nn.LayerNorm(2), torch.tensor([[1.0, 3.0]], dtype=torch.bfloat16), rows, rows).dtype
+        torch.bfloat16
     """
-    return modulate(norm(x), shift, scale)
+    return modulate(norm(x.to(_widest(x, shift, scale))), shift, scale).to(x.dtype)
+
+
+def gated(
+    x: Float[Tensor, "*lead d"], update: Float[Tensor, "*lead d"], gate: Rows | None = None
+) -> Float[Tensor, "*lead d"]:
+    """``x + gate · update`` in the wider dtype of ``x`` and the gate, returned in that of ``x``; None: no gate.
+
+    Raises:
+        ValueError: the rows are those of other tokens than ``x``.
+
+    Example:
+        >>> gated(torch.ones(1, 2), torch.ones(1, 2), Rows(torch.tensor([[0.0, 2.0]]))).tolist()
+        [[1.0, 3.0]]
+    """
+    if gate is None:
+        return (x + update).to(x.dtype)
+    wide = _widest(x, gate)
+    return torch.addcmul(x.to(wide), _expand(gate, x).to(wide), update.to(wide)).to(x.dtype)
 
 
 class Branch(nn.Module):
@@ -50,10 +80,14 @@ class Branch(nn.Module):
     Args:
         inner: the function of the branch (attention, cross-attention, MLP).
         norm: the norm before it; None for none.
-        modulation: gives shift, scale and gate from the conditioning; None for an unmodulated branch.
+        modulation: gives rows of ``parts`` from the conditioning; None for an unmodulated branch.
+        parts: what those rows hold, end to end: shift, scale and gate, or some of them.
         post_norm: a norm of the inner result, before the gate (sandwich); None for none.
         gate: what the gate passes through, such as ``torch.tanh``; None for the gate itself.
         takes: names of the context entries handed to ``inner`` as keywords.
+
+    Raises:
+        ValueError: ``parts`` names a part twice or one that does not exist.
 
     Example:
         >>> branch = Branch(nn.Linear(8, 8), nn.LayerNorm(8))
@@ -61,7 +95,7 @@ class Branch(nn.Module):
         torch.Size([2, 5, 8])
     """
 
-    normed_and_modulated: Callable[[Tensor, nn.Module, Rows, Rows], Tensor] = staticmethod(normed_and_modulated)
+    norm_modulate: Callable[..., Tensor] = staticmethod(norm_modulate)
 
     def __init__(
         self,
@@ -69,16 +103,19 @@ class Branch(nn.Module):
         norm: nn.Module | None = None,
         *,
         modulation: nn.Module | None = None,
+        parts: Sequence[Part] = ("shift", "scale", "gate"),
         post_norm: nn.Module | None = None,
         gate: Callable[[Tensor], Tensor] | None = None,
         takes: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        if len(set(parts)) != len(parts) or not set(parts) <= set(get_args(Part)):
+            raise ValueError(f"parts must be different ones of {get_args(Part)}, got {tuple(parts)}")
         self.inner = inner
         self.norm = nn.Identity() if norm is None else norm
         self.post_norm = nn.Identity() if post_norm is None else post_norm
         self.modulation: ModulationSource | None = modulation
-        self.gate, self.takes = gate, tuple(takes)
+        self.parts, self.gate, self.takes = tuple(parts), gate, tuple(takes)
 
     def forward(
         self, x: Float[Tensor, "*lead d"], cond: Rows | None = None, context: Mapping[str, Any] | None = None
@@ -89,14 +126,20 @@ class Branch(nn.Module):
             ValueError: the branch is modulated but ``cond`` is None or of other tokens, or ``context`` lacks a name it
                 takes.
         """
+        rows = self._rows(cond)
+        h = self.norm_modulate(self.norm, x, rows.get("shift"), rows.get("scale"))
+        return gated(x, self._run(h, context), rows.get("gate"))
+
+    def _rows(self, cond: Rows | None) -> dict[Part, Rows]:
+        """The parts of the modulation by name; none for an unmodulated branch."""
         if self.modulation is None:
-            return x + self._run(self.norm(x), context)
+            return {}
         if cond is None:
             raise ValueError("cond is None, but this branch is modulated: give Rows of conditioning")
-        shift, scale, gate = self.modulation(cond).chunk(3)
-        opened = gate if self.gate is None else gate.map(self.gate)
-        h = self.normed_and_modulated(x, self.norm, shift, scale)
-        return torch.addcmul(x, _expand(opened, x), self._run(h, context).to(x.dtype))
+        rows = dict(zip(self.parts, self.modulation(cond).chunk(len(self.parts)), strict=True))
+        if self.gate is not None and "gate" in rows:
+            rows["gate"] = rows["gate"].map(self.gate)
+        return rows
 
     def _run(self, h: Tensor, context: Mapping[str, Any] | None) -> Tensor:
         given = {} if context is None else context
@@ -118,6 +161,8 @@ class TransformerBlock(nn.Module):
 
     Args:
         branches: e.g. self-attention, cross-attention, MLP.
+        modulation: what the branches share of the modulation, such as an ``AdaLNSingle``: the branches get its rows as
+            their conditioning, each its part through a ``ModulationSlice``; None hands them the block's conditioning.
 
     Example:
         >>> from tubelet import Attention, MLP
@@ -126,14 +171,23 @@ class TransformerBlock(nn.Module):
         torch.Size([2, 5, 8])
     """
 
-    def __init__(self, branches: Sequence[nn.Module]) -> None:
+    def __init__(self, branches: Sequence[nn.Module], modulation: nn.Module | None = None) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
+        self.modulation: ModulationSource | None = modulation
 
     def forward(
         self, x: Float[Tensor, "*lead d"], cond: Rows | None = None, context: Mapping[str, Any] | None = None
     ) -> Float[Tensor, "*lead d"]:
-        """Apply every branch in turn."""
+        """Apply every branch in turn.
+
+        Raises:
+            ValueError: the block is modulated but ``cond`` is None; what a branch refuses.
+        """
+        if self.modulation is not None:
+            if cond is None:
+                raise ValueError("cond is None, but this block is modulated: give Rows of conditioning")
+            cond = self.modulation(cond)
         for branch in self.branches:
             x = branch(x, cond, context)
         return x
@@ -152,3 +206,11 @@ def _expand(rows: Rows, x: Tensor) -> Tensor:
     if values.ndim > x.ndim or any(side not in (1, own) for side, own in sides):
         raise ValueError(f"rows expand to shape {tuple(values.shape)}, which does not fit x of {tuple(x.shape)}")
     return values
+
+
+def _widest(x: Tensor, *rows: Rows | None) -> torch.dtype:
+    """The dtype that holds ``x`` and all rows."""
+    dtype = x.dtype
+    for each in rows:
+        dtype = dtype if each is None else torch.promote_types(dtype, each.values.dtype)
+    return dtype

@@ -1,8 +1,10 @@
 """Conditioning: embeddings of noise levels and labels, and the sources of modulation.
 
 The timestep embedding is DiT's (Peebles & Xie, 2022, arXiv:2212.09748, section 3.2; sinusoid of Vaswani et al. in
-``[cos, sin]`` order, then a two-layer MLP); adaLN-Zero is its zero-initialised shift, scale and gate. All modules act
-on rows, ``(r, ...)``: once per distinct noise level, never once per token.
+``[cos, sin]`` order, then a two-layer MLP); adaLN-Zero is its zero-initialised shift, scale and gate. AdaLN-single
+shares the projection among all blocks, each of which adds a table (PixArt-alpha, arXiv:2310.00426, section 2.3);
+adaLN-LoRA lets each add a low-rank term instead (W.A.L.T, arXiv:2312.06662, section 3.2). All modules act on rows,
+``(r, ...)``: once per distinct noise level, never once per token.
 """
 
 import math
@@ -15,7 +17,15 @@ from torch.nn import functional as F
 
 from tubelet.layout import Rows
 
-__all__ = ["AdaLNZero", "LabelEmbedding", "TimestepEmbedding", "timestep_sinusoid"]
+__all__ = [
+    "AdaLNLoRA",
+    "AdaLNSingle",
+    "AdaLNZero",
+    "LabelEmbedding",
+    "ModulationSlice",
+    "TimestepEmbedding",
+    "timestep_sinusoid",
+]
 
 
 def timestep_sinusoid(t: Float[Tensor, " r"], dim: int, max_period: float = 10000.0) -> Float[Tensor, "r dim"]:
@@ -124,7 +134,7 @@ class AdaLNZero(nn.Module):
     Args:
         dim: width of the tokens it modulates.
         cond_dim: width of the conditioning.
-        parts: 3 for a branch (shift, scale, gate), 2 for a final layer (shift, scale).
+        parts: 3 for a branch (shift, scale, gate), 2 for a final layer (shift, scale), 1 for a gate alone.
 
     Example:
         >>> AdaLNZero(8, 16)(Rows(torch.randn(2, 16))).values.abs().max().item()
@@ -152,6 +162,141 @@ class AdaLNZero(nn.Module):
     def forward(self, cond: Rows) -> Rows:
         """Rows ``(r, cond_dim)`` to rows ``(r, parts·dim)``, same index."""
         return cond.map(lambda c: self.proj(F.silu(c)))
+
+    if TYPE_CHECKING:
+
+        def __call__(self, cond: Rows) -> Rows: ...
+
+
+class AdaLNSingle(nn.Module):
+    """Rows of modulation that all blocks share, plus a table of this block's own, in float32 or better.
+
+    The shared rows come from one projection in the model, such as ``Linear(SiLU(c))``.
+
+    Args:
+        dim: width of the tokens it modulates.
+        parts: rows of the table: 6 for the two modulated branches of a block, 2 for a final layer.
+
+    Raises:
+        ValueError: at the call, the rows are not ``parts·dim`` wide.
+
+    Example:
+        >>> source = AdaLNSingle(8, parts=6)
+        >>> source(Rows(torch.zeros(2, 48))).values.shape, source.table.shape
+        (torch.Size([2, 48]), torch.Size([6, 8]))
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        parts: int = 3,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(parts, dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal rows of standard deviation ``1/sqrt(dim)``."""
+        nn.init.normal_(self.table, std=self.table.shape[1] ** -0.5)
+
+    def forward(self, cond: Rows) -> Rows:
+        """Shared rows ``(r, parts·dim)`` to rows of the same shape, same index."""
+        if cond.values.shape[-1] != self.table.numel():
+            raise ValueError(f"cond is {cond.values.shape[-1]} wide, but the table holds {self.table.numel()}")
+        wide = torch.promote_types(cond.values.dtype, torch.float32)
+        return cond.map(lambda c: c.to(wide) + self.table.flatten().to(wide))
+
+    if TYPE_CHECKING:
+
+        def __call__(self, cond: Rows) -> Rows: ...
+
+
+class AdaLNLoRA(nn.Module):
+    """Modulation that all blocks share plus a low-rank term of this one: ``A + up(down(SiLU(c)))``.
+
+    Its rows of conditioning hold ``c`` and, behind it, the shared modulation ``A``, which the model computes once.
+
+    Args:
+        dim: width of the tokens it modulates.
+        cond_dim: width of ``c``.
+        rank: width between the two projections (Cosmos: 256).
+        parts: as in :class:`AdaLNZero`; the first ``parts·dim`` numbers of ``A`` are used.
+
+    Raises:
+        ValueError: at the call, the rows are narrower than ``cond_dim + parts·dim``.
+
+    Example:
+        >>> source = AdaLNLoRA(8, cond_dim=16, rank=2)
+        >>> source(Rows(torch.randn(5, 16 + 24))).values.shape
+        torch.Size([5, 24])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        cond_dim: int,
+        rank: int,
+        parts: int = 3,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.down = nn.Linear(cond_dim, rank, False, device=device, dtype=dtype)
+        self.up = nn.Linear(rank, parts * dim, False, device=device, dtype=dtype)
+        self.width = parts * dim
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """A zero term: every block starts with the shared modulation."""
+        nn.init.normal_(self.down.weight, std=0.02)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, cond: Rows) -> Rows:
+        """Rows ``(r, cond_dim + shared)`` to rows ``(r, parts·dim)``, same index."""
+        width = self.down.in_features
+        if cond.values.shape[-1] < width + self.width:
+            found = f"cond is {cond.values.shape[-1]} wide"
+            raise ValueError(f"{found}, but holds c of {width} and a shared modulation of {self.width} or more")
+        return cond.map(lambda c: c[..., width : width + self.width] + self.up(self.down(F.silu(c[..., :width]))))
+
+    if TYPE_CHECKING:
+
+        def __call__(self, cond: Rows) -> Rows: ...
+
+
+class ModulationSlice(nn.Module):
+    """The part of one branch in the modulation of its whole block; it has no parameters.
+
+    Args:
+        dim: width of the tokens.
+        start: how many parts stand before it: 0 for the first branch, 3 for the second.
+        parts: how many it takes.
+
+    Raises:
+        ValueError: at the call, the rows end before the part does.
+
+    Example:
+        >>> ModulationSlice(2, start=3)(Rows(torch.arange(12.0)[None])).values.tolist()
+        [[6.0, 7.0, 8.0, 9.0, 10.0, 11.0]]
+    """
+
+    def __init__(self, dim: int, start: int, parts: int = 3) -> None:
+        super().__init__()
+        self.dim, self.start, self.stop = dim, start, start + parts
+
+    def forward(self, cond: Rows) -> Rows:
+        """Rows ``(r, k·dim)`` to rows ``(r, parts·dim)``, same index."""
+        if cond.values.shape[-1] < self.stop * self.dim:
+            raise ValueError(f"cond is {cond.values.shape[-1]} wide, but the part ends at {self.stop * self.dim}")
+        return cond.map(lambda c: c[..., self.start * self.dim : self.stop * self.dim])
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print``."""
+        return f"{self.dim}, start={self.start}, parts={self.stop - self.start}"
 
     if TYPE_CHECKING:
 

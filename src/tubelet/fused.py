@@ -8,15 +8,14 @@ state-dict keys stay as they are, so checkpoints, optimisers, PEFT and EMA copie
 """
 
 from collections.abc import Callable
-from types import MethodType
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tubelet.attention import Attention, attend
+from tubelet.attention.modules import Attention, normed_and_turned
 from tubelet.blocks import Branch
 from tubelet.kernels import Norm, norm_modulate, qk_norm_rope
-from tubelet.layout import LayoutIndex, Rows, TokenLayout
+from tubelet.layout import Rows
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rotary
 
@@ -48,10 +47,10 @@ def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
     for name, module in model.named_modules():
         if filter is not None and not filter(name, module):
             continue
-        if isinstance(module, Branch) and module.modulation is not None and _plain_norm(module.norm):
-            module.normed_and_modulated = _normed_and_modulated
+        if isinstance(module, Branch) and _modulated(module) and _plain_norm(module.norm):
+            module.norm_modulate = _norm_modulate
         elif isinstance(module, Attention) and _qk_norms(module):
-            module.forward = MethodType(_attention, module)  # type: ignore[method-assign]
+            module.normed_and_turned = _normed_and_turned
         else:
             continue
         changed.append(name)
@@ -67,43 +66,35 @@ def use_eager(model: nn.Module) -> list[str]:
     """
     changed = []
     for name, module in model.named_modules():
-        for kind, attribute in ((Branch, "normed_and_modulated"), (Attention, "forward")):
+        for kind, attribute in ((Branch, "norm_modulate"), (Attention, "normed_and_turned")):
             if isinstance(module, kind) and vars(module).pop(attribute, None) is not None:
                 changed.append(name)
     return changed
 
 
-def _normed_and_modulated(
-    x: Float[Tensor, "*lead d"], norm: nn.Module, shift: Rows, scale: Rows
-) -> Float[Tensor, "*lead d"]:
+def _norm_modulate(norm: nn.Module, x: Float[Tensor, "*lead d"], shift: Rows, scale: Rows) -> Float[Tensor, "*lead d"]:
+    """What a branch computes before its inner module."""
     assert isinstance(norm, LayerNorm | RMSNorm)
     bias = norm.bias if isinstance(norm, LayerNorm) else None
     kind: Norm = "layer" if isinstance(norm, LayerNorm) else "rms"
-    return norm_modulate(x, shift, scale, norm=kind, weight=norm.weight, bias=bias, eps=norm.eps)
+    return norm_modulate(x, shift, scale, norm=kind, weight=norm.weight, bias=bias, eps=norm.eps).to(x.dtype)
 
 
-def _attention(
-    self: Attention,
-    x: Float[Tensor, "*lead d"],
-    layout: TokenLayout | LayoutIndex | None = None,
-    rope: Rotary | None = None,
-) -> Float[Tensor, "*lead d"]:
-    """``Attention.forward`` with its norms and rotation in one operation."""
-    if rope is None or not _fits(x, self.q_proj):  # the eager forward says what does not fit
-        return Attention.forward(self, x, layout, rope)
-    q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
-    q_norm, k_norm = self.q_norm, self.k_norm
+def _normed_and_turned(
+    attention: Attention, q: Float[Tensor, "*lead hd"], k: Float[Tensor, "*lead hkd"], rope: Rotary | None
+) -> tuple[Float[Tensor, "*lead h d"], Float[Tensor, "*lead hk d"]]:
+    """What an attention does to its projected queries and keys."""
+    if rope is None:
+        return normed_and_turned(attention, q, k, rope)
+    q_norm, k_norm = attention.q_norm, attention.k_norm
     assert isinstance(q_norm, RMSNorm)
     assert isinstance(k_norm, RMSNorm)
-    q, k = qk_norm_rope(q, k, rope, q_norm.weight, k_norm.weight, eps=q_norm.eps)
-    out = attend(q.to(v.dtype), k.to(v.dtype), v, pattern=self.pattern, layout=layout, backend=self.backend)
-    projected: Tensor = self.out_proj(out.flatten(-2))
-    return projected
+    q, k = (x.reshape(*x.shape[:-1], -1, attention.head_dim) for x in (q, k))
+    return qk_norm_rope(q, k, rope, q_norm.weight, k_norm.weight, eps=q_norm.eps)
 
 
-def _fits(x: Tensor, proj: nn.Module) -> bool:
-    """Whether the width is the projection's; one that was replaced (quantised, adapted) checks for itself."""
-    return not isinstance(proj, nn.Linear) or x.shape[-1] == proj.in_features
+def _modulated(branch: Branch) -> bool:
+    return branch.modulation is not None and {"shift", "scale"} <= set(branch.parts)
 
 
 def _plain_norm(norm: nn.Module) -> bool:
@@ -112,7 +103,11 @@ def _plain_norm(norm: nn.Module) -> bool:
 
 
 def _qk_norms(attention: Attention) -> bool:
-    q, k = attention.q_norm, attention.k_norm
-    if type(attention) is not Attention or not (isinstance(q, RMSNorm) and isinstance(k, RMSNorm)):
+    q, k, per_head = attention.q_norm, attention.k_norm, (attention.head_dim, attention.head_dim)
+    if (
+        type(attention) is not Attention
+        or attention.norm_widths != per_head
+        or not (isinstance(q, RMSNorm) and isinstance(k, RMSNorm))
+    ):
         return False
     return _plain_norm(q) and _plain_norm(k) and q.eps == k.eps

@@ -4,7 +4,7 @@
 DiT's tanh-approximated GELU by default. ``SwiGLU`` is Shazeer, 2020 (arXiv:2002.05202, equation 6),
 ``down(silu(gate(x)) · up(x))``. All projections are plain ``nn.Linear``.
 
-Shapes: ``(*lead, dim)`` to ``(*lead, dim)``, through ``hidden``.
+Shapes: ``(*lead, dim)`` to ``(*lead, dim)`` (an MLP's ``out`` where one is given), through ``hidden``.
 """
 
 from collections.abc import Callable
@@ -26,6 +26,7 @@ class MLP(nn.Module):
         hidden: width inside; None means ``4·dim``.
         act: the activation, any module or function of one tensor; None means ``nn.GELU(approximate="tanh")``.
         bias: give both projections a bias.
+        out: width of the result; None means ``dim``.
 
     Example:
         >>> MLP(8)(torch.randn(2, 5, 8)).shape
@@ -41,6 +42,7 @@ class MLP(nn.Module):
         *,
         act: Callable[[Tensor], Tensor] | None = None,
         bias: bool = True,
+        out: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -48,21 +50,21 @@ class MLP(nn.Module):
         hidden = 4 * dim if hidden is None else hidden
         self.up = nn.Linear(dim, hidden, bias, device=device, dtype=dtype)
         self.act = nn.GELU(approximate="tanh") if act is None else act
-        self.down = nn.Linear(hidden, dim, bias, device=device, dtype=dtype)
+        self.down = nn.Linear(hidden, dim if out is None else out, bias, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Xavier-uniform weights, zero biases (DiT's initialisation)."""
         _xavier_(self.up, self.down)
 
-    def forward(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
+    def forward(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead e"]:
         """Apply to every token alone."""
-        out: Tensor = self.down(self.act(self.up(x)))
-        return out
+        y: Tensor = self.down(self.act(self.up(x)))
+        return y
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]: ...
+        def __call__(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead e"]: ...
 
 
 class SwiGLU(nn.Module):

@@ -1,12 +1,15 @@
 """Attention modules against PyTorch's own, and against themselves sample by sample."""
 
+from functools import partial
+
 import pytest
 import torch
-from torch import nn
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from torch import Tensor, nn
 
 from tubelet.attention import Attention, CrossAttention
 from tubelet.layout import Grid, TokenLayout
-from tubelet.norms import RMSNorm
+from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rope3d, apply_rope
 
 GRIDS, TEXT = [Grid(2, 2, 2), Grid(1, 1, 3), Grid(1, 4, 1)], [2, 0, 1]
@@ -65,8 +68,53 @@ def test_grouped_heads_norms_and_rope_by_hand() -> None:
     assert not torch.allclose(ours(x, layout=layout), expected, rtol=1e-3)  # the rotation counts
 
 
-def test_packed_equals_separate_in_outputs_and_gradients() -> None:
-    module = randomised(Attention(8, heads=2, head_dim=8, qk_norm=RMSNorm, dtype=torch.float64))
+def rms(x: Tensor, weight: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+
+
+@pytest.mark.parametrize("kind", [Attention, CrossAttention])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("norm", [None, RMSNorm, LayerNorm])
+def test_every_kind_of_qk_norm_by_its_formula(kind: type, kv_heads: int, across: bool, norm: type | None) -> None:
+    options = {"kv_heads": kv_heads, "qk_norm": norm, "across_heads": across, "dtype": torch.float64}
+    ours = randomised(kind(16, heads=4, head_dim=6, **options))
+    x, text = torch.randn(2, 5, 16, dtype=torch.float64), torch.randn(2, 3, 16, dtype=torch.float64)
+    source = x if kind is Attention else text
+    q, k, v = ours.q_proj(x), ours.k_proj(source), ours.v_proj(source)
+    heads = [
+        z if norm is None
+        else rms(z.unflatten(-1, (-1, w)), n.weight).flatten(-2) if norm is RMSNorm
+        else nn.functional.layer_norm(z.unflatten(-1, (-1, w)), (w,), n.weight, n.bias, 1e-6).flatten(-2)
+        for z, n, w in ((q, ours.q_norm, 24 if across else 6), (k, ours.k_norm, 6 * kv_heads if across else 6))
+    ]  # fmt: skip
+    q, k, v = (z.unflatten(-1, (-1, 6)).transpose(1, 2) for z in (*heads, v))
+    k, v = (z.repeat_interleave(4 // kv_heads, 1) for z in (k, v))
+    expected = ours.out_proj(((q @ k.mT / 6**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(ours(*((x,) if kind is Attention else (x, text))), expected, rtol=1e-11, atol=1e-12)
+    names = {name.split(".")[0] for name, _ in ours.named_parameters() if "norm" in name}
+    assert names == (set() if norm is None else {"q_norm", "k_norm"})
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_a_norm_across_heads_equals_wans(cross: bool) -> None:
+    theirs = randomised(
+        WanAttention(12, 3, 4, eps=1e-6, is_cross_attention=cross, processor=WanAttnProcessor()).double()
+    )
+    make = CrossAttention if cross else Attention
+    ours = make(12, heads=3, qk_norm=partial(RMSNorm, eps=1e-6), across_heads=True, dtype=torch.float64)
+    names = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out.0"}
+    for name, source in (names | {"q_norm": "norm_q", "k_norm": "norm_k"}).items():
+        getattr(ours, name).load_state_dict(theirs.get_submodule(source).state_dict())
+    x, text = torch.randn(2, 7, 12, dtype=torch.float64), torch.randn(2, 5, 12, dtype=torch.float64)
+    expected = theirs(x, text if cross else None)
+    torch.testing.assert_close(ours(*((x, text) if cross else (x,))), expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_packed_equals_separate_in_outputs_and_gradients(across: bool) -> None:
+    options = {"qk_norm": RMSNorm, "across_heads": across, "dtype": torch.float64}
+    module = randomised(Attention(8, heads=2, head_dim=8, **options))
     layout = TokenLayout.packed(GRIDS, TEXT, capacity=21)
     rope = Rope3d(8)
     x = torch.randn(21, 8, dtype=torch.float64, requires_grad=True)
@@ -143,6 +191,7 @@ def test_one_graph_serves_many_layouts(backend: str) -> None:
         (lambda: Attention(8, 0), "heads=0"),
         (lambda: Attention(8, 2, kv_heads=0), "kv_heads=0"),
         (lambda: Attention(8, 4, kv_heads=3), "kv_heads=3"),
+        (lambda: CrossAttention(8, 4, kv_heads=3), "kv_heads=3"),
         (lambda: Attention(8, 2)(torch.zeros(1, 3, 9)), "width 9.*made for 8"),
         (lambda: CrossAttention(8, 2, context_dim=4)(torch.zeros(1, 3, 8), torch.zeros(1, 2, 8)), "text has width 8"),
     ],

@@ -2,6 +2,7 @@
 
 from tubelet.attention.bias import RelativeBias
 from tubelet.attention.cache import FrameCache
+from tubelet.attention.decoupled import DecoupledCrossAttention
 from tubelet.attention.dispatch import attend, backends, explain
 from tubelet.attention.modules import Attention, CrossAttention
 from tubelet.attention.patterns import (
@@ -22,6 +23,7 @@ __all__ = [
     "Attention",
     "Both",
     "CrossAttention",
+    "DecoupledCrossAttention",
     "Either",
     "FrameCache",
     "FrameCausal",

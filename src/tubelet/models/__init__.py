@@ -1,5 +1,32 @@
 """Whole models, one readable file each: wiring written out, a frozen flat config, presets as one-line functions."""
 
+from tubelet.models.experts import NoiseExperts
 from tubelet.models.video_dit import VideoDiT, VideoDiTConfig, video_dit_b, video_dit_digits, video_dit_s, video_dit_xl
+from tubelet.models.wan import (
+    WanConfig,
+    WanTransformer,
+    pad_prompts,
+    wan_1_3b,
+    wan_2_2_5b,
+    wan_2_2_i2v_14b,
+    wan_14b,
+    wan_i2v_14b,
+)
 
-__all__ = ["VideoDiT", "VideoDiTConfig", "video_dit_b", "video_dit_digits", "video_dit_s", "video_dit_xl"]
+__all__ = [
+    "NoiseExperts",
+    "VideoDiT",
+    "VideoDiTConfig",
+    "WanConfig",
+    "WanTransformer",
+    "pad_prompts",
+    "video_dit_b",
+    "video_dit_digits",
+    "video_dit_s",
+    "video_dit_xl",
+    "wan_1_3b",
+    "wan_2_2_5b",
+    "wan_2_2_i2v_14b",
+    "wan_14b",
+    "wan_i2v_14b",
+]

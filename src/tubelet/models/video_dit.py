@@ -23,6 +23,7 @@ from tubelet.blocks import Branch, TransformerBlock, modulate
 from tubelet.conditioning import AdaLNZero, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
+from tubelet.models.inputs import check_rows
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rope3d, SinCos3d
 
@@ -232,7 +233,7 @@ class VideoDiT(nn.Module):
         layout = layout.on(x.device) if isinstance(layout, TokenLayout) else layout
         text_layout = text_layout.on(x.device) if isinstance(text_layout, TokenLayout) else text_layout
         self._check(x, text, layout, text_layout)
-        _check_rows(t, layout.shape)
+        check_rows(t, layout.shape)
         mask = self._mask(x, known)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         text = torch.where(text_layout.valid[..., None], text, 0)
@@ -327,17 +328,6 @@ def _block(
         modulation=AdaLNZero(dim, cond, device=device, dtype=dtype),
     )
     return TransformerBlock([attention, cross, mlp])
-
-
-def _check_rows(t: Rows, lead: tuple[int, ...]) -> None:
-    """Refuse indices of a discrete path, and levels of another layout, which would broadcast or be the wrong ones."""
-    if t.values.ndim != 1 or not t.values.is_floating_point():
-        raise ValueError(f"t must hold scalars (r,), got {t.values.dtype} of shape {tuple(t.values.shape)}")
-    if t.index is not None:
-        if tuple(t.index.shape) != lead:
-            raise ValueError(f"t has an index of shape {tuple(t.index.shape)}, but layout has {lead}")
-    elif t.values.shape[0] not in ((1, lead[0]) if len(lead) > 1 else (1,)):
-        raise ValueError(f"t has {t.values.shape[0]} values without an index, but layout has {lead}: use layout.rows")
 
 
 def _mean_text(text: Float[Tensor, "*lead e"], layout: LayoutIndex) -> Float[Tensor, "s e"]:

@@ -1,0 +1,28 @@
+"""What a backbone checks of its inputs, before shapes that happen to broadcast give a wrong answer."""
+
+from torch import Tensor
+
+from tubelet.layout import LayoutIndex, Rows
+
+__all__: list[str] = []
+
+
+def check_rows(t: Rows, lead: tuple[int, ...]) -> None:
+    """Refuse indices of a discrete path, and levels of another layout, which would broadcast or be the wrong ones."""
+    if t.values.ndim != 1 or not t.values.is_floating_point():
+        raise ValueError(f"t must hold scalars (r,), got {t.values.dtype} of shape {tuple(t.values.shape)}")
+    if t.index is not None:
+        if tuple(t.index.shape) != lead:
+            raise ValueError(f"t has an index of shape {tuple(t.index.shape)}, but layout has {lead}")
+    elif t.values.shape[0] not in ((1, lead[0]) if len(lead) > 1 else (1,)):
+        raise ValueError(f"t has {t.values.shape[0]} values without an index, but layout has {lead}: use layout.rows")
+
+
+def check_tokens(name: str, x: Tensor, width: int, layout: LayoutIndex, samples: LayoutIndex) -> None:
+    """Refuse tokens of another width or of another layout, and layouts of other samples."""
+    if x.shape[-1] != width:
+        raise ValueError(f"{name} is {x.shape[-1]} wide, but the model takes {width}")
+    if tuple(x.shape[:-1]) != layout.shape:
+        raise ValueError(f"{name} has tokens {tuple(x.shape[:-1])}, but its layout has {layout.shape}")
+    if not samples.same_samples(layout):
+        raise ValueError(f"layout has {samples.samples} samples, but that of {name} has {layout.samples}")

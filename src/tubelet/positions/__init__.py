@@ -1,0 +1,38 @@
+"""Positions as functions of token coordinates: sinusoids, learned tables and rotary embeddings.
+
+Everything takes coordinates ``(*lead, 3)`` = ``(t, h, w)``, as :class:`tubelet.layout.LayoutIndex` holds them, so dense
+and packed tokens of any sizes are the same case; coordinates may be fractional. The functions are plain maths. The
+modules also know text: a token with a frame index below 0 gets a zero vector, or the identity rotation.
+
+- :func:`sincos_1d`, :func:`sincos_2d`, :func:`sincos_3d` and :class:`SinCos3d`: sinusoids to add;
+- :class:`LearnedPositions`, :class:`LearnedGridPositions`: tables to add;
+- :class:`Rope3d` and :func:`apply_rope`: rotations of queries and keys, in three layouts of which
+  :func:`convert_rope` turns weights of one into those of another;
+- :class:`Interpolation`, :class:`FrameRate` and :func:`ntk_theta`: other places and other frequencies than the index's.
+
+Angles are computed in float64 (float32 where the device has none) and rounded once.
+"""
+
+from tubelet.positions.learned import LearnedGridPositions, LearnedPositions
+from tubelet.positions.maps import FrameRate, Interpolation, ntk_theta
+from tubelet.positions.rotary import Rope3d, Rotary, RotaryLayout, apply_rope, convert_rope, rope_angles, rope_axes
+from tubelet.positions.sincos import SinCos3d, sincos_1d, sincos_2d, sincos_3d
+
+__all__ = [
+    "FrameRate",
+    "Interpolation",
+    "LearnedGridPositions",
+    "LearnedPositions",
+    "Rope3d",
+    "Rotary",
+    "RotaryLayout",
+    "SinCos3d",
+    "apply_rope",
+    "convert_rope",
+    "ntk_theta",
+    "rope_angles",
+    "rope_axes",
+    "sincos_1d",
+    "sincos_2d",
+    "sincos_3d",
+]

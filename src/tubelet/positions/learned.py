@@ -1,0 +1,113 @@
+"""Learned tables: per axis, summed (NaViT, arXiv:2307.06304, 2.1), or one vector per cell (ViViT, arXiv:2103.15691)."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tubelet.positions.angles import zero_text
+
+__all__ = ["LearnedGridPositions", "LearnedPositions"]
+
+
+class LearnedPositions(nn.Module):
+    """A learned vector per frame, per row and per column, summed; zero for text (NaViT's factorised positions).
+
+    Args:
+        extent: the largest grid ``(t, h, w)`` that it can address.
+        dim: width of the tokens.
+
+    Raises:
+        ValueError: at the call on the CPU, a coordinate is outside ``extent`` (on other devices the lookup itself
+            fails, as any index out of range does there).
+
+    Example:
+        >>> positions = LearnedPositions((4, 8, 8), 16)
+        >>> positions(torch.tensor([[3, 7, 7], [-1, 0, 5]])).shape
+        torch.Size([2, 16])
+    """
+
+    def __init__(
+        self,
+        extent: tuple[int, int, int],
+        dim: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.extent = extent
+        self.time, self.height, self.width = (
+            nn.Parameter(torch.empty(side, dim, device=device, dtype=dtype)) for side in extent
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal tables of standard deviation 0.02."""
+        for table in (self.time, self.height, self.width):
+            nn.init.normal_(table, std=0.02)
+
+    def forward(self, coords: Int[Tensor, "*lead 3"]) -> Float[Tensor, "*lead d"]:
+        """Coordinates ``(*lead, 3)`` to vectors ``(*lead, dim)``."""
+        t, h, w = _inside(coords, self.extent).unbind(-1)
+        vectors = F.embedding(t, self.time) + F.embedding(h, self.height) + F.embedding(w, self.width)
+        return zero_text(coords, vectors)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, coords: Int[Tensor, "*lead 3"]) -> Float[Tensor, "*lead d"]: ...
+
+
+class LearnedGridPositions(nn.Module):
+    """A learned vector for every cell of a grid; zero for text (the single table of ViViT and U-ViT).
+
+    Args:
+        extent: the largest grid ``(t, h, w)`` that it can address.
+        dim: width of the tokens.
+
+    Raises:
+        ValueError: as :class:`LearnedPositions`.
+
+    Example:
+        >>> positions = LearnedGridPositions((2, 4, 4), 8)
+        >>> positions.table.shape, positions(torch.tensor([[1, 3, 3]])).shape
+        (torch.Size([2, 4, 4, 8]), torch.Size([1, 8]))
+    """
+
+    def __init__(
+        self,
+        extent: tuple[int, int, int],
+        dim: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.extent = extent
+        self.table = nn.Parameter(torch.empty(*extent, dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """A normal table of standard deviation 0.02."""
+        nn.init.normal_(self.table, std=0.02)
+
+    def forward(self, coords: Int[Tensor, "*lead 3"]) -> Float[Tensor, "*lead d"]:
+        """Coordinates ``(*lead, 3)`` to vectors ``(*lead, dim)``."""
+        t, h, w = _inside(coords, self.extent).unbind(-1)
+        return zero_text(coords, self.table[t, h, w])
+
+    if TYPE_CHECKING:
+
+        def __call__(self, coords: Int[Tensor, "*lead 3"]) -> Float[Tensor, "*lead d"]: ...
+
+
+def _inside(coords: Tensor, extent: tuple[int, int, int]) -> Tensor:
+    """Grid coordinates as they are and text at the origin, ready to look up; checked where reading them is free."""
+    places = torch.where(coords[..., :1] < 0, 0, coords)
+    if places.device.type == "cpu" and not torch.compiler.is_compiling() and places.numel():
+        low, high = (tuple(side.tolist()) for side in places.reshape(-1, 3).aminmax(dim=0))
+        if min(low) < 0 or any(place >= side for place, side in zip(high, extent, strict=True)):
+            raise ValueError(f"coords span {low} to {high}, outside extent={extent}")
+    return places

@@ -1,0 +1,94 @@
+"""Where a token stands, if not at its index: coordinate maps, and bases of the frequencies for longer axes.
+
+A map takes coordinates ``(*lead, 3)`` and returns places of the same shape, in float64 where the device has it. Text
+keeps its negative frame index. Interpolation is Chen et al., 2023 (arXiv:2306.15595, equation 4); the NTK-aware base
+that of YaRN (Peng et al., 2023, arXiv:2309.00071, definition 1), for each axis as in Cosmos (arXiv:2501.03575).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Real
+from torch import Tensor
+
+from tubelet.positions.angles import widened
+
+__all__ = ["FrameRate", "Interpolation", "ntk_theta"]
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """Coordinates divided by ``(t, h, w)`` scales, so that a longer axis spans the places of a shorter one (Allegro).
+
+    Raises:
+        ValueError: a scale is not positive.
+
+    Example:
+        >>> Interpolation((1.0, 2.0, 2.0))(torch.tensor([[3, 4, 5]])).tolist()
+        [[3.0, 2.0, 2.5]]
+    """
+
+    scale: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if min(self.scale) <= 0:
+            raise ValueError(f"scale must be positive on each axis, got {self.scale}")
+
+    def __call__(self, coords: Real[Tensor, "*lead 3"]) -> Float[Tensor, "*lead 3"]:
+        """Coordinates to places."""
+        wide = widened(coords)
+        return wide / torch.tensor(self.scale, dtype=wide.dtype, device=wide.device)
+
+
+@dataclass(frozen=True)
+class FrameRate:
+    """Frames counted in steps of ``1/base`` seconds: ``t · base / fps`` (Cosmos: base 24).
+
+    Raises:
+        ValueError: ``base`` is not positive; at the call, the rates do not broadcast over the tokens.
+
+    Example:
+        >>> FrameRate(24.0)(torch.tensor([[3, 4, 5]]), 12.0).tolist()
+        [[6.0, 4.0, 5.0]]
+    """
+
+    base: float = 24.0
+
+    def __post_init__(self) -> None:
+        if self.base <= 0:
+            raise ValueError(f"base must be positive, got {self.base}")
+
+    def __call__(self, coords: Real[Tensor, "*lead 3"], fps: Real[Tensor, "..."] | float) -> Float[Tensor, "*lead 3"]:
+        """Coordinates to places; ``fps`` is one rate for all or one per token (``layout.rows(...).expand()``)."""
+        wide = widened(coords)
+        time = wide[..., 0] * (self.base / torch.as_tensor(fps, dtype=wide.dtype, device=wide.device))
+        if time.shape != wide.shape[:-1]:
+            raise ValueError(f"fps of shape {tuple(torch.as_tensor(fps).shape)} for tokens {tuple(wide.shape[:-1])}")
+        return torch.cat([time.unsqueeze(-1), wide[..., 1:]], dim=-1)
+
+
+def ntk_theta(
+    axes: tuple[int, int, int], factors: tuple[float, float, float], theta: float = 10000.0
+) -> tuple[float, float, float]:
+    """The base of each axis' frequencies for an axis ``factor`` times as long: ``theta · factor^(d / (d - 2))``.
+
+    The lowest frequency of the axis falls by the factor, and the highest stays. An axis of one pair has no other.
+
+    Args:
+        axes: width of each axis ``(t, h, w)``, as :func:`rope_axes` gives.
+        factors: how many times longer each axis is than in training.
+        theta: the base without scaling.
+
+    Raises:
+        ValueError: a factor is not positive.
+
+    Example:
+        >>> ntk_theta((44, 42, 42), (1.0, 1.0, 1.0))
+        (10000.0, 10000.0, 10000.0)
+    """
+    if min(factors) <= 0:
+        raise ValueError(f"factors must be positive on each axis, got {factors}")
+    t, h, w = (
+        theta * factor ** (width / (width - 2) if width > 2 else 0) for width, factor in zip(axes, factors, strict=True)
+    )
+    return t, h, w

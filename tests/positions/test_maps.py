@@ -1,0 +1,85 @@
+"""Coordinate maps and scaled bases against the peers that use them, and against what they promise."""
+
+import itertools
+
+import pytest
+import torch
+from diffusers.models import embeddings
+from diffusers.models.transformers.transformer_cosmos import CosmosRotaryPosEmbed
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tubelet.layout import Grid, TokenLayout
+from tubelet.positions import FrameRate, Interpolation, Rope3d, apply_rope, ntk_theta, rope_angles, rope_axes
+
+
+def cells(t: int, h: int, w: int) -> Tensor:
+    return torch.tensor(list(itertools.product(range(t), range(h), range(w))))
+
+
+@pytest.mark.parametrize("fps", [None, 12])
+def test_frame_rate_and_ntk_bases_equal_cosmos(fps: int | None) -> None:
+    scale = (2.0, 1.0, 3.0)
+    cos, sin = CosmosRotaryPosEmbed(128, rope_scale=scale)(torch.empty(1, 1, 5, 8, 12), fps)
+    coords = cells(5, 4, 6) if fps is None else FrameRate(24.0)(cells(5, 4, 6), float(fps))
+    x = torch.randn(120, 3, 128)
+    rope = Rope3d(128, theta=ntk_theta(rope_axes(128), scale), layout="half")
+    expected = embeddings.apply_rotary_emb(x[None], (cos, sin), use_real_unbind_dim=-2, sequence_dim=1)[0]
+    torch.testing.assert_close(apply_rope(x, rope(coords)), expected, rtol=0, atol=1e-5)
+
+
+def test_interpolation_in_halves_per_axis_equals_allegro() -> None:
+    scale, (t, h, w) = (2.0, 3.0, 1.5), (5, 4, 6)
+    *tables, _, _, _ = embeddings.get_3d_rotary_pos_embed_allegro(96, ((0, 0), (h, w)), (h, w), t, scale)
+    x, coords = torch.randn(t * h * w, 2, 96), cells(t, h, w)
+    rope = Rope3d(96, (32, 32, 32), layout="half_per_axis", place=Interpolation(scale))
+    # the peer holds (batch, heads, n, d) and looks each axis up by its own positions (batch, n)
+    places = [coords[None, :, axis] for axis in range(3)]
+    expected = embeddings.apply_rotary_emb_allegro(x.transpose(0, 1)[None], tables, places)[0].transpose(0, 1)
+    torch.testing.assert_close(apply_rope(x, rope(coords)), expected, rtol=0, atol=1e-5)
+    assert repr(rope).endswith("layout='half_per_axis', place=Interpolation(scale=(2.0, 3.0, 1.5)))")
+
+
+@given(st.floats(1.0, 16.0), st.sampled_from([(44, 42, 42), (16, 56, 56), (4, 4, 4), (2, 4, 6)]))
+def test_ntk_slows_the_lowest_frequency_by_the_factor_and_keeps_the_highest(
+    factor: float, axes: tuple[int, int, int]
+) -> None:
+    coords = torch.ones(1, 3)
+    plain = rope_angles(coords, sum(axes), axes)[0]
+    scaled = rope_angles(coords, sum(axes), axes, ntk_theta(axes, (factor,) * 3))[0]
+    start = 0
+    for width in axes:
+        ratio = plain[start : start + width // 2] / scaled[start : start + width // 2]
+        assert ratio[0].item() == pytest.approx(1)
+        assert width == 2 or ratio[-1].item() == pytest.approx(factor)
+        start += width // 2
+
+
+def test_text_stays_unrotated_under_every_map() -> None:
+    index = TokenLayout.packed([Grid(2, 1, 2), Grid(1, 2, 1)], [2, 1]).on("cpu")
+    fps = index.rows(torch.tensor([12.0, 48.0]), "sample").expand()
+    for places in (Interpolation((0.5, 2.0, 3.0))(index.coords), FrameRate()(index.coords, fps)):
+        rotary = Rope3d(12)(places)
+        assert not rotary.sin[index.frame < 0].any()
+        assert rotary.sin[index.frame > 0].any()
+
+
+def test_rates_differ_sample_by_sample() -> None:
+    index = TokenLayout.packed([Grid(2, 1, 1), Grid(2, 1, 1)]).on("cpu")
+    places = FrameRate(24.0)(index.coords, index.rows(torch.tensor([12.0, 48.0]), "sample").expand())
+    assert places[:, 0].tolist() == [0.0, 2.0, 0.0, 0.5]
+    dense = TokenLayout.dense(2, Grid(2, 1, 1)).on("cpu")
+    by_view = FrameRate(24.0)(dense.coords, dense.rows(torch.tensor([12.0, 48.0]), "sample").expand())
+    assert by_view[..., 0].tolist() == [[0.0, 2.0], [0.0, 0.5]]
+
+
+def test_bad_input_names_the_values() -> None:
+    for make, message in [
+        (lambda: Interpolation((1.0, 0.0, 1.0)), r"positive.*\(1.0, 0.0, 1.0\)"),
+        (lambda: FrameRate(-1.0), "positive, got -1.0"),
+        (lambda: FrameRate()(torch.zeros(3, 3), torch.ones(2, 1)), r"fps of shape \(2, 1\) for tokens \(3,\)"),
+        (lambda: ntk_theta((4, 4, 4), (1.0, -1.0, 1.0)), r"positive.*-1.0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()
