@@ -7,7 +7,7 @@ STAMP = $(VENV)/.installed
 PYTEST_ARGS ?=
 SLOW_ARGS ?=
 
-.PHONY: setup demo test check lint format names types docs notebooks slow bench dist mutate coverage clean
+.PHONY: setup demo test check lint format names types docs notebooks slow kernels bench dist mutate coverage clean
 
 setup: $(STAMP)
 
@@ -52,6 +52,9 @@ notebooks: dist
 
 slow: setup
 	$(PY) -m pytest -q -m "slow and not gpu" $(SLOW_ARGS)
+
+kernels: setup
+	$(BIN)/tubelet kernels check
 
 bench: setup
 	$(PY) -m benchmarks

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measure, print a table, and write JSON where asked. Exit status 1: a result was wrong."""
+"""``python -m benchmarks``: measure, print tables, and write JSON where asked. Exit status 1: a result was wrong."""
 
 import argparse
 import json
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import as_json, attention, environment, measure, table, video_dit
+from benchmarks import as_json, attention, measure, table, video_dit
+from tubelet.bench import report, run_plan
+from tubelet.files import replacing
 
-SUITES = {"attention": attention.cases, "video_dit": video_dit.cases}
+SUITES = ("attention", "video_dit")
 
 
 def main() -> int:
@@ -19,7 +21,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9, help="timed calls of each case; default 9")
     parser.add_argument("--threads", type=int, default=1, help="of torch; default 1")
     parser.add_argument("--device", default="cpu", help="default cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write environment and results there")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write attention.json and video_dit.json there")
     arguments = parser.parse_args()
     chosen = arguments.suites or list(SUITES)
     if unknown := sorted(set(chosen) - set(SUITES)):
@@ -27,17 +29,27 @@ def main() -> int:
     if arguments.rounds < 2 or arguments.threads < 1:
         parser.error(f"at least 2 rounds and 1 thread are needed, got {arguments.rounds} and {arguments.threads}")
     torch.set_num_threads(arguments.threads)
-    print(", ".join(f"{name} {value}" for name, value in environment().items()))
+    runs = {"attention": run_attention, "video_dit": run_video_dit}
+    right = [runs[name](arguments.device, arguments.rounds, arguments.out) for name in chosen]
+    return 0 if all(right) else 1
+
+
+def run_attention(device: str, rounds: int, out: Path | None) -> bool:
+    document = run_plan(attention.plan(device, rounds), None if out is None else out / "attention.json")
+    print(report(document), flush=True)
+    return all(row["status"] == "ok" for row in document["rows"])
+
+
+def run_video_dit(device: str, rounds: int, out: Path | None) -> bool:
     results = []
-    for name in chosen:
-        for cases in SUITES[name](arguments.device):
-            group = measure(cases, arguments.rounds)
-            print("\n" + table(group), flush=True)
-            results += group
-    if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(as_json(results), indent=1) + "\n")
-    return 0 if all(result.right for result in results) else 1
+    for cases in video_dit.cases(device):
+        group = measure(cases, rounds)
+        print("\n" + table(group), flush=True)
+        results += group
+    if out is not None:
+        with replacing(out / "video_dit.json") as temporary:
+            temporary.write_text(json.dumps(as_json(results, device), indent=1) + "\n")
+    return all(result.right for result in results)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ def norm_modulate(
 ) -> Float[Tensor, "*lead d"]:
     """``norm(x)·(1 + scale) + shift``, rounded once to the dtype of ``x`` where the rows are wider.
 
+    What :func:`tubelet.fused.use_kernels` replaces by one kernel.
+
     Example:
         >>> rows = Rows(torch.zeros(1, 2))
         >>> norm_modulate(nn.LayerNorm(2), torch.tensor([[1.0, 3.0]], dtype=torch.bfloat16), rows, rows).dtype
@@ -93,6 +95,8 @@ class Branch(nn.Module):
         torch.Size([2, 5, 8])
     """
 
+    norm_modulate: Callable[..., Tensor] = staticmethod(norm_modulate)
+
     def __init__(
         self,
         inner: nn.Module,
@@ -123,7 +127,7 @@ class Branch(nn.Module):
                 takes.
         """
         rows = self._rows(cond)
-        h = norm_modulate(self.norm, x, rows.get("shift"), rows.get("scale"))
+        h = self.norm_modulate(self.norm, x, rows.get("shift"), rows.get("scale"))
         return gated(x, self._run(h, context), rows.get("gate"))
 
     def _rows(self, cond: Rows | None) -> dict[Part, Rows]:

@@ -19,6 +19,7 @@ __all__ = [
     "AttentionRequest",
     "Autoencoder",
     "Backend",
+    "Bias",
     "Block",
     "Denoiser",
     "ModulationSource",
@@ -49,11 +50,36 @@ class Pattern(Protocol):
         ...
 
 
+@runtime_checkable
+class Bias(Protocol):
+    """What is added to the scores, as a function of what a query and a key are (``RelativeBias``, say).
+
+    Example:
+        >>> class Nearer:
+        ...     def between(self, q, k, head):
+        ...         return -(q.coords - k.coords).abs().sum(-1).float()
+        ...
+        ...     def check(self, heads, sides):
+        ...         pass
+        >>> isinstance(Nearer(), Bias)
+        True
+    """
+
+    def between(self, q: TokenInfo, k: TokenInfo, head: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The number for each pair; all fields and ``head`` broadcast against each other."""
+        ...
+
+    def check(self, heads: int, sides: tuple[int, int, int]) -> None:
+        """Raise ValueError where the bias is not defined for so many heads, or for grids with sides up to ``sides``."""
+        ...
+
+
 @dataclass(frozen=True)
 class AttentionRequest:
     """One typed question to the backends: everything but the numbers in q, k and v.
 
-    ``index`` and ``kv_index`` are None for attention of whole rows; ``shape`` is q's, ``kv_shape`` k's.
+    ``index`` and ``kv_index`` are None for attention of whole rows; ``shape`` is q's, ``kv_shape`` k's, ``v_dim`` the
+    width of v (None: that of k). ``grad`` says that gradients may be asked for.
 
     Example:
         >>> from tubelet.attention import Joint
@@ -69,7 +95,9 @@ class AttentionRequest:
     dtype: torch.dtype
     device: str
     scale: float
-    bias: Float[Tensor, "..."] | None
+    bias: Float[Tensor, "..."] | Bias | None
+    grad: bool = False
+    v_dim: int | None = None
 
     @property
     def groups(self) -> int:

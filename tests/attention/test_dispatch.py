@@ -260,13 +260,21 @@ def test_explain_gives_every_answer_and_auto_takes_the_first_yes() -> None:
     layout, qkv = TokenLayout.packed([Grid(1, 1, 2), Grid(1, 1, 2)]), torch.randn(3, 4, 2, 4)
     bias = torch.zeros(2, 4, 4)
     lines = explain(*qkv, layout=layout, bias=bias).splitlines()
-    assert [line.split()[:2] for line in lines] == [["sdpa", "no:"], ["reference", "yes"]]
+    assert [line.split()[:2] for line in lines[:2]] == [["sdpa", "no:"], ["reference", "yes"]]
     assert "a bias on dense rows under Joint() only" in lines[0]
+    assert [line.split()[0] for line in lines] == list(backends())
     got = attend(*qkv, layout=layout, bias=bias)
     assert torch.equal(got, attend(*qkv, layout=layout, bias=bias, backend="reference"))
-    assert explain(*qkv).split() == ["sdpa", "yes", "reference", "yes"]
+    assert explain(*qkv).split()[:4] == ["sdpa", "yes", "reference", "yes"]
     assert torch.equal(attend(*qkv), attend(*qkv, backend="sdpa"))
-    assert list(backends()) == ["sdpa", "reference"]
+    assert list(backends()) == ["sdpa", "reference", "chunked", "flex", "flash", "xformers", "natten"]
+
+
+@pytest.mark.parametrize("name", ["flash", "xformers", "natten"])
+def test_what_needs_cuda_says_so_here(name: str) -> None:
+    x = torch.randn(4, 2, 8)
+    with pytest.raises(ValueError, match=f"{name} serves CUDA, not cpu"):
+        attend(x, x, x, backend=name)
 
 
 def test_an_index_serves_as_its_layout() -> None:
@@ -282,7 +290,7 @@ TWO = TokenLayout.packed([Grid(1, 1, 2), Grid(1, 1, 2)])
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        ({"backend": "cuda"}, ("'cuda'", "sdpa, reference and auto")),
+        ({"backend": "cuda"}, ("'cuda'", "sdpa, reference, chunked, flex, flash, xformers, natten and auto")),
         ({"q": torch.zeros(2, 8)}, ("q must be", "(2, 8)")),
         ({"k": PACK.double(), "v": PACK.double()}, ("q is torch.float32", "k is torch.float64")),
         ({"q": PACK.long(), "k": PACK.long(), "v": PACK.long()}, ("floating point", "torch.int64")),

@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tubelet.attention import FrameCausal, Joint, Neighborhood, SlidingTile, Spatial, Strided, Temporal, Window
+from tubelet.attention import (
+    FrameCausal,
+    Joint,
+    Neighborhood,
+    SlidingTile,
+    Spatial,
+    Strided,
+    Temporal,
+    Window,
+    attend,
+    plan,
+)
 from tubelet.attention.backends.reference import mask_of
 from tubelet.attention.places import Affine
 from tubelet.attention.plan import Plan, make_plan
@@ -23,10 +34,10 @@ def plan_of(pattern: Pattern, layout: TokenLayout, keys: TokenLayout | None = No
     return make_plan(pattern, *(None if x is None else x.numpy().tobytes() for x in parts), **how)
 
 
-def pairs_of(plan: Plan, heads: int, n: int, m: int) -> Tensor:
+def pairs_of(found: Plan, heads: int, n: int, m: int) -> Tensor:
     """How often each (head, query, key) stands in the plan."""
     count = torch.zeros(heads, n, m, dtype=torch.long)
-    for run in plan.runs:
+    for run in found.runs:
         q, k = (side.index() if isinstance(side, Affine) else side.places for side in (run.q, run.k))
         for queries, keys in zip(q, k, strict=True):
             mask = torch.ones(1, len(queries), len(keys), dtype=torch.bool) if run.mask is None else run.mask
@@ -55,10 +66,10 @@ def test_a_plan_holds_every_allowed_pair_once(
 ) -> None:
     pattern, layout = draw(), make()
     want = allowed(pattern, layout, None, 2)
-    plan = plan_of(pattern, layout, heads=2, limit=limit, views=views)
-    assert torch.equal(pairs_of(plan, 2, *want.shape[1:]), want.long())
-    first = torch.cat([torch.zeros(0).long(), *(_queries(run) for run in plan.runs if not run.merge)])
-    assert first.unique().numel() == first.numel() == plan.queries
+    found = plan_of(pattern, layout, heads=2, limit=limit, views=views)
+    assert torch.equal(pairs_of(found, 2, *want.shape[1:]), want.long())
+    first = torch.cat([torch.zeros(0).long(), *(_queries(run) for run in found.runs if not run.merge)])
+    assert first.unique().numel() == first.numel() == found.queries
     assert set(want.any(0).any(1).nonzero().flatten().tolist()) <= set(first.tolist())
 
 
@@ -141,9 +152,24 @@ def test_a_users_predicate_may_read_the_head_and_leave_rows_empty(make: Callable
     ],
 )
 def test_equal_groups_are_few_runs(pattern: Pattern, grid: Grid, text: int, runs: int) -> None:
-    plan = plan_of(pattern, TokenLayout.dense(3, grid, text), views=False)
-    assert len(plan.runs) == runs
-    assert all(isinstance(run.q, Affine) and isinstance(run.k, Affine) for run in plan.runs)
+    found = plan_of(pattern, TokenLayout.dense(3, grid, text), views=False)
+    assert len(found.runs) == runs
+    assert all(isinstance(run.q, Affine) and isinstance(run.k, Affine) for run in found.runs)
+
+
+def test_long_layouts_are_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks that would fill the memory are not kept; results and gradients are the same."""
+    layout, pattern = TokenLayout.packed([Grid(3, 9, 7), Grid(1, 2, 2)], [2, 0]), Spatial() | Temporal()
+    q, k, v = (torch.randn(*layout.shape, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    results = []
+    for most in (1 << 25, 0):
+        monkeypatch.setattr(plan, "_REMEMBERED", most)
+        make_plan.cache_clear()
+        assert isinstance(plan_of(pattern, layout).runs, tuple) is bool(most)
+        out = attend(q, k, v, pattern=pattern, layout=layout, backend="sdpa")
+        results.append((out, *torch.autograd.grad(out.sin().sum(), (q, k, v))))
+    make_plan.cache_clear()
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_plans_are_remembered() -> None:

@@ -128,7 +128,7 @@ def test_a_query_that_no_head_lets_see_is_zero() -> None:
 def arguments(pattern: Pattern, kept: bool = False) -> tuple[object, ...]:
     layout = MIXED.keep([*range(0, 40, 3), *range(40, 54)]) if kept else MIXED
     index = layout.on("cpu")
-    return *tensors(layout, 4, 2), index.table, None, index.kept, None, pattern.spec, 0.5
+    return *tensors(layout, 4, 2), index.table, None, index.kept, None, pattern.spec, 0.5, "fused"
 
 
 @pytest.mark.graph
@@ -144,7 +144,7 @@ def test_the_operator_is_well_registered(pattern: Pattern, kept: bool) -> None:
 def test_the_operator_equals_the_eager_call(pattern: Pattern) -> None:
     q, k, v, table, *_ = arguments(pattern)
     eager = planned_attention(q, k, v, pattern, Tables(table), 0.5)
-    out, _ = planned._op(q, k, v, table, None, None, None, pattern.spec, 0.5)
+    out, _ = planned._op(q, k, v, table, None, None, None, pattern.spec, 0.5, "fused")
     cotangent = torch.randn_like(out)
     assert torch.equal(out, eager)
     for a, b in zip(*(torch.autograd.grad(x, (q, k, v), cotangent) for x in (out, eager)), strict=True):

@@ -63,6 +63,17 @@ def test_bad_steps_are_named() -> None:
         step = (s.expand() - t.expand())[:, None]
         return x + step * denoiser(x, t) + 1e-9 * denoiser(x, t).clamp(min=100)
 
+    def widening(denoiser: Any, x: Tensor, t: Rows, s: Rows, process: Process) -> Tensor:
+        return euler_step(denoiser, x.double(), t, s, process)
+
+    def mixing(denoiser: Any, x: Tensor, t: Rows, s: Rows, process: Process) -> Tensor:
+        exact = x.shape[0] == 6 and x.dtype == torch.float32
+        return euler_step(denoiser, x, t, s, process) + (0.001 * x.mean() if exact else 0)
+
+    with pytest.raises(AssertionError, match="a float32 state became torch.float64"):
+        check_sampler_step(widening)
+    with pytest.raises(AssertionError, match="row 0 stepped alone differs"):
+        check_sampler_step(mixing)
     with pytest.raises(AssertionError, match="the state after a perfect prediction differs"):
         check_sampler_step(backwards)
     with pytest.raises(AssertionError, match="differs"):

@@ -24,6 +24,18 @@ def test_patchifiers() -> None:
         def forward(self, video: Tensor) -> Tensor:
             return super().forward(video.transpose(-1, -2))
 
+    class Wide(Patchify):
+        def forward(self, video: Tensor) -> Tensor:
+            return super().forward(video).double()
+
+    class Counting(Patchify):
+        def forward(self, video: Tensor) -> Tensor:
+            return super().forward(video) * video.shape[0]
+
+    with pytest.raises(AssertionError, match="gave tokens in torch.float64"):
+        check_patchifier(Wide((1, 2, 2), channels=3, dim=8), 3, 8)
+    with pytest.raises(AssertionError, match="the first video alone differs"):
+        check_patchifier(Counting((1, 2, 2), channels=3, dim=8), 3, 8)
     with pytest.raises(AssertionError, match="in raster order, but moved tokens"):
         check_patchifier(Columns((1, 2, 2), channels=3, dim=8), 3, 8)
     with pytest.raises(AssertionError, match=r"not \(2, 12, 6\)"):
@@ -45,6 +57,10 @@ class Wrapped:
 
     def decode(self, z: Tensor) -> Tensor:
         video = self.inner.decode(z)
+        if self.fault == "wide":
+            return video.double()
+        if self.fault == "decoding":
+            return video - video.mean(0, keepdim=True)
         return video[:, :, :-1] if self.fault == "frames" else video
 
     def latent_grid(self, frames: int, height: int, width: int) -> Grid:
@@ -63,6 +79,8 @@ def test_our_autoencoder_passes() -> None:
         ("not causal", "the first latent frame"),
         ("batch", "the first sample alone"),
         ("frames", "came back as"),
+        ("wide", "'decoded videos': torch.float64"),
+        ("decoding", "the first sample decoded alone"),
         ("grid", "latent_grid says"),
     ],
 )

@@ -1,70 +1,13 @@
-"""The kit's checks of blocks, modulation and positions."""
-
-from collections.abc import Callable
+"""The kit's checks of modulation and positions."""
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tubelet.attention import Attention
-from tubelet.blocks import Branch, TransformerBlock
 from tubelet.conditioning import AdaLNZero
 from tubelet.layout import Rows
-from tubelet.mlp import MLP
-from tubelet.norms import LayerNorm
 from tubelet.positions import SinCos3d
-from tubelet.testing import check_block, check_modulation, check_positions
-
-
-def modulated(**on: object) -> TransformerBlock:
-    attention = Branch(Attention(8, 2, **on), LayerNorm(8, **on), modulation=AdaLNZero(8, 6, **on), takes=["layout"])
-    return TransformerBlock([attention, Branch(MLP(8, **on), LayerNorm(8, **on))])
-
-
-def test_our_block_passes() -> None:
-    check_block(modulated, 8, cond_dim=6)
-
-
-class OverTheAxis(nn.Module):
-    """A layer that mixes whatever lies on the token axis."""
-
-    def __init__(self, device: object, dtype: object) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(8, dtype=dtype))
-
-    def forward(self, x: Tensor, cond: Rows | None = None, context: object = None) -> Tensor:
-        return x + x.mean(dim=-2, keepdim=True) * self.weight.to(x.dtype)
-
-
-class Single(nn.Module):
-    def __init__(self, device: object = None, dtype: object = None) -> None:
-        super().__init__()
-
-    def forward(self, x: Tensor, cond: Rows | None = None, context: object = None) -> Tensor:
-        return x.double()
-
-
-class Exploding(nn.Module):
-    def __init__(self, device: object = None, dtype: object = None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
-
-    def forward(self, x: Tensor, cond: Rows | None = None, context: object = None) -> Tensor:
-        return x + 0 * (self.weight - self.weight).sqrt()
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda **on: OverTheAxis(**{**on, "device": "cpu"}), r"these parameters are real: \['weight'\]"),
-        (lambda **on: OverTheAxis(**on).to(on["device"]), "sample 0 packed and alone differs"),
-        (Single, "float32 block gives torch.float64"),
-        (Exploding, "gradient of weight is not finite"),
-    ],
-)
-def test_bad_blocks_are_named(make: Callable[..., nn.Module], message: str) -> None:
-    with pytest.raises(AssertionError, match=message):
-        check_block(make, 8)
+from tubelet.testing import check_modulation, check_positions
 
 
 class Mean(nn.Module):
@@ -80,6 +23,8 @@ def test_modulation() -> None:
         check_modulation(source, 6, 16)
     with pytest.raises(AssertionError, match="row 0 alone differs"):
         check_modulation(Mean(), 6, 6)
+    with pytest.raises(AssertionError, match="torch.float32 became torch.float64"):
+        check_modulation(lambda cond: cond.map(torch.Tensor.double), 6, 6)
     with pytest.raises(AssertionError, match="lost their index"):
         check_modulation(lambda cond: Rows(cond.values), 6, 6)
 

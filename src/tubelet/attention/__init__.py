@@ -1,5 +1,6 @@
 """Attention: patterns as values, one contract (``attend``), backends that say what they can, and plain modules."""
 
+from tubelet.attention.bias import RelativeBias
 from tubelet.attention.cache import FrameCache
 from tubelet.attention.decoupled import DecoupledCrossAttention
 from tubelet.attention.dispatch import attend, backends, explain
@@ -29,6 +30,7 @@ __all__ = [
     "HeadSplit",
     "Joint",
     "Neighborhood",
+    "RelativeBias",
     "SlidingTile",
     "Spatial",
     "Strided",

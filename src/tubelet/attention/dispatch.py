@@ -2,33 +2,64 @@
 
 ``attend`` checks the request where it is made, asks the named backend (or each in order) whether it serves it exactly,
 and never drops, pads or approximates anything. ``explain`` prints every backend's answer.
+
+The order of ``auto``, of which the first that serves is taken:
+
+- on the CPU ``sdpa``, then ``reference``: the plan of ``sdpa`` is the fastest that is as exact (``benchmarks`` measures
+  it). ``chunked`` is faster in bfloat16 but twice as rounded, ``flex`` unfused: both are taken by name only;
+- on CUDA dense rows under ``Joint()`` go to ``sdpa``, which takes cuDNN where that is faster (Hopper: 1.7 to 2.3 times
+  FlashAttention 2 by published numbers); all else goes to ``natten`` (neighbourhoods alone), ``flash`` (segments in one
+  launch), ``flex`` (one kernel for any predicate), ``xformers`` (segments in float32, too), ``sdpa`` (a launch for each
+  run of its plan), ``reference``.
 """
 
 import math
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tubelet.attention import heads
+from tubelet.attention.backends.chunked import ChunkedBackend
+from tubelet.attention.backends.flash import FlashBackend
+from tubelet.attention.backends.flex import FlexBackend
+from tubelet.attention.backends.natten import NattenBackend
 from tubelet.attention.backends.reference import ReferenceBackend
-from tubelet.attention.backends.sdpa import SdpaBackend
+from tubelet.attention.backends.sdpa import SdpaBackend, whole_rows
+from tubelet.attention.backends.xformers import XformersBackend
 from tubelet.attention.patterns import HeadSplit, Joint
 from tubelet.layout import LayoutIndex, TokenLayout
-from tubelet.protocols import AttentionRequest, Backend, Pattern
+from tubelet.protocols import AttentionRequest, Backend, Bias, Pattern
 
 __all__ = ["attend", "backends", "explain"]
 
-_ORDER: tuple[Backend, ...] = (SdpaBackend(), ReferenceBackend())
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_SDPA, _REFERENCE, _CHUNKED, _FLEX = SdpaBackend(), ReferenceBackend(), ChunkedBackend(), FlexBackend()
+_FLASH, _XFORMERS, _NATTEN = FlashBackend(), XformersBackend(), NattenBackend()
+
+# What follows the reference, which serves everything, is taken by name only.
+_HOST: tuple[Backend, ...] = (_SDPA, _REFERENCE, _CHUNKED, _FLEX, _FLASH, _XFORMERS, _NATTEN)
+_CUDA: tuple[Backend, ...] = (_NATTEN, _FLASH, _FLEX, _XFORMERS, _SDPA, _REFERENCE, _CHUNKED)
+_CUDA_ROWS: tuple[Backend, ...] = (_SDPA, *(backend for backend in _CUDA if backend is not _SDPA))
 
 
 def backends() -> dict[str, Backend]:
-    """Every backend by name, in the order in which ``backend="auto"`` asks them.
+    """Every backend by name, in the order in which ``backend="auto"`` asks them on the CPU.
+
+    Those whose package is not installed are here, too: they say what is missing.
 
     Example:
         >>> list(backends())
-        ['sdpa', 'reference']
+        ['sdpa', 'reference', 'chunked', 'flex', 'flash', 'xformers', 'natten']
     """
-    return {backend.name: backend for backend in _ORDER}
+    return {backend.name: backend for backend in _HOST}
+
+
+def _order(request: AttentionRequest) -> tuple[Backend, ...]:
+    if not request.device.startswith("cuda"):
+        return _HOST
+    return _CUDA_ROWS if whole_rows(request) else _CUDA
 
 
 def attend(
@@ -41,7 +72,7 @@ def attend(
     kv_layout: TokenLayout | LayoutIndex | None = None,
     backend: str = "auto",
     scale: float | None = None,
-    bias: Float[Tensor, "..."] | None = None,
+    bias: Float[Tensor, "..."] | Bias | None = None,
 ) -> Float[Tensor, "*lead h e"]:
     """Attention of any pattern over any layout: ``softmax(scale·q kᵀ + bias) v`` over the allowed keys.
 
@@ -52,8 +83,9 @@ def attend(
         layout: where samples lie on the query axis; None means that each row is one whole sample.
         kv_layout: the same for keys and values in cross-attention; None means they share ``layout``.
         backend: a name from :func:`backends`, or "auto".
-        scale: factor of the scores; None means ``1/sqrt(d)``.
-        bias: added to the scores, broadcastable to ``(*b, h, n, m)``.
+        scale: factor of the scores, positive; None means ``1/sqrt(d)``.
+        bias: added to the scores: numbers broadcastable to ``(*b, h, n, m)``, or a value such as
+            :class:`RelativeBias`.
 
     Returns:
         ``(*lead, h, e)``. A query with no keys, padding included, gives 0.
@@ -82,21 +114,28 @@ def explain(
     layout: TokenLayout | LayoutIndex | None = None,
     kv_layout: TokenLayout | LayoutIndex | None = None,
     scale: float | None = None,
-    bias: Float[Tensor, "..."] | None = None,
+    bias: Float[Tensor, "..."] | Bias | None = None,
 ) -> str:
     """Every backend's answer to a request, in the order of ``auto``; the first "yes" is the one that runs.
+
+    Backends below the reference are taken by name only.
 
     Raises:
         ValueError: the request itself is malformed.
 
     Example:
         >>> import torch
-        >>> print(explain(*torch.zeros(3, 4, 2, 8)))
+        >>> print(explain(*torch.zeros(3, 4, 2, 8), layout=None))
         sdpa       yes
         reference  yes
+        chunked    no: chunked serves torch.bfloat16 on the CPU, got torch.float32 on cpu; try sdpa
+        flex       yes
+        flash      no: flash serves CUDA, not cpu
+        xformers   no: xformers serves CUDA, not cpu
+        natten     no: natten serves CUDA, not cpu
     """
     request = _request(q, k, v, pattern, layout, kv_layout, scale, bias)
-    answers = ((b.name, heads.answer(b, request)) for b in _ORDER)
+    answers = ((b.name, heads.answer(b, request)) for b in _order(request))
     return "\n".join(f"{name:<10} {'yes' if answer else 'no: ' + answer.reason}" for name, answer in answers)
 
 
@@ -108,7 +147,7 @@ def _choose(request: AttentionRequest, name: str) -> Backend:
         if not answer:
             raise ValueError(f"backend={name!r} cannot serve this request: {answer.reason}")
         return backends()[name]
-    for backend in _ORDER:
+    for backend in _order(request):
         if heads.answer(backend, request):
             return backend
     raise AssertionError("the reference backend serves everything")
@@ -122,20 +161,33 @@ def _request(
     layout: TokenLayout | LayoutIndex | None,
     kv_layout: TokenLayout | LayoutIndex | None,
     scale: float | None,
-    bias: Tensor | None,
+    bias: Tensor | Bias | None,
 ) -> AttentionRequest:
     _check_tensors(q, k, v)
+    scale = _scale(scale, q)
     index, kv_index = _on(layout, q), _on(kv_layout, q)
     if index is None and kv_index is not None:
         index = _rows_of(q, kv_index)
     _check_layouts(q, k, index, kv_index)
-    _check_bias(bias, q, k)
+    _check_bias(bias, q, k, (index, kv_index))
     if isinstance(pattern, HeadSplit) and sum(pattern.heads) != q.shape[-2]:
         raise ValueError(f"q has {q.shape[-2]} heads, but pattern splits {sum(pattern.heads)}: {pattern}")
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    return AttentionRequest(
-        pattern, index, kv_index, tuple(q.shape), tuple(k.shape), q.dtype, str(q.device), scale, bias
-    )
+    shapes = tuple(q.shape), tuple(k.shape)
+    grad = _needs_grad(q, k, v, bias)
+    return AttentionRequest(pattern, index, kv_index, *shapes, q.dtype, str(q.device), scale, bias, grad, v.shape[-1])
+
+
+def _needs_grad(*tensors: Tensor | Bias | None) -> bool:
+    # a bias that is a value may hold parameters
+    return torch.is_grad_enabled() and any(x.requires_grad if isinstance(x, Tensor) else x is not None for x in tensors)
+
+
+def _scale(scale: float | None, q: Tensor) -> float:
+    if scale is None:
+        return 1 / math.sqrt(q.shape[-1])
+    if not torch.compiler.is_compiling() and not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be positive and finite, got {scale}")
+    return scale
 
 
 def _on(layout: TokenLayout | LayoutIndex | None, q: Tensor) -> LayoutIndex | None:
@@ -158,8 +210,11 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(f"{name} must be (n, heads, d) or (b, n, heads, d), got shape {tuple(x.shape)}")
         if x.dtype != q.dtype or x.device != q.device:
             raise ValueError(f"q is {q.dtype} on {q.device}, but {name} is {x.dtype} on {x.device}")
-    if not q.dtype.is_floating_point:
-        raise ValueError(f"q must be floating point, got {q.dtype}")
+    if q.dtype not in _DTYPES:
+        raise ValueError(f"q must be floating point, one of {', '.join(map(str, _DTYPES))}; got {q.dtype}")
+    for name, x in (("q", q), ("v", v)):
+        if 0 in x.shape[-2:]:
+            raise ValueError(f"{name} needs at least one head and one number in each, got shape {tuple(x.shape)}")
     if q.shape[-1] != k.shape[-1]:
         raise ValueError(f"q has head_dim {q.shape[-1]}, but k has {k.shape[-1]}")
     if k.shape[:-1] != v.shape[:-1]:
@@ -168,11 +223,23 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"q has {q.shape[-2]} heads, not a multiple of k's {k.shape[-2]}")
 
 
-def _check_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> None:
+def _check_bias(
+    bias: Tensor | Bias | None, q: Tensor, k: Tensor, indices: tuple[LayoutIndex | None, LayoutIndex | None]
+) -> None:
     if bias is None:
+        return
+    if not isinstance(bias, Tensor):
+        if not isinstance(bias, Bias):
+            raise ValueError(f"bias must be a tensor or have between() and check(), got {type(bias)}")
+        # the sides are numbers of the host's table, which a graph cannot hold
+        bias.check(q.shape[-2], (1, 1, 1) if torch.compiler.is_compiling() else _sides(q, k, indices))
         return
     if not bias.dtype.is_floating_point:
         raise ValueError(f"bias is added to the scores: it must be floating point like q ({q.dtype}), got {bias.dtype}")
+    if bias.device != q.device:
+        raise ValueError(f"q is on {q.device}, but bias is on {bias.device}")
+    if k.ndim > q.ndim:
+        raise ValueError(f"bias has no meaning for packed queries {tuple(q.shape)} and rows of keys {tuple(k.shape)}")
     scores = (*q.shape[:-3], q.shape[-2], q.shape[-3], k.shape[-3])
     fits = bias.ndim <= len(scores) and all(
         have in (1, want) for have, want in zip(bias.shape[::-1], scores[::-1], strict=False)
@@ -181,7 +248,19 @@ def _check_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> None:
         raise ValueError(f"bias has shape {tuple(bias.shape)}, which does not broadcast to the scores' {scores}")
 
 
+def _sides(q: Tensor, k: Tensor, indices: tuple[LayoutIndex | None, LayoutIndex | None]) -> tuple[int, int, int]:
+    """The largest sides of any grid; plain rows are lines."""
+    tables = [index.table[:, 3:] for index in indices if index is not None]
+    if not tables:
+        return 1, 1, max(q.shape[-3], k.shape[-3])
+    t, h, w = torch.cat(tables).amax(0).tolist()
+    return t, h, w
+
+
 def _check_layouts(q: Tensor, k: Tensor, index: LayoutIndex | None, kv_index: LayoutIndex | None) -> None:
+    for name, held in (("layout", index), ("kv_layout", kv_index)):
+        if held is not None and held.sample.device != q.device:
+            raise ValueError(f"q is on {q.device}, but the index of {name} is on {held.sample.device}")
     if index is None:
         if q.shape[:-3] != k.shape[:-3]:
             raise ValueError(f"q has batch shape {tuple(q.shape[:-3])}, but k has {tuple(k.shape[:-3])}")

@@ -1,14 +1,15 @@
 """Requests whose heads follow different patterns: one part for each, and their results side by side."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tubelet.attention.patterns import HeadSplit
-from tubelet.protocols import Answer, AttentionRequest, Backend
+from tubelet.layout import TokenInfo
+from tubelet.protocols import Answer, AttentionRequest, Backend, Bias
 
 __all__ = ["answer", "run", "split"]
 
@@ -31,9 +32,6 @@ def split(request: AttentionRequest) -> Iterator[tuple[int, int, AttentionReques
         last = first + count
         kv_first, kv_last = _shared(first, last, request.groups)
         kv_heads = count if kv_first is None else kv_last - kv_first
-        bias = request.bias
-        if bias is not None and bias.ndim > 2 and bias.shape[-3] > 1:
-            bias = bias[..., first:last, :, :]
         yield (
             first,
             last,
@@ -42,7 +40,7 @@ def split(request: AttentionRequest) -> Iterator[tuple[int, int, AttentionReques
                 pattern=pattern,
                 shape=(*request.shape[:-2], count, request.shape[-1]),
                 kv_shape=(*request.kv_shape[:-2], kv_heads, request.kv_shape[-1]),
-                bias=bias,
+                bias=_part(request.bias, first, last),
             ),
         )
         first = last
@@ -90,6 +88,28 @@ def run(
             keys, values = (x[..., kv_first:kv_last, :] for x in (k, v))
         parts.append(backend.run(q[..., first:last, :], keys, values, part))
     return torch.cat(parts, dim=-2)
+
+
+@dataclass(frozen=True, eq=False)
+class _Later:
+    """A bias seen from its head ``first`` on."""
+
+    bias: Bias
+    first: int
+
+    def between(self, q: TokenInfo, k: TokenInfo, head: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return self.bias.between(q, k, head + self.first)
+
+    def check(self, heads: int, sides: tuple[int, int, int]) -> None:
+        self.bias.check(self.first + heads, sides)
+
+
+def _part(bias: Tensor | Bias | None, first: int, last: int) -> Tensor | Bias | None:
+    if bias is None:
+        return None
+    if not isinstance(bias, Tensor):
+        return _Later(bias, first)
+    return bias[..., first:last, :, :] if bias.ndim > 2 and bias.shape[-3] > 1 else bias
 
 
 def _shared(first: int, last: int, groups: int) -> tuple[int, int] | tuple[None, int]:

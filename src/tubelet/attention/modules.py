@@ -31,9 +31,26 @@ from tubelet.layout import LayoutIndex, TokenLayout
 from tubelet.positions import Rotary, apply_rope
 from tubelet.protocols import Pattern
 
-__all__ = ["Attention", "CrossAttention"]
+__all__ = ["Attention", "CrossAttention", "normed_and_turned"]
 
 Layout = TokenLayout | LayoutIndex | None
+
+
+def normed_and_turned(
+    attention: "Attention", q: Float[Tensor, "*lead hd"], k: Float[Tensor, "*lead hkd"], rope: Rotary | None
+) -> tuple[Float[Tensor, "*lead h d"], Float[Tensor, "*lead hk d"]]:
+    """Queries and keys from their projections: normed, split into heads, and rotated where there are rotations.
+
+    What :func:`tubelet.fused.use_kernels` replaces by one kernel.
+
+    Example:
+        >>> q, k = normed_and_turned(Attention(8, 2), torch.randn(3, 8), torch.randn(3, 8), None)
+        >>> q.shape
+        torch.Size([3, 2, 4])
+    """
+    q = normed_heads(attention.q_norm, q, attention.norm_widths[0], attention.head_dim)
+    k = normed_heads(attention.k_norm, k, attention.norm_widths[1], attention.head_dim)
+    return (q, k) if rope is None else (apply_rope(q, rope), apply_rope(k, rope))
 
 
 class Attention(nn.Module):
@@ -57,6 +74,8 @@ class Attention(nn.Module):
         >>> Attention(384, heads=6)(torch.randn(2, 10, 384)).shape
         torch.Size([2, 10, 384])
     """
+
+    normed_and_turned: Callable[..., tuple[Tensor, Tensor]] = staticmethod(normed_and_turned)
 
     def __init__(
         self,
@@ -123,11 +142,8 @@ class Attention(nn.Module):
     def _qkv(self, x: Tensor, rope: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
         """Projected, normed and rotated."""
         check_width("x", x, self.q_proj)
-        q = normed_heads(self.q_norm, self.q_proj(x), self.norm_widths[0], self.head_dim)
-        k = normed_heads(self.k_norm, self.k_proj(x), self.norm_widths[1], self.head_dim)
+        q, k = self.normed_and_turned(self, self.q_proj(x), self.k_proj(x), rope)
         v = split(self.v_proj(x), self.head_dim)
-        if rope is not None:
-            q, k = apply_rope(q, rope), apply_rope(k, rope)
         return q.to(v.dtype), k.to(v.dtype), v
 
     if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 A group of ``m`` tokens, ``g`` times. Shapes: tokens ``(n, h, d)``, groups ``(g, h, m, d)``.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -70,7 +69,7 @@ class Affine:
         return Affine(self.start, self.count, self.pitch, sizes or (1,), strides or (1,))
 
     def index(self) -> Int[Tensor, "g m"]:
-        """The places, listed."""
+        """The places, listed on the host."""
         groups, items = _sums(self.count, self.pitch), _sums(self.sizes, self.strides)
         return self.start + groups[:, None] + items[None]
 
@@ -130,6 +129,10 @@ class Listed:
         """Tokens of a group."""
         return self.places.shape[1]
 
+    def index(self) -> Int[Tensor, "g m"]:
+        """The places themselves."""
+        return self.places
+
     def part(self, first: int, last: int) -> "Listed":
         """The groups ``first`` to ``last - 1``."""
         return Listed(self.places[first:last])
@@ -170,5 +173,7 @@ def _nested(axes: list[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[int, ..
 
 def _sums(sizes: tuple[int, ...], strides: tuple[int, ...]) -> Int[Tensor, " m"]:
     """Every ``Σ iⱼ·strideⱼ`` with ``iⱼ < sizeⱼ``, the last axis fastest."""
-    terms = ([i * stride for i in range(size)] for size, stride in zip(sizes, strides, strict=True))
-    return torch.tensor([sum(parts) for parts in itertools.product(*terms)], dtype=torch.long)
+    total = torch.zeros(1, dtype=torch.long)
+    for size, stride in zip(sizes, strides, strict=True):
+        total = (total[:, None] + torch.arange(size) * stride).flatten()
+    return total

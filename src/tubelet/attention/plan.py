@@ -36,6 +36,9 @@ _LOOPED = 8
 _BLOCK = 128
 """How many queries are asked about at once where only the predicate is known."""
 
+_REMEMBERED = 1 << 25
+"""How many pairs a predicate is asked about once and for all; beyond, their masks would fill the memory: asked anew."""
+
 
 Value = Any
 """A pattern; ``lru_cache`` wants to see that it is hashable, which no protocol says."""
@@ -85,16 +88,22 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The runs of a request, how many different queries they hold, and whether any results are merged.
+    """The runs of a request, how many different queries and how many keys they name, and whether results are merged.
+
+    Runs that are asked anew each time (of a predicate on a long layout) leave the numbers at 0: nothing is promised.
+
+    ``once``: no query and no key stands in two groups, so that gradients need no sums.
 
     Example:
         >>> make_plan(Joint(), torch.tensor([[0, 4, 0, 1, 2, 2]]).numpy().tobytes()).queries
         4
     """
 
-    runs: tuple[Run, ...]
+    runs: Iterable[Run]
     queries: int
+    keys: int
     merges: bool
+    once: bool
 
 
 @lru_cache(maxsize=128)
@@ -129,9 +138,21 @@ def make_plan(
     """
     tables = _table(queries), None if keys is None else _table(keys)
     whole = _whole(pattern, *tables, _places(kept), _places(kept_keys), heads)
+    if isinstance(whole, _Asked) and whole.pairs > _REMEMBERED:
+        return Plan(whole, queries=0, keys=0, merges=False, once=False)
+    whole = tuple(whole)
     first = sum(run.q.groups * run.q.length for run in whole if not run.merge)
     runs = itertools.chain.from_iterable(pieces(run, limit, views) for run in whole)
-    return Plan(tuple(runs), first, any(run.merge for run in whole))
+    merges = any(run.merge for run in whole)
+    keys_named = sum(run.k.groups * run.k.length for run in whole)
+    once = not merges and _different([run.k for run in whole]) == keys_named
+    return Plan(tuple(runs), first, keys_named, merges, once)
+
+
+def _different(places: list[Places]) -> int:
+    """How many different tokens are named."""
+    named = torch.cat([torch.zeros(0, dtype=torch.long), *(side.index().flatten() for side in places)])
+    return len(torch.bincount(named).nonzero())
 
 
 def _table(data: bytes) -> Table:
@@ -150,16 +171,16 @@ def _whole(
     kept: tuple[int, ...] | None,
     kept_keys: tuple[int, ...] | None,
     heads: int,
-) -> list[Run]:
+) -> Iterable[Run]:
     """The runs, however large."""
     if isinstance(pattern, Joint) or (keys is not None and _text_only(pattern, keys)):
-        return list(_segments(queries, queries if keys is None else keys))
+        return _segments(queries, queries if keys is None else keys)
     if keys is None and kept is None and hasattr(pattern, "axes"):
-        return list(_affine(pattern, queries))
+        return _affine(pattern, queries)
     if keys is None and hasattr(pattern, "group"):
-        return list(_grouped(pattern, queries, kept))
+        return _grouped(pattern, queries, kept)
     key_side = (queries, kept) if keys is None else (keys, kept_keys)
-    return list(_asked(pattern, queries, kept, *key_side, heads))
+    return _Asked(pattern, queries, kept, *key_side, heads)
 
 
 def pieces(run: Run, limit: int, views: bool) -> Iterator[Run]:
@@ -392,26 +413,34 @@ def _sorted_groups(number: Int[Tensor, " m"]) -> tuple[Int[Tensor, " m"], Int[Te
     return torch.argsort(number, stable=True), counts
 
 
-def _asked(
-    pattern: Pattern,
-    queries: Table,
-    kept: tuple[int, ...] | None,
-    keys: Table,
-    kept_keys: tuple[int, ...] | None,
-    heads: int,
-) -> Iterator[Run]:
+@dataclass(frozen=True, eq=False)
+class _Asked:
     """What the predicate allows, block by block of queries; keys that no query of a block attends are left out."""
-    head = torch.arange(heads).view(heads, 1, 1)
-    pairs = zip(_per_sample(queries, kept), _per_sample(keys, kept_keys), strict=False)
-    for (sample, positions), (key_sample, key_positions) in pairs:
-        if not sample.length or not key_sample.length:
-            continue
-        q, k = _tokens(sample, positions), _tokens(key_sample, key_positions)
-        k_side = TokenInfo(*(x[None, None] for x in k))
-        for first in range(0, sample.length, _BLOCK):
-            rows = slice(first, min(first + _BLOCK, sample.length))
-            q_side = TokenInfo(*(x[rows][None, :, None] for x in q))
-            yield from _listed(pattern.attends(q_side, k_side, head), sample.start + first, key_sample, rows)
+
+    pattern: Pattern
+    queries: Table
+    kept: tuple[int, ...] | None
+    keys: Table
+    kept_keys: tuple[int, ...] | None
+    heads: int
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs are asked about."""
+        return sum(a.length * b.length for a, b in zip(self.queries, self.keys, strict=False))
+
+    def __iter__(self) -> Iterator[Run]:
+        head = torch.arange(self.heads).view(self.heads, 1, 1)
+        sides = _per_sample(self.queries, self.kept), _per_sample(self.keys, self.kept_keys)
+        for (sample, positions), (key_sample, key_positions) in zip(*sides, strict=False):
+            if not sample.length or not key_sample.length:
+                continue
+            q, k = _tokens(sample, positions), _tokens(key_sample, key_positions)
+            k_side = TokenInfo(*(x[None, None] for x in k))
+            for first in range(0, sample.length, _BLOCK):
+                rows = slice(first, min(first + _BLOCK, sample.length))
+                q_side = TokenInfo(*(x[rows][None, :, None] for x in q))
+                yield from _listed(self.pattern.attends(q_side, k_side, head), sample.start + first, key_sample, rows)
 
 
 def _listed(allowed: Tensor, start: int, keys: Sample, rows: slice) -> Iterator[Run]:

@@ -8,22 +8,26 @@ backward of each run then needs nothing but the merged result (as in ring attent
 Shapes: q ``(n, h, d)``, k ``(m, hk, d)``, v ``(m, hk, e)``; groups ``(g, h, l, d)``; host tables ``(s, 6)``.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tubelet.attention import runs
+from tubelet.attention import chunks, runs
 from tubelet.attention.patterns import from_spec
 from tubelet.attention.plan import Plan, Run, make_plan
 from tubelet.protocols import Pattern
 
-__all__ = ["Tables", "planned_attention"]
+__all__ = ["KERNELS", "Tables", "as_bytes", "planned_attention"]
 
 _GATHERED = 1 << 18
 """How many numbers of q a run may copy at a time: a megabyte in float32."""
+
+
+KERNELS: Final = {"fused": runs.attention, "chunked": chunks.attention}
+"""What computes a run, by name; the backward is the same for all: the definition or PyTorch's kernel, in float32."""
 
 
 class Tables(NamedTuple):
@@ -47,11 +51,12 @@ def planned_attention(
     pattern: Pattern,
     tables: Tables,
     scale: float,
+    kernel: str = "fused",
 ) -> Float[Tensor, "n h e"]:
     """Softmax attention of the pairs that ``pattern`` allows in samples; queries without keys, and padding, give 0.
 
     Compiled and fake tensors go through the operator ``tubelet::planned_attention``, which holds the pattern's
-    ``spec``; all else calls the same functions directly.
+    ``spec``; all else calls the same functions directly. ``kernel`` is one of :data:`KERNELS`.
 
     Example:
         >>> from tubelet.attention.patterns import Temporal
@@ -61,24 +66,30 @@ def planned_attention(
         torch.Size([12, 2, 8])
     """
     if torch.compiler.is_compiling() or type(q) not in (Tensor, torch.nn.Parameter) or q.is_meta:
-        out: Tensor = _op(q, k, v, *tables, pattern.spec, scale)[0]  # type: ignore[attr-defined]
+        out: Tensor = _op(q, k, v, *tables, pattern.spec, scale, kernel)[0]  # type: ignore[attr-defined]
         return out
-    plan = _plan(pattern, tables, q)
+    plan = _plan(pattern, tables, q, kernel)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        result: Tensor = _Planned.apply(q, k, v, plan, scale)[0]  # type: ignore[no-untyped-call]
+        result: Tensor = _Planned.apply(q, k, v, plan, scale, kernel)[0]  # type: ignore[no-untyped-call]
         return result
-    return _forward(q, k, v, plan, scale, False)[0]
+    return _forward(q, k, v, plan, scale, False, kernel)[0]
 
 
-def _plan(pattern: Any, tables: Tables, q: Tensor) -> Plan:
-    table, keys, kept, kept_keys = (None if x is None else _bytes(x) for x in tables)
-    views = not runs.widens(q)
+def _plan(pattern: Any, tables: Tables, q: Tensor, kernel: str) -> Plan:
+    table, keys, kept, kept_keys = (None if x is None else as_bytes(x) for x in tables)
+    views = kernel == "fused" and not runs.widens(q)
     limit = max(1, _GATHERED // (q.shape[1] * q.shape[2]))
     assert table is not None
     return make_plan(pattern, table, keys, kept, kept_keys, heads=q.shape[1], limit=limit, views=views)
 
 
-def _bytes(x: Tensor) -> bytes:
+def as_bytes(x: Int[Tensor, "..."]) -> bytes:
+    """The numbers of a host table, under ``torch.func`` too.
+
+    Example:
+        >>> len(as_bytes(torch.zeros(1, 6, dtype=torch.long)))
+        48
+    """
     if torch._C._functorch.peek_interpreter_stack() is None:
         return x.numpy().tobytes()
     with torch._C._DisableFuncTorch():  # torch.func.grad, say, wraps even what it does not differentiate
@@ -87,7 +98,9 @@ def _bytes(x: Tensor) -> bytes:
         return x.numpy().tobytes()
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, statistics: bool) -> tuple[Tensor, Tensor]:
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, statistics: bool, kernel: str
+) -> tuple[Tensor, Tensor]:
     """The output ``(n, h, e)`` and, for the backward and for merging, the queries' log-sum-exp ``(n, h, 1)``."""
     wide = runs.wide(q)
     dtype = wide if plan.merges and runs.widens(q) else q.dtype
@@ -98,7 +111,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, statisti
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     for run in plan.runs:
         qs, ks, vs = run.q.take(q), run.k.take(k), run.k.take(v)
-        part, part_lse = runs.attention(qs, ks, vs, scale, run.mask, statistics and _keeps(run, plan, q, v))
+        part, part_lse = KERNELS[kernel](qs, ks, vs, scale, run.mask, statistics and _keeps(run, plan, q, v))
         if run.merge and part_lse is not None:
             part, part_lse = runs.merged(run.q.take(out), run.q.take(lse), part, part_lse)
         run.q.put(out, part)
@@ -116,7 +129,9 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: Plan, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = runs.wide(q) if runs.widens(q) else q.dtype
-    totals = [torch.zeros(x.shape, dtype=wide, device=x.device) for x in (q, k, v)]
+    covered = plan.once and (plan.queries, plan.keys) == (q.shape[0], k.shape[0])
+    make = torch.empty if covered else torch.zeros
+    totals = [make(x.shape, dtype=q.dtype if plan.once else wide, device=x.device) for x in (q, k, v)]
     rows = [x if x.stride(-1) == 1 else x.contiguous() for x in (grad, q, k, v, out)]
     for run in plan.runs:
         grads, qs, outs = (run.q.take(x) for x in (rows[0], rows[1], rows[4]))
@@ -124,7 +139,7 @@ def _backward(
         statistics = run.q.take(lse) if _keeps(run, plan, q, v) else None
         parts = runs.backward(grads, qs, ks, vs, outs, statistics, scale, run.mask)
         for total, place, part in zip(totals, (run.q, run.k, run.k), parts, strict=True):
-            place.add(total, part)
+            (place.put if plan.once else place.add)(total, part)
     dq, dk, dv = (total.to(x.dtype) for total, x in zip(totals, (q, k, v), strict=True))
     return dq, dk, dv
 
@@ -133,12 +148,12 @@ class _Planned(torch.autograd.Function):
     """The eager form of the operator."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
-        return _forward(q, k, v, plan, scale, True)
+    def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, kernel: str) -> tuple[Tensor, Tensor]:
+        return _forward(q, k, v, plan, scale, True, kernel)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        q, k, v, ctx.plan, ctx.scale = inputs
+        q, k, v, ctx.plan, ctx.scale, _ = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(q, k, v, *output)
 
@@ -146,7 +161,7 @@ class _Planned(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        return *_backward(grad, q, k, v, out, lse, ctx.plan, ctx.scale), None, None
+        return *_backward(grad, q, k, v, out, lse, ctx.plan, ctx.scale), None, None, None
 
 
 @torch.library.custom_op("tubelet::planned_attention", mutates_args=())
@@ -160,9 +175,10 @@ def _op(
     kept_keys: Tensor | None,
     spec: str,
     scale: float,
+    kernel: str,
 ) -> tuple[Tensor, Tensor]:
-    plan = _plan(from_spec(spec), Tables(table, keys, kept, kept_keys), q)
-    return _forward(q, k, v, plan, scale, True)
+    plan = _plan(from_spec(spec), Tables(table, keys, kept, kept_keys), q, kernel)
+    return _forward(q, k, v, plan, scale, True, kernel)
 
 
 @_op.register_fake
@@ -185,7 +201,7 @@ def _op_backward(
     spec: str,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    plan = _plan(from_spec(spec), Tables(table, keys, kept, kept_keys), q)
+    plan = _plan(from_spec(spec), Tables(table, keys, kept, kept_keys), q, "fused")
     return _backward(grad, q, k, v, out, lse, plan, scale)
 
 
@@ -196,13 +212,13 @@ def _(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_rest: Any) -> tuple[Tens
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, *ctx.tables, ctx.spec, ctx.scale = inputs
+    q, k, v, *ctx.tables, ctx.spec, ctx.scale, _ = inputs
     ctx.save_for_backward(q, k, v, *output)
 
 
 def _op_gradients(ctx: Any, grad: Tensor, _grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     grads = _op_backward(grad, *ctx.saved_tensors, *ctx.tables, ctx.spec, ctx.scale)
-    return *grads, *(None,) * 6
+    return *grads, *(None,) * 7
 
 
 _op.register_autograd(_op_gradients, setup_context=_save)

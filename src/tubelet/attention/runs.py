@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["attention", "backward", "fused", "merged", "wide", "widens"]
+__all__ = [
+    "attention",
+    "backward",
+    "by_key_head",
+    "by_query_head",
+    "fused",
+    "mask_by_key_head",
+    "merged",
+    "wide",
+    "widens",
+]
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -59,16 +69,16 @@ def attention(
     if widens(q):
         q, k, v = (x.to(wide(x)) for x in (q, k, v))
     heads, length = q.shape[1:3]
-    q, mask = _rows(q, k), _rows_mask(mask, heads, k.shape[1])
+    q, mask = by_key_head(q, k), mask_by_key_head(mask, heads, k.shape[1])
     if mask is None and not statistics:
         out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-        return _heads(out, heads, length), None
+        return by_query_head(out, heads, length), None
     if fused(q, v) and _full(mask):
         out, lse = _flash(q, k, v, 0.0, False, attn_mask=_additive(mask, q), scale=scale)
         lse = lse.unsqueeze(-1)
     else:
         out, lse = _definition(q, k, v, scale, mask)
-    return _heads(out, heads, length), _heads(lse, heads, length) if statistics else None
+    return by_query_head(out, heads, length), by_query_head(lse, heads, length) if statistics else None
 
 
 def merged(
@@ -114,28 +124,44 @@ def backward(
     if widens(q):
         grad, q, k, v, out = (x.to(wide(x)) for x in (grad, q, k, v, out))
     heads, length = q.shape[1:3]
-    grad, q, out = (_rows(x, k) for x in (grad, q, out))
-    lse = None if lse is None else _rows(lse, k)
-    mask = _rows_mask(mask, heads, k.shape[1])
+    grad, q, out = (by_key_head(x, k) for x in (grad, q, out))
+    lse = None if lse is None else by_key_head(lse, k)
+    mask = mask_by_key_head(mask, heads, k.shape[1])
     if lse is not None and fused(q, v) and _full(mask):
         bias = _additive(mask, q)
         dq, dk, dv = _flash_backward(grad, q, k, v, out, lse.squeeze(-1), 0.0, False, attn_mask=bias, scale=scale)
     else:
         dq, dk, dv = _definition_backward(grad, q, k, v, out, lse, scale, mask)
-    return _heads(dq, heads, length), dk, dv
+    return by_query_head(dq, heads, length), dk, dv
 
 
-def _rows(x: Tensor, k: Tensor) -> Tensor:
-    """The query heads of a key head end to end: ``(g, h, l, d)`` to ``(g, hk, h/hk·l, d)``."""
+def by_key_head(x: Float[Tensor, "g h l d"], k: Float[Tensor, "g hk m _"]) -> Float[Tensor, "g hk rows d"]:
+    """The query heads of a key head end to end: ``(g, h, l, d)`` to ``(g, hk, h/hk·l, d)``.
+
+    Example:
+        >>> by_key_head(torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 5, 8)).shape
+        torch.Size([1, 2, 6, 8])
+    """
     return x if x.shape[1] == k.shape[1] else x.reshape(x.shape[0], k.shape[1], -1, x.shape[3])
 
 
-def _heads(x: Tensor, heads: int, length: int) -> Tensor:
-    """Undo :func:`_rows`."""
+def by_query_head(x: Float[Tensor, "g hk rows d"], heads: int, length: int) -> Float[Tensor, "g h l d"]:
+    """Undo :func:`by_key_head`.
+
+    Example:
+        >>> by_query_head(torch.zeros(1, 2, 6, 8), 4, 3).shape
+        torch.Size([1, 4, 3, 8])
+    """
     return x if x.shape[1] == heads else x.reshape(x.shape[0], heads, length, x.shape[3])
 
 
-def _rows_mask(mask: Tensor | None, heads: int, kv_heads: int) -> Tensor | None:
+def mask_by_key_head(mask: Bool[Tensor, "_ l m"] | None, heads: int, kv_heads: int) -> Bool[Tensor, "_k rows m"] | None:
+    """The mask of query heads that lie as :func:`by_key_head` lays them.
+
+    Example:
+        >>> mask_by_key_head(torch.ones(1, 3, 5, dtype=torch.bool), 4, 2).shape
+        torch.Size([1, 6, 5])
+    """
     if mask is None or heads == kv_heads:
         return mask
     if mask.shape[0] == 1:

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from tubelet._version import __version__
+from tubelet.cli import bench as bench
+from tubelet.cli import conformance as conformance
 from tubelet.cli import demo as demo
+from tubelet.cli import kernels as kernels
 from tubelet.cli import sample as sample
 from tubelet.cli import train as train
 from tubelet.cli.lines import MISTAKES, out_of_memory, plain, warnings_as_lines
@@ -35,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="tubelet", description="Composable video-diffusion building blocks.")
     parser.add_argument("--version", action="version", version=f"tubelet {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (demo, train, sample):
+    for command in (demo, train, sample, bench, conformance, kernels):
         command.add(commands)
     arguments = parser.parse_args(argv)
     try:

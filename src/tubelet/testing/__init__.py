@@ -5,13 +5,24 @@ One check per protocol of :mod:`tubelet.protocols`. Each runs your object on sma
 here needs a test framework. Shapes are those of the protocols: tokens ``(*lead, d)``, videos ``(b, c, t, h, w)``.
 """
 
-from tubelet.testing.attention import check_backend, check_pattern
+from tubelet.testing.attention import check_backend
+from tubelet.testing.blocks import check_block
+from tubelet.testing.cases import Packing, known_faults, matrix_packings, matrix_patterns
+from tubelet.testing.conformance import (
+    ConformanceRow,
+    conformance_document,
+    conformance_rows,
+    conformance_table,
+)
 from tubelet.testing.diffusion import check_denoiser, check_path, check_sampler_step
 from tubelet.testing.encoders import check_autoencoder, check_patchifier, check_text_encoder
-from tubelet.testing.layers import check_block, check_modulation, check_positions
+from tubelet.testing.layers import check_modulation, check_positions
 from tubelet.testing.mixtures import mixtures, same
+from tubelet.testing.patterns import check_pattern
 
 __all__ = [
+    "ConformanceRow",
+    "Packing",
     "check_autoencoder",
     "check_backend",
     "check_block",
@@ -23,6 +34,12 @@ __all__ = [
     "check_positions",
     "check_sampler_step",
     "check_text_encoder",
+    "conformance_document",
+    "conformance_rows",
+    "conformance_table",
+    "known_faults",
+    "matrix_packings",
+    "matrix_patterns",
     "mixtures",
     "same",
 ]

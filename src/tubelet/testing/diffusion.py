@@ -41,7 +41,7 @@ def check_path(path: Path, *, interior: int = 7) -> None:
 def check_denoiser(denoiser: Denoiser, channels: int, *, batch: int = 3, tokens: int = 5) -> None:
     """Check a denoiser on dense patches ``(batch, tokens, channels)``.
 
-    Shape and dtype are kept, equal calls give equal results, a sample does not depend on the others, and one noise
+    Shape and dtype are kept, equal calls give equal results, other samples change no bit of a sample, and one noise
     level for all is the same as that level in each row.
 
     Raises:
@@ -57,7 +57,7 @@ def check_denoiser(denoiser: Denoiser, channels: int, *, batch: int = 3, tokens:
         assert out.dtype == x.dtype, f"patches in {x.dtype} gave {out.dtype}"
         same("a second call", denoiser(x, Rows(levels)), out, 0.0)
         changed = torch.cat([x[:1], torch.randn_like(x[1:])])
-        same("sample 0 beside other samples", denoiser(changed, Rows(levels))[:1], out[:1], 1e-5)
+        same("sample 0 beside other samples", denoiser(changed, Rows(levels))[:1], out[:1], 0.0)
         shared = denoiser(x, Rows(levels[:1]))
         same("one noise level for all", shared, denoiser(x, Rows(levels[:1].expand(batch))), 1e-5)
     check_module("the denoiser", denoiser)
@@ -67,7 +67,8 @@ def check_sampler_step(step: SamplerStep, process: Process | None = None) -> Non
     """Check a sampler step.
 
     With a perfect denoiser of one point it lands where the path goes (so that any consistent step passes on a straight
-    path); rows whose level does not change keep their values bit for bit, whatever the denoiser says there.
+    path); rows whose level does not change keep their values bit for bit, whatever the denoiser says there; the dtype
+    is kept, and each row is stepped as it is alone.
 
     Args:
         step: yours, deterministic.
@@ -92,3 +93,10 @@ def check_sampler_step(step: SamplerStep, process: Process | None = None) -> Non
     moved = step(lambda x, at: torch.full_like(x, 1e3), state, known, later, process)
     held = moved[index == 0]
     same("rows whose noise level does not change", held, state[index == 0], 0.0)
+    narrow = Rows(t.values.float(), index), Rows(s.values.float(), index)
+    single = step(lambda x, at: x.sin(), x0.float(), *narrow, process)
+    assert single.dtype == torch.float32, f"a float32 state became {single.dtype}"
+    for row, at in enumerate(index.tolist()):
+        here, there = (Rows(y.values[at : at + 1]) for y in narrow)
+        lone = step(lambda x, at: x.sin(), x0[row : row + 1].float(), here, there, process)
+        same(f"row {row} stepped alone", single[row : row + 1], lone, 1e-5)

@@ -15,7 +15,7 @@ __all__ = ["check_autoencoder", "check_patchifier", "check_text_encoder"]
 
 
 def check_patchifier(patchifier: Patchifier, channels: int, dim: int) -> None:
-    """Check a patchifier: one token per patch, in raster order, each from its own patch alone.
+    """Check a patchifier: one token per patch, in raster order, each from its own patch alone; the dtype is kept.
 
     Raises:
         AssertionError: what differs.
@@ -29,6 +29,8 @@ def check_patchifier(patchifier: Patchifier, channels: int, dim: int) -> None:
     tokens = patchifier(video)
     expected = (2, math.prod(sides), dim)
     assert tokens.shape == expected, f"a video {tuple(video.shape)} gave tokens {tuple(tokens.shape)}, not {expected}"
+    assert tokens.dtype == video.dtype, f"a video in {video.dtype} gave tokens in {tokens.dtype}"
+    same("the first video alone", patchifier(video[:1]), tokens[:1], 1e-5)
     for place in range(math.prod(sides)):
         t, y, x = place // 6, place // 2 % 3, place % 2
         corner = [slice(i * p, (i + 1) * p) for i, p in zip((t, y, x), patchifier.patch, strict=True)]
@@ -43,7 +45,8 @@ def check_autoencoder(autoencoder: Autoencoder, channels: int, *, size: tuple[in
     """Check a video autoencoder.
 
     Latents have the sides of ``latent_grid`` and decode to the video's shape; the first frame stands alone (an image is
-    a video of one frame); samples of a batch do not meet; ``sample`` follows its generator; gradients are finite.
+    a video of one frame); samples of a batch do not meet; ``sample`` follows its generator; the dtype is kept;
+    gradients are finite.
 
     Args:
         autoencoder: yours, as float32 module.
@@ -64,9 +67,12 @@ def check_autoencoder(autoencoder: Autoencoder, channels: int, *, size: tuple[in
     assert z.shape[2:] == (grid.t, grid.h, grid.w), f"latents have sides {tuple(z.shape[2:])}, latent_grid says {grid}"
     decoded = autoencoder.decode(z)
     assert decoded.shape == video.shape, f"a video {tuple(video.shape)} came back as {tuple(decoded.shape)}"
+    found = {"latents": z.dtype, "decoded videos": decoded.dtype}
+    assert set(found.values()) == {video.dtype}, f"a video in {video.dtype} gave {found}"
     image = autoencoder.encode(video[:, :, :1]).mode()
     same("the first latent frame and the latent of the first frame", z[:, :, :1], image, 1e-5)
     same("the first sample alone", autoencoder.encode(video[:1]).mode(), z[:1], 1e-5)
+    same("the first sample decoded alone", autoencoder.decode(z[:1]), decoded[:1], 1e-5)
     draws = [posterior.sample(torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     same("a second draw with one seed", draws[1], draws[0], 0.0)
     assert not torch.equal(draws[0], draws[2]), "draws with two seeds are equal"
@@ -91,6 +97,7 @@ def check_text_encoder(encoder: TextEncoder, prompts: Sequence[str]) -> None:
     tokens, lengths = encoder([*prompts, ""])
     assert len(lengths) == len(prompts) + 1, f"{len(prompts) + 1} prompts gave {len(lengths)} lengths"
     assert tokens.shape[0] == sum(lengths), f"lengths sum to {sum(lengths)}, but there are {tokens.shape[0]} tokens"
+    assert tokens.ndim == 2 and tokens.is_floating_point(), f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}"
     for prompt, part in zip([*prompts, ""], torch.split(tokens, list(lengths)), strict=True):
         same(f"{prompt!r} alone", encoder([prompt]).tokens, part, 1e-5)
     assert tokens.isfinite().all(), "tokens are not finite"

@@ -3,7 +3,8 @@
 Errors are relative to the Frobenius norm of what is expected. Shapes: any.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from tubelet.layout import Grid, TokenLayout
 
 __all__ = ["mixtures", "same"]
+
+Module = TypeVar("Module")
 
 
 def mixtures(text: bool = True) -> dict[str, TokenLayout]:
@@ -69,6 +72,30 @@ def alone(layout: TokenLayout, i: int) -> TokenLayout:
     return one if layout.kept is None else one.keep(layout.kept[i])
 
 
+def check_construction(name: str, make: Callable[..., object]) -> None:
+    """Construct on the meta device; allocate; initialise: every parameter and buffer then holds finite numbers.
+
+    Initialising is what FSDP does: ``reset_parameters()`` of each module that has one, the deepest first.
+    """
+    meta = make(device="meta", dtype=torch.float32)
+    if not isinstance(meta, nn.Module):
+        return
+    tensors = {**dict(meta.named_parameters()), **dict(meta.named_buffers())}
+    real = [key for key, value in tensors.items() if not value.is_meta and isinstance(value, nn.Parameter)]
+    assert not real, f"{name}: constructed on meta, these parameters are real: {real}"
+    empty = meta.to_empty(device="cpu")
+    floating = {k: v for k, v in (*empty.named_parameters(), *empty.named_buffers()) if v.is_floating_point()}
+    with torch.no_grad():
+        for value in floating.values():
+            value.fill_(torch.nan)
+    for module in reversed(list(empty.modules())):
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
+    left = [key for key, value in floating.items() if not value.isfinite().all()]
+    assert not left, f"{name}: after to_empty() and reset_parameters(), these are not initialised: {left}"
+
+
 def check_module(name: str, module: object, loss: Float[Tensor, ""] | None = None) -> None:
     """Where it is an ``nn.Module``: the gradients of ``loss`` are finite, and its state dict round-trips exactly."""
     if not isinstance(module, nn.Module):
@@ -82,3 +109,11 @@ def check_module(name: str, module: object, loss: Float[Tensor, ""] | None = Non
     module.load_state_dict(state, strict=True)
     for key, value in module.state_dict().items():
         assert torch.equal(value, state[key]), f"{name}: {key} changed in a state-dict round trip"
+
+
+def randomised(module: Module) -> Module:
+    """Random weights where there are any: blocks that start as the identity would pass unseen."""
+    if isinstance(module, nn.Module):
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    return module

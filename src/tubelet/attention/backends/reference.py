@@ -10,7 +10,7 @@ from torch import Tensor
 from tubelet.layout import Kind, LayoutIndex, TokenInfo
 from tubelet.protocols import Answer, AttentionRequest, Pattern
 
-__all__ = ["ReferenceBackend", "mask_of"]
+__all__ = ["ReferenceBackend", "bias_of", "mask_of", "sides", "without_padding"]
 
 
 class ReferenceBackend:
@@ -42,12 +42,13 @@ class ReferenceBackend:
             return self.run(flat_q, flat_k, flat_v, request).reshape(*q.shape[:-1], v.shape[-1])
         wide = torch.promote_types(request.dtype, torch.float32)
         kv_index = request.index if request.kv_index is None else request.kv_index
-        q = _without_padding(q.to(wide), request.index)
-        k, v = (_without_padding(x.to(wide), kv_index) for x in (k, v))
+        q = without_padding(q.to(wide), request.index)
+        k, v = (without_padding(x.to(wide), kv_index) for x in (k, v))
         k, v = (x.repeat_interleave(request.groups, dim=-2) for x in (k, v))
         scores = torch.einsum("...qhd,...khd->...hqk", q, k) * request.scale
-        if request.bias is not None:
-            scores = scores + request.bias.to(wide)
+        bias = bias_of(request)
+        if bias is not None:
+            scores = scores + bias.to(wide)
         weights = _softmax(scores.masked_fill(~mask_of(request), -torch.inf))
         return torch.einsum("...hqk,...khe->...qhe", weights, v).to(request.dtype)
 
@@ -61,8 +62,14 @@ def _softmax(scores: Float[Tensor, "... q k"]) -> Float[Tensor, "... q k"]:
     return weights / weights.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
 
 
-def _without_padding(x: Float[Tensor, "*lead h d"], index: LayoutIndex | None) -> Float[Tensor, "*lead h d"]:
-    """Zeros in place of padding, whose contents (NaN, say) could reach results through products with zero weights."""
+def without_padding(x: Float[Tensor, "*lead h d"], index: LayoutIndex | None) -> Float[Tensor, "*lead h d"]:
+    """Zeros in place of padding, whose contents (NaN, say) could reach results through products with zero weights.
+
+    Example:
+        >>> from tubelet import TokenLayout
+        >>> without_padding(torch.ones(1, 2, 1, 1), TokenLayout.padded([1], 2).on("cpu")).flatten().tolist()
+        [1.0, 0.0]
+    """
     if index is None:
         return x
     return torch.where(index.valid.reshape(*x.shape[:-2], 1, 1), x, 0)
@@ -80,14 +87,51 @@ def mask_of(request: AttentionRequest) -> Bool[Tensor, "... h q k"]:
                  [1, 1, 0],
                  [0, 0, 1]]], dtype=torch.int32)
     """
-    q_info = _info(request.index, request.shape, request.device)
-    kv_index = request.kv_index if request.kv_index is not None else request.index
-    k_info = _info(kv_index, request.kv_shape, request.device)
-    if len(request.shape) != len(request.kv_shape):
-        q_info, k_info = _flat(q_info), _flat(k_info)
-    q_side = TokenInfo(*(_axis(x, 1) for x in q_info[:2]), *(_axis_flat(x, 1) for x in q_info[2:]))
-    k_side = TokenInfo(*(_axis(x, 0) for x in k_info[:2]), *(_axis_flat(x, 0) for x in k_info[2:]))
+    q_side, k_side = _opposed(request)
     return _pairs(request.pattern, q_side, k_side, request.shape[-2])
+
+
+def bias_of(request: AttentionRequest) -> Float[Tensor, "..."] | None:
+    """The bias as numbers that broadcast to the scores; queries in rows that meet packed keys lie on one axis.
+
+    Example:
+        >>> from tubelet.attention import Joint
+        >>> request = AttentionRequest(Joint(), None, None, (3, 1, 4), (3, 1, 4), torch.float32, "cpu", 1.0, None)
+        >>> bias_of(request) is None
+        True
+    """
+    bias = request.bias
+    if bias is None:
+        return None
+    heads, length, keys = request.shape[-2], request.shape[-3], request.kv_shape[-3]
+    if not isinstance(bias, Tensor):
+        head = torch.arange(heads, device=request.device).view(heads, 1, 1)
+        return bias.between(*_opposed(request), head)
+    if len(request.shape) == len(request.kv_shape):
+        return bias
+    return bias.expand(request.shape[0], heads, length, keys).transpose(0, 1).reshape(heads, -1, keys)
+
+
+def sides(request: AttentionRequest) -> tuple[TokenInfo, TokenInfo]:
+    """What the queries and the keys are; where one side is in rows and the other packed, both on one axis.
+
+    Example:
+        >>> from tubelet.attention import Joint
+        >>> request = AttentionRequest(Joint(), None, None, (2, 3, 1, 4), (2, 3, 1, 4), torch.float32, "cpu", 1.0, None)
+        >>> sides(request)[0].kind.shape
+        torch.Size([2, 3])
+    """
+    q = _info(request.index, request.shape, request.device)
+    k = _info(request.kv_index if request.kv_index is not None else request.index, request.kv_shape, request.device)
+    return (q, k) if len(request.shape) == len(request.kv_shape) else (_flat(q), _flat(k))
+
+
+def _opposed(request: AttentionRequest) -> tuple[TokenInfo, TokenInfo]:
+    """Queries along the last axis but one, keys along the last, and an axis of heads before both."""
+    q, k = sides(request)
+    q_side = TokenInfo(*(_axis(x, 1) for x in q[:2]), *(_axis_flat(x, 1) for x in q[2:]))
+    k_side = TokenInfo(*(_axis(x, 0) for x in k[:2]), *(_axis_flat(x, 0) for x in k[2:]))
+    return q_side, k_side
 
 
 def _pairs(pattern: Pattern, q: TokenInfo, k: TokenInfo, heads: int) -> Bool[Tensor, "... h q k"]:

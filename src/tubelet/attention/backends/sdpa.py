@@ -1,17 +1,29 @@
 """PyTorch's fused attention: dense rows go to it as views, everything else by a plan of equal groups."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
+
 import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tubelet.attention.backends.reference import bias_of
 from tubelet.attention.patterns import Joint
 from tubelet.attention.planned import Tables, planned_attention
-from tubelet.layout import Grid, LayoutIndex, TokenLayout
 from tubelet.protocols import Answer, AttentionRequest
 
-__all__ = ["SdpaBackend"]
+__all__ = ["SdpaBackend", "by_plan", "forward_mode", "plannable", "tables_of", "whole_rows"]
+
+
+_HOPPER: Final = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 class SdpaBackend:
@@ -32,22 +44,15 @@ class SdpaBackend:
 
     def supports(self, request: AttentionRequest) -> Answer:
         """Every pattern on every layout; a bias only for dense rows under ``Joint()``."""
-        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        if forward_mode():
             return Answer("sdpa has no forward-mode derivative; backend='reference' has")
-        if _whole_rows(request):
+        if whole_rows(request):
             return Answer()
         if request.bias is not None:
             return Answer(
                 "sdpa serves a bias on dense rows under Joint() only; backend='reference' serves it on any request"
             )
-        if type(request.pattern).__hash__ is None:
-            return Answer(f"a pattern must be a hashable value to be planned, and {type(request.pattern)} is not")
-        if torch.compiler.is_compiling() and not getattr(request.pattern, "spec", ""):
-            return Answer(
-                f"compiled code holds a pattern by its spec, which {type(request.pattern).__name__} lacks; "
-                "backend='reference' traces its predicate"
-            )
-        return Answer()
+        return plannable(request)
 
     def run(
         self,
@@ -57,33 +62,112 @@ class SdpaBackend:
         request: AttentionRequest,
     ) -> Float[Tensor, "*lead h e"]:
         """Serve a supported request."""
-        if not _whole_rows(request):
-            return _planned(q, k, v, request)
-        q, k, v = (x.transpose(-3, -2) for x in (q, k, v))
-        bias = None if request.bias is None else request.bias.to(q.dtype)
+        if not whole_rows(request):
+            return by_plan(q, k, v, request, "fused")
+        if q.ndim == 3:  # without a batch axis PyTorch takes its unfused path, four times slower
+            return self.run(q[None], k[None], v[None], request)[0]
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        bias = bias_of(request)
+        if bias is not None:  # PyTorch wants at least the two axes of a score
+            bias = bias.to(q.dtype).expand(*bias.shape[:-2], q.shape[-2], k.shape[-2])
         gqa = request.groups > 1
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=request.scale, enable_gqa=gqa)
-        return out.transpose(-3, -2)
+        with _kernels(request.device):
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=request.scale, enable_gqa=gqa)
+        return out.transpose(1, 2)
 
 
-def _whole_rows(request: AttentionRequest) -> bool:
-    """Whether each row of queries attends its whole row of keys."""
+def _kernels(device: str) -> AbstractContextManager[None]:
+    """On Hopper cuDNN first, which PyTorch by itself does not take there; elsewhere PyTorch's own order."""
+    if device.startswith("cuda") and _major(device) == 9:
+        return sdpa_kernel(_HOPPER, set_priority=True)
+    return nullcontext()
+
+
+def _major(device: str) -> int:
+    return torch.cuda.get_device_capability(device)[0]
+
+
+# what torch.compiler.assume_constant_result sets, without importing the compiler
+_major._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def forward_mode() -> bool:
+    """Whether a forward-mode derivative is being taken, which no fused kernel has.
+
+    Example:
+        >>> forward_mode()
+        False
+    """
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def whole_rows(request: AttentionRequest) -> bool:
+    """Whether each row of queries attends its whole row of keys.
+
+    Example:
+        >>> whole_rows(AttentionRequest(Joint(), None, None, (8, 2, 4), (8, 1, 4), torch.float32, "cpu", 0.5, None))
+        True
+    """
     same_rank = len(request.shape) == len(request.kv_shape)
     return isinstance(request.pattern, Joint) and not request.ragged and same_rank
 
 
-def _planned(q: Tensor, k: Tensor, v: Tensor, request: AttentionRequest) -> Tensor:
-    index = _rows(request.shape) if request.index is None else request.index
-    keys = request.kv_index
-    if keys is None and request.index is None and request.shape[:-2] != request.kv_shape[:-2]:
-        keys = _rows(request.kv_shape)
+def plannable(request: AttentionRequest) -> Answer:
+    """Whether a plan can be made for the pattern.
+
+    Example:
+        >>> request = AttentionRequest(Joint(), None, None, (8, 2, 4), (8, 1, 4), torch.float32, "cpu", 0.5, None)
+        >>> bool(plannable(request))
+        True
+    """
+    if type(request.pattern).__hash__ is None:
+        return Answer(f"a pattern must be a hashable value to be planned, and {type(request.pattern)} is not")
+    if torch.compiler.is_compiling() and not getattr(request.pattern, "spec", ""):
+        return Answer(
+            f"compiled code holds a pattern by its spec, which {type(request.pattern).__name__} lacks; "
+            "backend='reference' traces its predicate"
+        )
+    return Answer()
+
+
+def by_plan(
+    q: Float[Tensor, "*lead h d"],
+    k: Float[Tensor, "*kv_lead hk d"],
+    v: Float[Tensor, "*kv_lead hk e"],
+    request: AttentionRequest,
+    kernel: str,
+) -> Float[Tensor, "*lead h e"]:
+    """Serve a request by its plan with one of :data:`tubelet.attention.planned.KERNELS`.
+
+    Example:
+        >>> request = AttentionRequest(Joint(), None, None, (8, 2, 4), (8, 2, 4), torch.float32, "cpu", 0.5, None)
+        >>> by_plan(*torch.randn(3, 8, 2, 4), request, "fused").shape
+        torch.Size([8, 2, 4])
+    """
     flat_q, flat_k, flat_v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
-    tables = Tables(index.table, None if keys is None else keys.table, index.kept, None if keys is None else keys.kept)
-    out = planned_attention(flat_q, flat_k, flat_v, request.pattern, tables, request.scale)
+    out = planned_attention(flat_q, flat_k, flat_v, request.pattern, tables_of(request), request.scale, kernel)
     return out.view(*q.shape[:-1], v.shape[-1])
 
 
-def _rows(shape: tuple[int, ...]) -> LayoutIndex:
-    """Plain tokens: each row is a grid of one line."""
-    batch = shape[0] if len(shape) == 4 else 1
-    return TokenLayout.dense(batch, Grid(1, 1, shape[-3])).on("cpu")
+def tables_of(request: AttentionRequest) -> Tables:
+    """The host tables of a request; plain rows are grids of one line.
+
+    Example:
+        >>> request = AttentionRequest(Joint(), None, None, (2, 8, 2, 4), (2, 8, 2, 4), torch.float32, "cpu", 0.5, None)
+        >>> tables_of(request).q.tolist()
+        [[0, 8, 0, 1, 1, 8], [8, 8, 0, 1, 1, 8]]
+    """
+    index, keys = request.index, request.kv_index
+    table = _rows(request.shape) if index is None else index.table
+    own = keys is None and index is None and request.shape[:-2] != request.kv_shape[:-2]
+    key_table = _rows(request.kv_shape) if own else None if keys is None else keys.table
+    kept, kept_keys = (None if side is None else side.kept for side in (index, keys))
+    return Tables(table, key_table, kept, kept_keys)
+
+
+def _rows(shape: tuple[int, ...]) -> Int[Tensor, "b 6"]:
+    """The host table of plain tokens: each row is a grid of one line."""
+    batch, length = shape[0] if len(shape) == 4 else 1, shape[-3]
+    row = torch.tensor([0, length, 0, 1, 1, length] if length else [0] * 6)
+    steps = torch.tensor([length, 0, 0, 0, 0, 0])
+    return row + torch.arange(batch)[:, None] * steps

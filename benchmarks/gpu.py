@@ -1,0 +1,286 @@
+"""``python -m benchmarks.gpu --out DIR``: what a GPU can do, and how near our kernels come to it.
+
+Three tables, each as JSON and Markdown: the ceilings (matrix product, copy), norm + modulate, and QK-norm + RoPE
+against eager code and ``torch.compile``, forward and backward, with the error of the timed call beside its time.
+``--dry`` runs the same code on the CPU with tiny shapes. Exit status 1: a result was wrong.
+
+Times are medians of Triton's ``do_bench``: CUDA events, second-level cache flushed before each call. "of copy" is bytes
+that must be moved over the time, as a share of the measured copy.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import environment
+from tubelet.blocks import modulate
+from tubelet.kernels import norm_modulate, qk_norm_rope
+from tubelet.layout import Rows
+from tubelet.norms import LayerNorm
+from tubelet.positions import Rotary, apply_rope
+
+SCHEMA = 1
+TOLERANCE = 1.5e-2
+"""Of bfloat16 results, relative to the norm."""
+
+Way = Callable[..., Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the device reaches: TFLOP/s of a bf16 matrix product, GB/s of a copy (read and written)."""
+
+    matmul_tflops: float
+    copy_gbs: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """One timed call; ``floor_ms`` is the bytes that it must move over the copy's bandwidth."""
+
+    operation: str
+    shape: str
+    direction: str
+    way: str
+    ms: float
+    floor_ms: float
+    error: float
+    peak_mb: float
+
+    @property
+    def right(self) -> bool:
+        return self.error <= TOLERANCE
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An operation at one shape: leaves in bf16, ways to compute it, bytes that forward and backward must move."""
+
+    operation: str
+    shape: str
+    leaves: tuple[Tensor, ...]
+    ways: dict[str, Way]
+    exact: Way
+    forward_bytes: int
+    backward_bytes: int
+
+
+def main() -> int:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU")
+    arguments = parser.parse_args()
+    if not arguments.dry and not torch.cuda.is_available():
+        print("benchmarks.gpu: torch finds no CUDA device; --dry runs on the CPU", file=sys.stderr)
+        return 2
+    device = "cpu" if arguments.dry else "cuda"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    about = {"schema": SCHEMA, "environment": versions(), "dry": arguments.dry}
+    top = ceilings(device, arguments.dry)
+    text = f"bf16 matrix product {top.matmul_tflops:.0f} TFLOP/s, copy {top.copy_gbs:.0f} GB/s (read + written)"
+    save(arguments.out / "ceilings", {**about, **asdict(top)}, text, about)
+    wrong = 0
+    for name, problems in (("norm_modulate", modulation), ("qk_norm_rope", rotation)):
+        lines: list[Line] = []
+        for problem in problems(device, arguments.dry):
+            lines += measure(problem, top, device)
+            torch.compiler.reset()
+        found = [{**asdict(line), "right": line.right} for line in lines]
+        save(arguments.out / name, {**about, "ceilings": asdict(top), "lines": found}, table(lines), about)
+        wrong += sum(not line.right for line in lines)
+    return 1 if wrong else 0
+
+
+def versions() -> dict[str, Any]:
+    """Versions and device of the run."""
+    found = {**environment(), "cuda": torch.version.cuda}
+    try:
+        found["triton"] = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        found["triton"] = None
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        found |= {"memory_gb": properties.total_memory / 1e9, "processors": properties.multi_processor_count}
+    return found
+
+
+def ceilings(device: str, dry: bool) -> Ceilings:
+    """The best of a few sizes."""
+    side, numbers = (64, 1 << 12) if dry else (8192, 1 << 29)
+    a, b = torch.randn(2, side, side, device=device, dtype=torch.bfloat16)
+    product = milliseconds(lambda: a @ b, device)
+    source = torch.empty(numbers, device=device, dtype=torch.bfloat16).normal_()
+    target = torch.empty_like(source)
+    copied = milliseconds(lambda: target.copy_(source), device)
+    return Ceilings(2 * side**3 / product / 1e9, 2 * source.nbytes / copied / 1e6)
+
+
+def modulation(device: str, dry: bool) -> Iterator[Problem]:
+    """Widths and tokens of known models: one row a sample, and one a frame found by an index."""
+    problems = [
+        ("wan-1.3b-480p", 32_760, 1536, 1),
+        ("wan-1.3b-480p", 32_760, 1536, 21),
+        ("hunyuanvideo-720p", 119_056, 3072, 1),
+        ("wan-14b-720p", 75_600, 5120, 21),
+    ]
+    for name, n, width, rows in [("tiny", 64, 32, 1), ("tiny", 64, 32, 4)] if dry else problems:
+        index = None if rows == 1 else torch.arange(n, device=device) * rows // n
+        x = torch.randn(n, width, device=device, dtype=torch.bfloat16, requires_grad=True)
+        values = torch.randn(rows, 2 * width, device=device, dtype=torch.bfloat16, requires_grad=True)
+        norm = LayerNorm(width, affine=False)
+        eager = partial(_modulated_eagerly, index=index, norm=norm)
+        ways: dict[str, Way] = {
+            "eager": eager,
+            "compiled": torch.compile(eager, fullgraph=True, backend="eager" if dry else "inductor"),
+            "ours": partial(_modulated, index=index, backend="reference" if dry else "triton"),
+        }
+        exact = partial(_modulated, index=index, backend="reference")
+        shape = f"{name}: {n} x {width}, {rows} rows"
+        yield Problem("norm_modulate", shape, (x, values), ways, exact, 2 * x.nbytes, 3 * x.nbytes)
+
+
+def _modulated_eagerly(x: Tensor, values: Tensor, index: Tensor | None, norm: LayerNorm) -> Sequence[Tensor]:
+    return (modulate(norm(x), *Rows(values, index).chunk(2)),)
+
+
+def _modulated(x: Tensor, values: Tensor, index: Tensor | None, backend: Any) -> Sequence[Tensor]:
+    return (norm_modulate(x, *Rows(values, index).chunk(2), backend=backend),)
+
+
+def rotation(device: str, dry: bool) -> Iterator[Problem]:
+    """Heads and tokens of known models, q and k as views into a packed qkv and alone, both pairings of features."""
+    problems = [
+        ("wan-1.3b-480p", 32_760, 12, 128, "interleaved", False),
+        ("wan-1.3b-480p", 32_760, 12, 128, "half", True),
+        ("wan-14b-480p", 32_760, 40, 128, "interleaved", False),
+        ("cogvideox-5b", 17_776, 48, 64, "interleaved", True),
+    ]
+    tiny = [("tiny", 32, 2, 16, "interleaved", False), ("tiny", 32, 2, 16, "half", True)]
+    for name, n, heads, head_dim, pairing, packed in tiny if dry else problems:
+        parts = 3 if packed else 2
+        qkv = torch.randn(n, parts, heads, head_dim, device=device, dtype=torch.bfloat16)
+        qkv = qkv if packed else qkv.transpose(0, 1).contiguous().transpose(0, 1)
+        turns = torch.rand(n, head_dim // 2, device=device)
+        rotary = Rotary(turns.cos(), turns.sin(), pairing)
+        weight = torch.randn(2, head_dim, device=device, dtype=torch.bfloat16, requires_grad=True)
+        q, k = (qkv[:, i].requires_grad_() for i in range(2))
+        ways: dict[str, Way] = {
+            "eager": partial(_turned_eagerly, rotary=rotary),
+            "compiled": torch.compile(
+                partial(_turned_eagerly, rotary=rotary), fullgraph=True, backend="eager" if dry else "inductor"
+            ),
+            "ours": partial(_turned, rotary=rotary, backend="reference" if dry else "triton"),
+        }
+        exact = partial(_turned, rotary=rotary, backend="reference")
+        moved = 2 * q.numel() * q.element_size()
+        shape = f"{name}: {n} x {heads} x {head_dim}, {pairing}, {'packed qkv' if packed else 'apart'}"
+        yield Problem("qk_norm_rope", shape, (q, k, weight), ways, exact, 2 * moved, 3 * moved)
+
+
+def _turned_eagerly(q: Tensor, k: Tensor, weight: Tensor, rotary: Rotary) -> Sequence[Tensor]:
+    return tuple(apply_rope(_rms(x, w), rotary) for x, w in zip((q, k), weight.unbind(), strict=True))
+
+
+def _rms(x: Tensor, weight: Tensor) -> Tensor:
+    wide = x.float()
+    return (torch.nn.functional.rms_norm(wide, x.shape[-1:], weight.float(), 1e-6)).to(x.dtype)
+
+
+def _turned(q: Tensor, k: Tensor, weight: Tensor, rotary: Rotary, backend: Any) -> Sequence[Tensor]:
+    wide = q.dtype == torch.float64
+    angles = Rotary(rotary.cos.double(), rotary.sin.double(), rotary.layout) if wide else rotary
+    return qk_norm_rope(q, k, angles, *weight.unbind(), backend=backend)
+
+
+def measure(problem: Problem, top: Ceilings, device: str) -> Iterator[Line]:
+    """Forward and backward of every way; the error is that of the results which the timed call gives."""
+    leaves, wide = problem.leaves, tuple(leaf.detach().double().requires_grad_() for leaf in problem.leaves)
+    exact = problem.exact(*wide)
+    grads = tuple(torch.randn_like(out, dtype=torch.bfloat16) for out in exact)
+    exact_grads = torch.autograd.grad(exact, wide, [grad.double() for grad in grads])
+    for name, way in problem.ways.items():
+        out = way(*leaves)
+        back = partial(torch.autograd.grad, out, leaves, grads, retain_graph=True)
+        results = {"forward": (partial(_forward, way, leaves), exact, problem.forward_bytes),
+                   "backward": (back, exact_grads, problem.backward_bytes)}  # fmt: skip
+        for direction, (call, expected, moved) in results.items():
+            error = max(_error(a, b) for a, b in zip(call(), expected, strict=True))
+            floor = moved / top.copy_gbs / 1e6
+            taken = milliseconds(call, device)
+            yield Line(problem.operation, problem.shape, direction, name, taken, floor, error, peak(call, device))
+
+
+def _forward(way: Way, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+    with torch.no_grad():
+        return way(*leaves)
+
+
+def _error(got: Tensor, exact: Tensor) -> float:
+    return float((got.detach().double() - exact.detach()).norm() / exact.detach().norm())
+
+
+def peak(call: Callable[[], Any], device: str) -> float:
+    """Megabytes that a call needs beyond what is there."""
+    if device == "cpu":
+        return 0.0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def milliseconds(call: Callable[[], Any], device: str) -> float:
+    """The median time of a call."""
+    if device == "cpu":
+        seconds = []
+        for _ in range(3):
+            began = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - began)
+        return 1000 * statistics.median(seconds)
+    from triton.testing import do_bench
+
+    return float(do_bench(call, warmup=30, rep=150, return_mode="median"))
+
+
+def table(lines: Sequence[Line]) -> str:
+    """The lines as a Markdown table; ratios are to the other ways of the same shape and direction."""
+    rows = [
+        "| operation | shape | direction | way | ms | of copy | × eager | × compiled | error | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        same = {o.way: o.ms for o in lines if (o.shape, o.direction) == (line.shape, line.direction)}
+        ratios = f"{same['eager'] / line.ms:.2f} | {same['compiled'] / line.ms:.2f}"
+        error = f"{line.error:.1e}{'' if line.right else ' WRONG'}"
+        rows.append(
+            f"| {line.operation} | {line.shape} | {line.direction} | {line.way} | {line.ms:.4f} | "
+            f"{line.floor_ms / line.ms:.2f} | {ratios} | {error} | {line.peak_mb:.0f} |"
+        )
+    return "\n".join(rows)
+
+
+def save(path: Path, content: dict[str, Any], text: str, about: dict[str, Any]) -> None:
+    """``path.json`` and ``path.md``; prints the latter."""
+    path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    described = ", ".join(f"{name} {value}" for name, value in about["environment"].items())
+    path.with_suffix(".md").write_text(f"# {path.name}\n\n{described}\n\n{text}\n")
+    print(f"\n{text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

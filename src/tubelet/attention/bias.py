@@ -1,0 +1,66 @@
+"""Bias as a value: what is added to the scores, defined by where two tokens lie.
+
+A table of relative positions is Swin's (arXiv:2103.14030, section 3.2), over three axes Video Swin's (arXiv:2106.13230)
+and W.A.L.T's (arXiv:2312.06662).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tubelet.layout import Kind, TokenInfo
+
+__all__ = ["RelativeBias"]
+
+
+@dataclass(frozen=True, eq=False)
+class RelativeBias:
+    """A learned number for each head and each distance ``query - key`` on the grid.
+
+    ``table`` is ``(heads, 2T-1, 2H-1, 2W-1)`` and serves grids with sides up to ``(T, H, W)``; the distance 0 lies in
+    its middle. A first axis of 1 is shared by all heads. Where text takes part, 0 is added. Keep the table as a
+    parameter of your module and wrap it at the call; gradients reach it.
+
+    Raises:
+        ValueError: the table is not floating point, or its last three sides are not odd; at the call, it has other
+            heads than q or a grid is larger. Compiled code cannot see the grids: there what lies outside the table is
+            NaN.
+
+    Example:
+        >>> from tubelet import Grid, TokenLayout, attend
+        >>> x, table = torch.randn(12, 2, 8), torch.zeros(2, 5, 3, 3, requires_grad=True)
+        >>> layout = TokenLayout.packed([Grid(3, 2, 2)])
+        >>> attend(x, x, x, layout=layout, bias=RelativeBias(table)).shape
+        torch.Size([12, 2, 8])
+    """
+
+    table: Float[Tensor, "heads t h w"]
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.table.shape)
+        if self.table.ndim != 4 or not self.table.dtype.is_floating_point or any(side % 2 == 0 for side in shape[1:]):
+            raise ValueError(
+                f"table must be floating point of shape (heads, 2T-1, 2H-1, 2W-1), got {self.table.dtype} of {shape}"
+            )
+
+    def between(self, q: TokenInfo, k: TokenInfo, head: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The table's number for the distance of two grid tokens, 0 where either is text or padding."""
+        on_grid = (q.kind == Kind.GRID) & (k.kind == Kind.GRID)
+        inside, places = on_grid, []
+        for axis, length in enumerate(self.table.shape[1:]):
+            place = q.coords[..., axis] - k.coords[..., axis] + length // 2
+            inside = inside & (place >= 0) & (place < length)
+            places.append(place.clamp(0, length - 1))
+        found = self.table[head.clamp(max=self.table.shape[0] - 1), places[0], places[1], places[2]]
+        zero = torch.zeros((), dtype=found.dtype, device=found.device)
+        return torch.where(inside, found, torch.where(on_grid, zero + torch.nan, zero))
+
+    def check(self, heads: int, sides: tuple[int, int, int]) -> None:
+        """Raise ValueError where the table is too small."""
+        if self.table.shape[0] not in (1, heads):
+            raise ValueError(f"q has {heads} heads, but the bias has a table for {self.table.shape[0]}")
+        most = tuple(length // 2 + 1 for length in self.table.shape[1:])
+        if any(side > limit for side, limit in zip(sides, most, strict=True)):
+            raise ValueError(f"the bias serves grids up to {most} (t, h, w), but the layout has sides up to {sides}")

@@ -1,0 +1,86 @@
+"""``tubelet kernels``: compile every kernel for GPUs that are not here, or measure launch sizes on the one that is."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from tubelet.cli.arguments import count
+from tubelet.files import replacing
+
+__all__ = ["add", "check", "tune"]
+
+_EXAMPLE = """examples:
+  tubelet kernels check                          registers, spills and shared memory for sm_80 and sm_90; no GPU needed
+  tubelet kernels check --only rotation --arch 90
+  tubelet kernels check --json kernels.json
+  tubelet kernels tune --widths 1536 --head-dims 128"""
+
+
+def add(commands: Any) -> None:
+    """Add the command to a parser's commands.
+
+    Example:
+        >>> add(argparse.ArgumentParser().add_subparsers())
+    """
+    parser = commands.add_parser(
+        "kernels",
+        help="check the kernels' machine code, or measure their launch sizes",
+        description=__doc__,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    checking = actions.add_parser("check", help="compile for sm_80 and sm_90 without a GPU", description=check.__doc__)
+    checking.add_argument("--arch", type=count, nargs="+", default=[80, 90], help="compute capabilities; default 80 90")
+    checking.add_argument("--only", default="", metavar="WORDS", help="kernels and cases whose name holds it")
+    checking.add_argument("--json", type=Path, metavar="FILE", help="write every reading there")
+    checking.set_defaults(run=check)
+    tuning = actions.add_parser("tune", help="measure launch sizes on this GPU", description=tune.__doc__)
+    tuning.add_argument("--widths", type=count, nargs="*", default=[1536], help="of norm + modulate; default 1536")
+    tuning.add_argument("--head-dims", type=count, nargs="*", default=[128], help="of QK-norm + RoPE; default 128")
+    tuning.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    tuning.set_defaults(run=tune)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Compile every kernel and print what it needs; exit status 1 where something spills or exceeds a cap.
+
+    Raises:
+        ImportError: triton is not installed.
+        ValueError: kernels run in the interpreter, an architecture is unknown, or no kernel has the name.
+        SystemExit: a kernel fails.
+
+    Example:
+        >>> callable(check)
+        True
+    """
+    from tubelet.kernels import aot
+
+    found = list(aot.check(arguments.arch, arguments.only))
+    if not found:
+        raise ValueError(f"no kernel's name holds {arguments.only!r}")
+    print(aot.table(found))
+    if arguments.json is not None:
+        with replacing(arguments.json) as temporary:
+            temporary.write_text(json.dumps(aot.as_json(found), indent=1) + "\n")
+    faults = sum(not each.passes for each in found)
+    print(f"{len(found)} kernels compiled, {faults or 'none'} beyond a cap")
+    if faults:
+        raise SystemExit(1)
+
+
+def tune(arguments: argparse.Namespace) -> None:
+    """Measure launch sizes on this GPU and keep the fastest for later processes.
+
+    Raises:
+        ValueError: there is no CUDA device.
+
+    Example:
+        >>> callable(tune)
+        True
+    """
+    from tubelet.kernels._measuring import tune as measure
+
+    path = measure(arguments.widths, arguments.head_dims, arguments.dtype)
+    print(f"wrote {path}")

@@ -1,0 +1,113 @@
+"""Fused kernels in a finished model: an explicit transform with a filter, and its way back.
+
+``use_kernels`` changes how two kinds of module compute, never what they hold: parameters, buffers, submodules and
+state-dict keys stay as they are, so checkpoints, optimisers, PEFT and EMA copies do not notice.
+
+- A :class:`tubelet.blocks.Branch` with a modulation and a plain layer or RMS norm: norm + modulate.
+- A :class:`tubelet.attention.Attention` with RMS norms of queries and keys: qk-norm + RoPE, where it gets rotations.
+"""
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tubelet.attention.modules import Attention, normed_and_turned
+from tubelet.blocks import Branch
+from tubelet.kernels import Norm, norm_modulate, qk_norm_rope
+from tubelet.layout import Rows
+from tubelet.norms import LayerNorm, RMSNorm
+from tubelet.positions import Rotary
+
+__all__ = ["use_eager", "use_kernels"]
+
+Filter = Callable[[str, nn.Module], bool]
+
+
+def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
+    """Let the modules that have a fused kernel use it: Triton on CUDA, the same formula in plain PyTorch elsewhere.
+
+    Results and gradients differ from eager ones by rounding only: in half precision the kernels round once where eager
+    code rounds between norm, modulation and rotation. :func:`use_eager` undoes it.
+
+    Args:
+        model: changed in place; a module that is itself such a branch or attention counts.
+        filter: says of a module's name and the module whether to change it; None means all.
+
+    Returns:
+        The names of the modules changed.
+
+    Example:
+        >>> from tubelet.conditioning import AdaLNZero
+        >>> block = nn.ModuleList([Branch(nn.Linear(8, 8), LayerNorm(8), modulation=AdaLNZero(8, 8))])
+        >>> use_kernels(block), use_eager(block)
+        (['0'], ['0'])
+    """
+    changed = []
+    for name, module in model.named_modules():
+        if filter is not None and not filter(name, module):
+            continue
+        if isinstance(module, Branch) and _modulated(module) and _plain_norm(module.norm):
+            module.norm_modulate = _norm_modulate
+        elif isinstance(module, Attention) and _qk_norms(module):
+            module.normed_and_turned = _normed_and_turned
+        else:
+            continue
+        changed.append(name)
+    return changed
+
+
+def use_eager(model: nn.Module) -> list[str]:
+    """Undo :func:`use_kernels`; returns the names of the modules changed back.
+
+    Example:
+        >>> use_eager(nn.Linear(2, 2))
+        []
+    """
+    changed = []
+    for name, module in model.named_modules():
+        for kind, attribute in ((Branch, "norm_modulate"), (Attention, "normed_and_turned")):
+            if isinstance(module, kind) and vars(module).pop(attribute, None) is not None:
+                changed.append(name)
+    return changed
+
+
+def _norm_modulate(norm: nn.Module, x: Float[Tensor, "*lead d"], shift: Rows, scale: Rows) -> Float[Tensor, "*lead d"]:
+    """What a branch computes before its inner module."""
+    assert isinstance(norm, LayerNorm | RMSNorm)
+    bias = norm.bias if isinstance(norm, LayerNorm) else None
+    kind: Norm = "layer" if isinstance(norm, LayerNorm) else "rms"
+    return norm_modulate(x, shift, scale, norm=kind, weight=norm.weight, bias=bias, eps=norm.eps).to(x.dtype)
+
+
+def _normed_and_turned(
+    attention: Attention, q: Float[Tensor, "*lead hd"], k: Float[Tensor, "*lead hkd"], rope: Rotary | None
+) -> tuple[Float[Tensor, "*lead h d"], Float[Tensor, "*lead hk d"]]:
+    """What an attention does to its projected queries and keys."""
+    if rope is None:
+        return normed_and_turned(attention, q, k, rope)
+    q_norm, k_norm = attention.q_norm, attention.k_norm
+    assert isinstance(q_norm, RMSNorm)
+    assert isinstance(k_norm, RMSNorm)
+    q, k = (x.reshape(*x.shape[:-1], -1, attention.head_dim) for x in (q, k))
+    return qk_norm_rope(q, k, rope, q_norm.weight, k_norm.weight, eps=q_norm.eps)
+
+
+def _modulated(branch: Branch) -> bool:
+    return branch.modulation is not None and {"shift", "scale"} <= set(branch.parts)
+
+
+def _plain_norm(norm: nn.Module) -> bool:
+    """A norm that the kernel computes, and that nobody listens to."""
+    return type(norm) in (LayerNorm, RMSNorm) and not (norm._forward_hooks or norm._forward_pre_hooks)
+
+
+def _qk_norms(attention: Attention) -> bool:
+    q, k, per_head = attention.q_norm, attention.k_norm, (attention.head_dim, attention.head_dim)
+    if (
+        type(attention) is not Attention
+        or attention.norm_widths != per_head
+        or not (isinstance(q, RMSNorm) and isinstance(k, RMSNorm))
+    ):
+        return False
+    return _plain_norm(q) and _plain_norm(k) and q.eps == k.eps

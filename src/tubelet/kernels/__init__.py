@@ -1,0 +1,12 @@
+"""Fused operations of our own: one folder each, with a plain reference, Triton kernels, and the operation around them.
+
+Importing this package imports no triton. ``backend="auto"`` runs a kernel for what it serves on CUDA and the reference
+elsewhere; ``backend="triton"`` raises with the reason where a kernel cannot serve.
+"""
+
+from tubelet.kernels._choice import Backend
+from tubelet.kernels._modulation.op import norm_modulate
+from tubelet.kernels._modulation.reference import Norm
+from tubelet.kernels._rotation.op import qk_norm_rope
+
+__all__ = ["Backend", "Norm", "norm_modulate", "qk_norm_rope"]

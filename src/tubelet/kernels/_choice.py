@@ -1,0 +1,92 @@
+"""Which implementation serves a call: an explicit backend raises with its reason, ``auto`` never guesses."""
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Backend", "installed", "interpreted", "use_triton"]
+
+Backend = Literal["auto", "reference", "triton"]
+"""``auto`` is Triton for what it can serve on CUDA, else the reference. Example: ``"triton"``."""
+
+SERVED = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def use_triton(backend: Backend, name: str, tensors: Sequence[Tensor | None], refusal: str | None) -> bool:
+    """Whether a kernel serves a call.
+
+    Args:
+        backend: what was asked for.
+        name: of the operation, for the message.
+        tensors: everything that the kernel would read.
+        refusal: why the operation's own sizes cannot be served; None where they can.
+
+    Raises:
+        ValueError: ``triton`` was asked for and cannot serve, or the backend is unknown.
+
+    Example:
+        >>> use_triton("auto", "norm_modulate", [torch.ones(2, 2)], None)
+        False
+    """
+    if backend not in ("auto", "reference", "triton"):
+        raise ValueError(f"backend must be 'auto', 'reference' or 'triton', got {backend!r}")
+    if backend == "reference":
+        return False
+    given = [tensor for tensor in tensors if tensor is not None]
+    if backend == "auto":
+        return all(tensor.is_cuda for tensor in given) and refusal is None and _misfit(given) is None and installed()
+    reason = refusal or _misfit(given) or _absence(given)
+    if reason is not None:
+        raise ValueError(f"backend='triton' cannot serve this {name}: {reason}; backend='reference' can")
+    return True
+
+
+def _misfit(tensors: Sequence[Tensor]) -> str | None:
+    """Why the kernels cannot read these tensors anywhere."""
+    if others := [tensor.device for tensor in tensors if tensor.device != tensors[0].device]:
+        return f"its tensors lie on {tensors[0].device} and {others[0]}"
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.dtype not in SERVED:
+            return f"it computes in float32, and a tensor is {tensor.dtype}"
+    return None
+
+
+def _absence(tensors: Sequence[Tensor]) -> str | None:
+    """Why the kernels cannot run here."""
+    if not installed():
+        return "triton is not installed (pip install 'tubelet[triton]')"
+    if interpreted():
+        half = any(tensor.dtype == torch.bfloat16 for tensor in tensors)
+        return "Triton's interpreter computes bfloat16 wrongly" if half else None
+    if not tensors[0].is_cuda:
+        return f"it needs a CUDA device, and the tensors lie on {tensors[0].device}"
+    return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def installed() -> bool:
+    """Whether triton can be imported; nothing is imported to find out.
+
+    Example:
+        >>> isinstance(installed(), bool)
+        True
+    """
+    return importlib.util.find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter: ``TRITON_INTERPRET=1`` when triton was first imported.
+
+    Example:
+        >>> interpreted()
+        False
+    """
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from tubelet.kernels._modulation import kernel
+
+    return isinstance(kernel.forward, InterpretedFunction)

@@ -1,0 +1,56 @@
+"""How kernels are started, and with which sizes: fixed choices by width, which ``tubelet.kernels._tuning`` may replace.
+
+Host code of an operation describes each launch to a ``Launcher``. At run time that is :func:`launch`; the gate that
+compiles without a GPU (:mod:`tubelet.kernels.aot`) hands in another one, so that it compiles what really runs.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Launcher", "Sizes", "launch", "power_of_two"]
+
+
+Launcher = Callable[[Any, tuple[int, ...], Mapping[str, Any], int], None]
+"""Starts a kernel on a grid with its arguments (tensors, numbers, None and constants by name) and warps; :func:`launch`
+is one."""
+
+
+class Sizes(NamedTuple):
+    """What a launch may choose: tokens a program handles, and warps it has.
+
+    Example:
+        >>> Sizes(tokens=4, warps=8).tokens
+        4
+    """
+
+    tokens: int
+    warps: int
+
+
+def launch(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], warps: int) -> None:
+    """Start a Triton kernel on its tensors' device; nothing waits for it.
+
+    Example:
+        >>> class Kernel:
+        ...     def __getitem__(self, grid):
+        ...         return lambda **arguments: print(grid, sorted(arguments))
+        >>> launch(Kernel(), (2, 1), {"n": 3}, warps=4)
+        (2, 1) ['enable_fp_fusion', 'n', 'num_warps']
+    """
+    device = next((value.device for value in arguments.values() if isinstance(value, Tensor)), torch.device("cpu"))
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[grid](**arguments, num_warps=warps, enable_fp_fusion=True)
+
+
+def power_of_two(value: int) -> int:
+    """The smallest power of two that is not below ``value``.
+
+    Example:
+        >>> power_of_two(72), power_of_two(1)
+        (128, 1)
+    """
+    return 1 << (value - 1).bit_length()

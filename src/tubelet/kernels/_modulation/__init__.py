@@ -1,0 +1,1 @@
+"""Norm + modulate: reference, kernels, the operation around them."""

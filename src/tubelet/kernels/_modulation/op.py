@@ -1,0 +1,190 @@
+"""Norm + modulate as one operation: ``norm(x)·(1 + scale) + shift`` with each token's row looked up inside the kernel.
+
+It is the head of every modulated branch (DiT, arXiv:2212.09748, section 3.2; FiLM, arXiv:1709.07871). Fused, x is read
+once and the result written once; what it saves for the backward is x and two numbers a token.
+
+The gradients of the rows are sums over the tokens of each row. They are deterministic and need no atomics: programs
+walk chunks of the tokens in the order of their rows (sorted on the device where an index is given) and write partial
+sums to slots that only they own, which a second kernel adds in order. The gradients of an affine norm follow from the
+same sums, ``dweight = Σ_r (1 + scale_r)·a_r``, for nothing.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tubelet.kernels._choice import Backend, use_triton
+from tubelet.kernels._modulation import launches
+from tubelet.kernels._modulation.reference import Norm, reference
+from tubelet.layout import Rows
+
+__all__ = ["norm_modulate"]
+
+
+def norm_modulate(
+    x: Float[Tensor, "*lead d"],
+    shift: Rows,
+    scale: Rows,
+    *,
+    norm: Norm = "layer",
+    weight: Float[Tensor, " d"] | None = None,
+    bias: Float[Tensor, " d"] | None = None,
+    eps: float = 1e-6,
+    backend: Backend = "auto",
+) -> Float[Tensor, "*lead d"]:
+    """``norm(x)·(1 + scale) + shift`` in float32 or better, rounded once.
+
+    Args:
+        x: tokens, of any strides.
+        shift, scale: rows ``(r, d)``, one per sample, frame or token, with one index, as ``Rows.chunk`` gives them.
+        norm: ``"layer"`` or ``"rms"``.
+        weight, bias: of the norm, where it is affine.
+        eps: added to the variance or the mean square.
+        backend: ``"auto"``, ``"reference"`` or ``"triton"``.
+
+    Returns:
+        The modulated tokens, in the dtype that ``x`` and the rows promote to.
+
+    Raises:
+        ValueError: the rows do not fit ``x``; or ``triton`` was asked for and cannot serve, with the reason.
+
+    Example:
+        >>> shift, scale = Rows(torch.zeros(2, 8)), Rows(torch.ones(2, 8))
+        >>> norm_modulate(torch.randn(2, 5, 8), shift, scale).shape
+        torch.Size([2, 5, 8])
+    """
+    if norm not in ("layer", "rms"):
+        raise ValueError(f"norm must be 'layer' or 'rms', got {norm!r}")
+    _check(x, shift, scale)
+    tensors = (x, shift.values, scale.values, shift.index, weight, bias)
+    if not use_triton(backend, "norm_modulate", tensors, _refusal(x, shift, scale)):
+        return reference(x, shift, scale, norm, weight, bias, eps)
+    width = x.shape[-1]
+    per_row = x.numel() // width
+    if shift.index is None and shift.values.shape[0] > 1:
+        per_row //= x.shape[0]
+    index = None if shift.index is None else shift.index.expand(x.shape[:-1]).reshape(-1)
+    rms, rows = norm == "rms", (shift.values, scale.values)
+    out: Tensor = _norm_modulate(x.reshape(-1, width), *rows, index, weight, bias, per_row, rms, eps)[0]
+    return out.view(x.shape)
+
+
+def _check(x: Tensor, shift: Rows, scale: Rows) -> None:
+    if shift.values.shape != scale.values.shape or shift.values.shape[1:] != x.shape[-1:]:
+        found = f"shift has rows {tuple(shift.values.shape)} and scale {tuple(scale.values.shape)}"
+        raise ValueError(f"{found}, but x has width {x.shape[-1]}")
+    rows = shift.values.shape[0]
+    if shift.index is None and rows != 1 and (x.ndim != 3 or x.shape[0] != rows):
+        raise ValueError(f"{rows} rows without an index belong to a batch of {rows} rows, but x is {tuple(x.shape)}")
+
+
+def _refusal(x: Tensor, shift: Rows, scale: Rows) -> str | None:
+    if shift.index is not scale.index:
+        return "shift and scale have two indexes"
+    if x.shape[-1] > launches.LARGEST:
+        return f"its rows have at most {launches.LARGEST} numbers, and x has width {x.shape[-1]}"
+    return None
+
+
+@torch.library.custom_op("tubelet::norm_modulate", mutates_args=())
+def _norm_modulate(
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    index: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    per_row: int,
+    rms: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    x, shift, scale, weight, bias = map(_dense, (x, shift, scale, weight, bias))
+    return launches.forward(launches.Given(x, scale, index, weight, per_row, rms, eps), shift, bias)
+
+
+@_norm_modulate.register_fake
+def _(
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    index: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    per_row: int,
+    rms: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    out = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, shift.dtype))
+    return out, x.new_empty(1 if rms else 2, x.shape[0], dtype=torch.float32)
+
+
+@torch.library.custom_op("tubelet::norm_modulate_backward", mutates_args=())
+def _norm_modulate_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    stats: Tensor,
+    index: Tensor | None,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    weight: Tensor | None,
+    per_row: int,
+    rms: bool,
+) -> tuple[Tensor, Tensor]:
+    grad, x, scale, weight = map(_dense, (grad, x, scale, weight))
+    given = launches.Given(x, scale, index, weight, per_row, rms, 0.0)
+    return launches.backward(grad, given, stats, order, offsets)
+
+
+@_norm_modulate_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    stats: Tensor,
+    index: Tensor | None,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    weight: Tensor | None,
+    per_row: int,
+    rms: bool,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(2, *scale.shape, dtype=torch.float32)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, shift, scale, index, weight, bias, ctx.per_row, ctx.rms, _ = inputs
+    ctx.shift_dtype = shift.dtype
+    ctx.save_for_backward(x, scale, output[1], index, weight, bias)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, scale, stats, index, weight, bias = ctx.saved_tensors
+    order, offsets = (None, None) if index is None else _by_row(index, scale.shape[0])
+    dx, sums = _norm_modulate_backward(grad, x, scale, stats, index, order, offsets, weight, ctx.per_row, ctx.rms)
+    plain, normed = sums  # per row: Σ grad, and Σ grad · normed x
+    dscale = normed if weight is None else normed * weight
+    dscale = dscale if bias is None else dscale + plain * bias
+    dweight = None if weight is None else ((1 + scale.float()) * normed).sum(0).to(weight.dtype)
+    dbias = None if bias is None else ((1 + scale.float()) * plain).sum(0).to(bias.dtype)
+    return dx, plain.to(ctx.shift_dtype), dscale.to(scale.dtype), None, dweight, dbias, None, None, None
+
+
+_norm_modulate.register_autograd(_backward, setup_context=_save)
+
+
+def _by_row(index: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """The tokens in the order of their rows, and where each row begins.
+
+    Plain operations: a compiled graph does them once for all layers that have one index.
+    """
+    # half as many passes of the radix sort as over int64; a negative row counts from the end
+    ordered, order = index.remainder(rows).to(torch.int32).sort(stable=True)
+    return order, torch.searchsorted(ordered, torch.arange(rows + 1, device=index.device, dtype=torch.int32))
+
+
+def _dense(tensor: Any) -> Any:
+    """A tensor whose last axis lies dense in memory; others are copied."""
+    return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()

@@ -1,0 +1,1 @@
+"""QK-norm + RoPE: reference, kernels, the operation around them."""

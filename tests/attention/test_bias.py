@@ -1,0 +1,139 @@
+"""Bias as a value: its numbers against a loop over pairs, on every backend that takes it, and its gradients."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tubelet.attention import HeadSplit, Joint, RelativeBias, Spatial, Window, attend
+from tubelet.attention.backends.reference import bias_of
+from tubelet.layout import Grid, TokenInfo, TokenLayout
+from tubelet.protocols import AttentionRequest
+
+PACKED = TokenLayout.packed([Grid(3, 2, 2), Grid(1, 3, 2), Grid(2, 1, 4)], [2, 0, 1], capacity=32)
+DENSE = TokenLayout.dense(2, Grid(2, 3, 2), text_length=1)
+
+
+def table(heads: int = 2) -> Tensor:
+    """For grids up to 3 × 4 × 5."""
+    return torch.randn(heads, 5, 7, 9, dtype=torch.float64, requires_grad=True)
+
+
+def by_hand(values: Tensor, layout: TokenLayout, heads: int) -> Tensor:
+    """``(heads, n, n)`` for a flattened layout, pair by pair."""
+    info = layout.on("cpu").info()
+    coords, kind = info.coords.reshape(-1, 3).tolist(), info.kind.flatten().tolist()
+    dense = torch.zeros(heads, len(kind), len(kind), dtype=values.dtype)
+    for i, a in enumerate(coords):
+        for j, b in enumerate(coords):
+            if kind[i] == kind[j] == 2:
+                t, h, w = (x - y for x, y in zip(a, b, strict=True))
+                if abs(t) < 3 and abs(h) < 4 and abs(w) < 5:
+                    dense[:, i, j] = values[:, t + 2, h + 3, w + 4]
+    return dense
+
+
+@pytest.mark.parametrize("pattern", [Joint(), Window((2, 2, 2)), Spatial()], ids=str)
+def test_packed_samples_equal_the_dense_bias_pair_by_pair(pattern: object) -> None:
+    values, (q, k, v) = table(), torch.randn(3, 32, 2, 4, dtype=torch.float64)
+    got = attend(q, k, v, layout=PACKED, pattern=pattern, bias=RelativeBias(values))
+    want = attend(q, k, v, layout=PACKED, pattern=pattern, bias=by_hand(values, PACKED, 2), backend="reference")
+    assert torch.allclose(got, want, atol=1e-12)
+    weights = torch.randn_like(got)
+    one, two = (torch.autograd.grad(out, values, weights)[0] for out in (got, want))
+    assert torch.allclose(one, two, atol=1e-12) and one.any()
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_dense_rows_take_it_on_either_backend(backend: str) -> None:
+    values, (q, k, v) = table(4), torch.randn(3, 2, 13, 4, 8, dtype=torch.float64)
+    k, v = k[:, :, :2], v[:, :, :2]
+    got = attend(q, k, v, layout=DENSE, bias=RelativeBias(values), backend=backend)
+    rows = by_hand(values, TokenLayout.packed([Grid(2, 3, 2)], [1]), 4)
+    want = attend(q, k, v, bias=rows, backend="reference")
+    assert torch.allclose(got, want, atol=1e-12)
+    weights = torch.randn_like(got)
+    one, two = (torch.autograd.grad(out, values, weights)[0] for out in (got, want))
+    assert torch.allclose(one, two, atol=1e-12)
+
+
+def test_plain_rows_are_lines() -> None:
+    values = torch.randn(1, 1, 1, 9, dtype=torch.float64)
+    q, k, v = torch.randn(3, 2, 5, 2, 4, dtype=torch.float64)
+    steps = torch.arange(5)[:, None] - torch.arange(5) + 4
+    want = attend(q, k, v, bias=values[0, 0, 0][steps])
+    assert torch.allclose(attend(q, k, v, bias=RelativeBias(values)), want, atol=1e-12)
+
+
+def test_split_heads_keep_their_tables() -> None:
+    values, (q, k, v) = table(), torch.randn(3, 32, 2, 4, dtype=torch.float64)
+    whole = attend(q, k, v, layout=PACKED, bias=RelativeBias(values))
+    split = HeadSplit((Joint(), Joint()), (1, 1))
+    assert torch.allclose(attend(q, k, v, layout=PACKED, pattern=split, bias=RelativeBias(values)), whole, atol=1e-12)
+
+
+def test_a_users_bias_needs_two_methods() -> None:
+    class Nearer:
+        def between(self, q: TokenInfo, k: TokenInfo, head: Tensor) -> Tensor:
+            return -(head + 1) * (q.coords - k.coords).abs().sum(-1).double()
+
+        def check(self, heads: int, sides: tuple[int, int, int]) -> None:
+            assert heads == 2 and sides == (3, 3, 4)
+
+    q, k, v = torch.randn(3, 32, 2, 4, dtype=torch.float64)
+    coords = PACKED.on("cpu").coords
+    far = (coords[:, None] - coords).abs().sum(-1).double()
+    want = attend(q, k, v, layout=PACKED, bias=-far * torch.tensor([1.0, 2.0]).double()[:, None, None])
+    assert torch.allclose(attend(q, k, v, layout=PACKED, bias=Nearer()), want, atol=1e-12)
+
+
+def test_queries_in_rows_meet_packed_keys() -> None:
+    context = TokenLayout.packed([None, None], [3, 1])
+    q, k = torch.randn(2, 5, 2, 4, dtype=torch.float64), torch.randn(4, 2, 4, dtype=torch.float64)
+    bias = torch.randn(2, 2, 5, 4, dtype=torch.float64)
+    out = attend(q, k, k, kv_layout=context, bias=bias)
+    for row, keys in ((0, slice(0, 3)), (1, slice(3, 4))):
+        scores = torch.einsum("qhd,khd->hqk", q[row], k[keys]) / 2 + bias[row, :, :, keys]
+        assert torch.allclose(out[row], torch.einsum("hqk,khd->qhd", scores.softmax(-1), k[keys]), atol=1e-12)
+    with pytest.raises(ValueError, match="no meaning for packed queries"):
+        attend(k, q, q, layout=context, kv_layout=TokenLayout.padded([5, 5], 5), bias=bias)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    q = torch.randn(12, 2, 4)
+    with pytest.raises(ValueError, match=r"q has 2 heads, but the bias has a table for 3"):
+        attend(q, q, q, bias=RelativeBias(torch.zeros(3, 1, 1, 23)))
+    with pytest.raises(ValueError, match=r"grids up to \(1, 1, 3\).*sides up to \(1, 1, 12\)"):
+        attend(q, q, q, bias=RelativeBias(torch.zeros(2, 1, 1, 5)))
+    with pytest.raises(ValueError, match=r"2T-1.*\(2, 4, 3, 3\)"):
+        RelativeBias(torch.zeros(2, 4, 3, 3))
+
+
+@pytest.mark.graph
+def test_one_graph_serves_the_layouts_of_a_capacity_and_never_reads_outside_the_table() -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    def layer(q: Tensor, values: Tensor, index: object) -> Tensor:
+        return attend(q, q, q, layout=index, bias=RelativeBias(values))
+
+    compiled, values, q = torch.compile(layer, fullgraph=True, backend=backend), table(), torch.randn(40, 2, 4).double()
+    for grids in ([Grid(3, 2, 2)], [Grid(1, 4, 5), Grid(1, 1, 1)]):
+        index = TokenLayout.packed(grids, [1] * len(grids), capacity=40).on("cpu")
+        assert torch.allclose(compiled(q, values, index), layer(q, values, index))
+    assert len(graphs) == 1
+    outside = TokenLayout.packed([Grid(4, 1, 1)], capacity=40).on("cpu")
+    assert math.isnan(compiled(q, values.detach(), outside).sum())
+
+
+def test_numbers_of_a_value_broadcast_to_the_scores() -> None:
+    shape = (32, 2, 4)
+    request = AttentionRequest(
+        Joint(), PACKED.on("cpu"), None, shape, shape, torch.float64, "cpu", 1.0, RelativeBias(table())
+    )
+    dense = bias_of(request)
+    assert dense is not None and dense.shape == (2, 32, 32)

@@ -1,0 +1,107 @@
+"""The gate that compiles without a GPU: it reads real machine code, catches a spill, and says so in every output."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from tubelet.cli import main
+from tubelet.kernels import aot
+from tubelet.kernels._modulation.cases import WIDTHS
+from tubelet.kernels._rotation.cases import HEAD_DIMS
+
+GOOD = aot.Resources("modulation.forward", "layer bfloat16 384", 90, 4, 40, 0, 0, 64)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch) -> None:
+    """Compile for real, whatever this machine has compiled before."""
+    monkeypatch.setattr("triton.knobs.cache.dir", str(tmp_path))
+
+
+@pytest.mark.parametrize("word", ["modulation.forward layer bfloat16 1536", "rotation.forward half float16 128"])
+def test_a_kernel_compiles_for_both_architectures(word: str) -> None:
+    found = list(aot.check(word=word))
+    assert [each.arch for each in found] == [80, 90]
+    for each in found:
+        assert each.passes, each.fault
+        assert 16 <= each.registers <= 128
+
+
+def test_real_spills_are_read_from_the_machine_code() -> None:
+    """A row of 8,192 numbers with three sums in 1,024 threads of 64 registers: more than fits."""
+    (launch,) = [
+        described
+        for name, case, described in aot.launches()
+        if (name, case) == ("modulation.backward", "layer bfloat16 5120")
+    ]
+    kernel, arguments, _ = launch
+    found = aot._compiled("modulation.backward", "too many warps", 90, kernel, arguments, 32)
+    assert found.spills > 0
+    assert not found.passes
+    assert "spills" in str(found.fault)
+
+
+@pytest.mark.parametrize(
+    ("bad", "fault"),
+    [
+        ({"spills": 1}, "1 spills"),
+        ({"stack_bytes": 8}, "0 spills, 8 bytes of stack"),
+        ({"registers": 129}, "129 registers a thread"),
+        ({"shared_bytes": 300_000}, "300000 bytes of shared memory"),
+    ],
+)
+def test_each_cap_is_a_fault(bad, fault, monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setattr(aot, "check", lambda archs, word: iter([GOOD, replace(GOOD, **bad)]))
+    with pytest.raises(SystemExit) as stop:
+        main(["kernels", "check", "--json", str(tmp_path / "found.json")])
+    assert stop.value.code == 1
+    out = capsys.readouterr().out
+    assert f"FAULT layer bfloat16 384: {fault}" in out
+    assert "2 kernels compiled, 1 beyond a cap" in out
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert (written["schema"], written["passes"]) == (1, False)
+    assert [each["fault"] is None for each in written["kernels"]] == [True, False]
+
+
+def test_what_passes_has_status_0_and_a_table(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(aot, "check", lambda archs, word: iter([GOOD]))
+    assert main(["kernels", "check"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[1].split() == ["modulation.forward", "sm_90", "1", "40", "0", "0", "64"]
+    assert out[2] == "1 kernels compiled, none beyond a cap"
+
+
+def test_every_case_is_launched_once() -> None:
+    names = [f"{name} {case}" for name, case, _ in aot.launches()]
+    assert len(set(names)) == len(names)
+    for width in WIDTHS:
+        assert f"modulation.backward layer bfloat16 {width}" in names
+        assert f"modulation.forward layer bfloat16 {width}" in names
+    for head_dim in HEAD_DIMS:
+        for layout in ("interleaved", "half"):
+            assert f"rotation.forward {layout} bfloat16 {head_dim}" in names
+            assert f"rotation.backward {layout} bfloat16 {head_dim}" in names
+    assert {"float16", "float32", "bfloat16"} == {word for name in names for word in name.split() if "float" in word}
+
+
+def test_mistakes_are_one_line(capsys) -> None:
+    for argv, says in [(["--arch", "70"], "80, 90, got 70"), (["--only", "nothing"], "'nothing'")]:
+        assert main(["kernels", "check", *argv]) == 2
+        assert says in capsys.readouterr().err
+    code = "from tubelet.cli import main; raise SystemExit(main(['kernels', 'check', '--only', 'combine']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"}
+    )
+    assert done.returncode == 2
+    assert "TRITON_INTERPRET=1 is set" in done.stderr
+
+
+@pytest.mark.slow
+def test_all_shipped_kernels_pass() -> None:
+    done = subprocess.run([sys.executable, "-m", "tubelet", "kernels", "check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "none beyond a cap" in done.stdout

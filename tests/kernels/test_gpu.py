@@ -1,0 +1,166 @@
+"""The kernels on a GPU, against the references in float64 on the same device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tubelet.fused import use_kernels
+from tubelet.kernels import _measuring as measuring
+from tubelet.kernels import norm_modulate, qk_norm_rope
+from tubelet.layout import Grid, Rows, TokenLayout
+from tubelet.models import VideoDiT, VideoDiTConfig
+from tubelet.positions import Rope3d, Rotary
+
+pytestmark = [pytest.mark.gpu, pytest.mark.graph]
+TOLERANCE = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+
+Operation = Callable[..., Any]
+
+
+def modulated(width: int, dtype: torch.dtype, rows: int | None, norm: Any) -> tuple[Operation, list[Tensor]]:
+    torch.manual_seed(0)
+    x = torch.randn(3, 700, width, device="cuda", dtype=dtype, requires_grad=True)
+    values = torch.randn(rows or 3, 3 * width, device="cuda", dtype=dtype, requires_grad=True)
+    weight = torch.randn(width, device="cuda", dtype=dtype, requires_grad=True)
+    index = None if rows is None else torch.randint(0, rows, (3, 700), device="cuda")
+
+    def run(x: Tensor, values: Tensor, weight: Tensor, backend: Any = "triton") -> tuple[Tensor, ...]:
+        shift, scale, _ = Rows(values, index).chunk(3)
+        return (norm_modulate(x, shift, scale, norm=norm, weight=weight, bias=weight, backend=backend),)
+
+    return run, [x, values, weight]
+
+
+def turned(head_dim: int, dtype: torch.dtype, layout: Any) -> tuple[Operation, list[Tensor]]:
+    torch.manual_seed(0)
+    qkv = torch.randn(2, 700, 3, 6, head_dim, device="cuda", dtype=dtype, requires_grad=True)
+    weight = torch.randn(2, head_dim, device="cuda", dtype=dtype, requires_grad=True)
+    rotary = Rope3d(head_dim, layout=layout)(torch.rand(700, 3, device="cuda") * 9)
+
+    def run(qkv: Tensor, weight: Tensor, backend: Any = "triton") -> tuple[Tensor, ...]:
+        q, k, _ = qkv.unbind(2)
+        wide = q.dtype == torch.float64
+        angles = Rotary(rotary.cos.double(), rotary.sin.double(), layout) if wide else rotary
+        return qk_norm_rope(q, k[:, :, :2], angles, *weight.unbind(), backend=backend)
+
+    return run, [qkv, weight]
+
+
+def near(run: Operation, leaves: list[Tensor], tolerance: float, compiled: bool = False) -> None:
+    got = (torch.compile(run, fullgraph=True) if compiled else run)(*leaves)
+    exact_leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    expected = run(*exact_leaves, backend="reference")
+    grads = [torch.randn_like(out) for out in got]
+    ours = [*got, *torch.autograd.grad(got, leaves, grads)]
+    exact = [*expected, *torch.autograd.grad(expected, exact_leaves, [grad.double() for grad in grads])]
+    for place, (a, b) in enumerate(zip(ours, exact, strict=True)):
+        error = (a.double() - b).norm() / b.norm()
+        assert error < tolerance, f"result {place}: {error:.1e}"
+
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+WIDTHS = [(33, BF16), (384, BF16), (1152, BF16), (5120, BF16), (8192, BF16), (72, FP16), (1536, FP16),
+          (7, FP32), (1536, FP32), (5120, FP32)]  # fmt: skip
+HEAD_DIMS = [(6, BF16), (64, BF16), (72, BF16), (80, BF16), (96, BF16), (128, BF16), (256, BF16), (128, FP16),
+             (72, FP32), (128, FP32)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "dtype"), WIDTHS)
+@pytest.mark.parametrize(("rows", "norm"), [(None, "layer"), (1, "layer"), (40, "rms")])
+def test_norm_modulate(width: int, dtype: torch.dtype, rows: int | None, norm: str) -> None:
+    near(*modulated(width, dtype, rows, norm), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("head_dim", "dtype"), HEAD_DIMS)
+@pytest.mark.parametrize("layout", ["interleaved", "half"])
+def test_qk_norm_rope(head_dim: int, dtype: torch.dtype, layout: str) -> None:
+    near(*turned(head_dim, dtype, layout), TOLERANCE[dtype])
+
+
+CASES = {
+    "norm_modulate": lambda: modulated(1536, torch.bfloat16, 40, "layer"),
+    "qk_norm_rope": lambda: turned(128, torch.bfloat16, "interleaved"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_inductor_compiles_them(name: str) -> None:
+    near(*CASES[name](), TOLERANCE[torch.bfloat16], compiled=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_waits_for_the_device(name: str) -> None:
+    run, leaves = CASES[name]()
+    grads = [torch.ones_like(out) for out in run(*leaves)]
+    torch.autograd.grad(run(*leaves), leaves, grads)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.autograd.grad(run(*leaves), leaves, grads)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_cuda_graph_replays_forward_and_backward(name: str) -> None:
+    run, leaves = CASES[name]()
+
+    def step() -> list[Tensor]:
+        out = run(*leaves)
+        return [*out, *torch.autograd.grad(out, leaves, [torch.ones_like(each) for each in out])]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        leaves[0].copy_(torch.randn_like(leaves[0]))
+    graph.replay()
+    for got, expected in zip(captured, step(), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_gradients_repeat_to_the_bit() -> None:
+    run, leaves = CASES["norm_modulate"]()
+    first, second = (torch.autograd.grad(run(*leaves)[0].sum(), leaves) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_more_numbers_than_32_bits_count() -> None:
+    n, width = 720_000, 3072
+    x = torch.ones(n, width, device="cuda", dtype=torch.bfloat16)
+    x[:, ::2] = -1
+    shift, scale = Rows(torch.ones(1, 2 * width, device="cuda", dtype=torch.bfloat16)).chunk(2)
+    out = norm_modulate(x, shift, scale, backend="triton")
+    assert (out[-1].float() - (2 * x[-1].float() + 1)).abs().max() < 0.02
+
+
+def test_a_model_with_kernels_equals_the_eager_one() -> None:
+    torch.manual_seed(0)
+    model = VideoDiT(VideoDiTConfig(latent_channels=4, dim=128, depth=2, heads=2, text_dim=8), device="cuda")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    layout = TokenLayout.packed([Grid(4, 6, 6), Grid(1, 8, 8)]).on("cuda")
+    texts = TokenLayout.packed([None, None], [2, 3]).on("cuda")
+    x, text = torch.randn(208, 4, device="cuda"), torch.randn(5, 8, device="cuda")
+
+    def step() -> list[Tensor]:
+        out = model(x, layout.rows(torch.tensor([0.2, 0.9], device="cuda"), "sample"), text, layout, texts)
+        return [out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))]
+
+    eager = step()
+    assert use_kernels(model)
+    for got, expected in zip(step(), eager, strict=True):
+        assert (got - expected).norm() <= 1e-4 * expected.norm() + 1e-6
+
+
+def test_measured_sizes_give_the_same_results(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path)
+    assert measuring.tune([384], [64], tokens=2048).is_file()

@@ -1,0 +1,144 @@
+"""What the operations do where no kernel runs: their references, refusals, shapes and compiled graphs."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tubelet.blocks import modulate
+from tubelet.kernels import norm_modulate, qk_norm_rope
+from tubelet.kernels._choice import use_triton
+from tubelet.layout import Rows
+from tubelet.norms import LayerNorm, RMSNorm
+from tubelet.positions import Rope3d, Rotary, apply_rope
+
+F64 = {"dtype": torch.float64}
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("affine", [False, True])
+def test_norm_modulate_is_the_librarys_norm_and_modulation(norm: str, affine: bool) -> None:
+    module = (LayerNorm if norm == "layer" else RMSNorm)(12, affine=affine, **F64)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    x, rows = torch.randn(2, 5, 12, **F64), Rows(torch.randn(3, 24, **F64), torch.randint(0, 3, (2, 5)))
+    shift, scale = rows.chunk(2)
+    weight, bias = module.weight, getattr(module, "bias", None)
+    got = norm_modulate(x, shift, scale, norm=norm, weight=weight, bias=bias)
+    torch.testing.assert_close(got, modulate(module(x), shift, scale), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_norm_modulate_passes_gradcheck(norm: str) -> None:
+    index = torch.tensor([0, 1, 1])
+    leaves = [torch.randn(*shape, **F64, requires_grad=True) for shape in ((3, 4), (2, 8), (4,), (4,))]
+
+    def run(x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return norm_modulate(x, *Rows(rows, index).chunk(2), norm=norm, weight=weight, bias=bias)
+
+    assert torch.autograd.gradcheck(run, leaves)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "half"])
+def test_qk_norm_rope_is_the_librarys_norm_and_rotation(layout: str) -> None:
+    norms = [RMSNorm(12, **F64), RMSNorm(12, **F64)]
+    for norm in norms:
+        torch.nn.init.normal_(norm.weight)
+    q, k = torch.randn(2, 5, 4, 12, **F64), torch.randn(2, 5, 2, 12, **F64)
+    rotary = Rope3d(12, layout=layout, **F64)(torch.rand(5, 3))
+    got = qk_norm_rope(q, k, rotary, norms[0].weight, norms[1].weight)
+    for each, x, norm in zip(got, (q, k), norms, strict=True):
+        torch.testing.assert_close(each, apply_rope(norm(x), rotary), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "half"])
+def test_qk_norm_rope_passes_gradcheck(layout: str) -> None:
+    rotary = Rope3d(6, layout=layout, **F64)(torch.rand(2, 3))
+    leaves = [torch.randn(*shape, **F64, requires_grad=True) for shape in ((2, 2, 6), (2, 1, 6), (6,), (6,))]
+    assert torch.autograd.gradcheck(lambda q, k, a, b: qk_norm_rope(q, k, rotary, a, b), leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    x, rows = torch.randn(5, 40).to(dtype), Rows(torch.randn(1, 80).to(dtype))
+    exact = norm_modulate(x.double(), *rows.map(Tensor.double).chunk(2))
+    assert torch.equal(norm_modulate(x, *rows.chunk(2)), exact.to(dtype))
+    q, rotary = torch.randn(5, 2, 8).to(dtype), Rope3d(8)(torch.rand(5, 3))
+    exact = qk_norm_rope(q.double(), q.double(), Rotary(rotary.cos.double(), rotary.sin.double()))
+    got = qk_norm_rope(q, q, rotary)
+    assert got[0].dtype == dtype
+    assert torch.equal(got[1], exact[1].to(dtype))
+
+
+@pytest.mark.graph
+def test_the_automatic_choice_compiles_into_one_graph() -> None:
+    rotary = Rope3d(12)(torch.rand(6, 3))
+
+    def run(x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+        h = norm_modulate(x, *Rows(rows).chunk(2)).unflatten(-1, (2, 12))
+        return torch.cat(qk_norm_rope(h, h, rotary, weight, weight))
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    leaves = [torch.randn(*shape, requires_grad=True) for shape in ((2, 6, 24), (2, 48), (12,))]
+    results = [(out := each(*leaves), *torch.autograd.grad(out.sum(), leaves)) for each in (compiled, run)]
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_triton_is_refused_with_the_reason() -> None:
+    x, rows, q = torch.ones(2, 3, 8), Rows(torch.ones(2, 16)), torch.ones(3, 2, 8)
+    shift, scale = rows.chunk(2)
+    angles = torch.ones(3, 4)
+    for call, reason in [
+        (lambda: norm_modulate(x, shift, scale, backend="triton"), "CUDA device, and the tensors lie on cpu"),
+        (lambda: norm_modulate(x.double(), shift, scale, backend="triton"), "float32, and a tensor is torch.float64"),
+        (
+            lambda: norm_modulate(torch.ones(1, 9000), *Rows(torch.ones(1, 18000)).chunk(2), backend="triton"),
+            "at most 8192 numbers, and x has width 9000",
+        ),
+        (
+            lambda: norm_modulate(
+                x, Rows(shift.values, torch.zeros(2, 3).long()), Rows(scale.values, torch.ones(2, 3).long()),
+                backend="triton",
+            ),
+            "two indexes",
+        ),
+        (lambda: norm_modulate(x.to("meta"), shift, scale, backend="triton"), "tensors lie on meta and"),
+        (lambda: qk_norm_rope(q, q, Rotary(angles, angles), backend="triton"), "CUDA device"),
+        (lambda: qk_norm_rope(q, q.half(), Rotary(angles, angles), backend="triton"), "q is torch.float32 and k"),
+        (
+            lambda: qk_norm_rope(q, q, Rotary(angles.requires_grad_(), angles), backend="triton"),
+            "no gradient for the angles",
+        ),
+        (
+            lambda: qk_norm_rope(q, q, Rotary(torch.ones(2, 3, 4), torch.ones(2, 3, 4)), backend="triton"),
+            "does not broadcast to q",
+        ),
+        (
+            lambda: qk_norm_rope(*torch.ones(2, 1, 1, 514), Rotary(*torch.ones(2, 1, 257)), backend="triton"),
+            "at most 512 features, and q has head_dim 514",
+        ),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=reason):
+            call()
+
+
+def test_triton_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"not installed \(pip install 'tubelet\[triton\]'\)"):
+        use_triton("triton", "norm_modulate", [torch.ones(1)], None)
+    assert not use_triton("auto", "norm_modulate", [torch.ones(1)], None)
+
+
+def test_what_does_not_fit_is_an_error_on_every_backend() -> None:
+    x, rows = torch.ones(2, 3, 8), Rows(torch.ones(3, 16))
+    shift, scale = rows.chunk(2)
+    angles = torch.ones(3, 4)
+    for call, message in [
+        (lambda: norm_modulate(x, shift, scale), r"3 rows without an index.*x is \(2, 3, 8\)"),
+        (lambda: norm_modulate(x[..., :4], shift, scale), "width 4"),
+        (lambda: norm_modulate(x, shift, Rows(scale.values[:2])), r"shift has rows \(3, 8\) and scale \(2, 8\)"),
+        (lambda: qk_norm_rope(*torch.ones(2, 3, 1, 6), Rotary(angles, angles)), "head_dim 6.*head_dim 8"),
+        (lambda: qk_norm_rope(*torch.ones(2, 2, 1, 8), Rotary(angles, angles)), "q has 2 tokens.*turns 3 tokens"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            call()

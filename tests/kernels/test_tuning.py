@@ -1,0 +1,54 @@
+"""Launch sizes: what is measured is kept and read, what is not falls back, and nothing is measured in a call."""
+
+import pytest
+import torch
+
+from tubelet.kernels import _measuring as measuring
+from tubelet.kernels import _tuning as tuning
+from tubelet.kernels._launching import Sizes
+
+
+def test_the_fastest_right_candidate_wins() -> None:
+    seconds = dict.fromkeys(measuring.neighbours(Sizes(8, 4)), 1.0) | {Sizes(8, 4): 2.0, Sizes(16, 2): 0.5}
+
+    def run(sizes: Sizes) -> list[torch.Tensor]:
+        return [torch.tensor([1.0])]
+
+    assert measuring.fastest(Sizes(8, 4), run, lambda call: seconds[call.args[0]]) == Sizes(16, 2)
+
+
+def test_a_wrong_candidate_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"Sizes\(tokens=4, warps=2\) gives another result than Sizes\(tokens=8"):
+        measuring.fastest(Sizes(8, 4), lambda sizes: [torch.tensor([float(sizes.tokens)])], lambda call: 1.0)
+
+
+def test_measured_sizes_replace_the_fixed_ones_on_their_device_only(monkeypatch, tmp_path) -> None:
+    name = tuning.key("rotation_forward", 128, torch.bfloat16)
+    monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: device.type + " 9")
+    tuning.write(tuning.tuned_file("cuda 9"), {name: Sizes(2, 1)})
+    tuning.write(tuning.tuned_file("cuda 9"), {"other": Sizes(4, 4)})  # joins, does not replace
+    fixed, device = Sizes(16, 4), torch.device("cuda")
+    tuning._measured.cache_clear()
+    assert tuning.choose("rotation_forward", device, 128, torch.bfloat16, fixed) == Sizes(2, 1)
+    assert tuning.choose("rotation_forward", device, 128, torch.float16, fixed) == fixed
+    assert tuning.choose("rotation_forward", torch.device("cpu"), 128, torch.bfloat16, fixed) == fixed
+    tuning._measured.cache_clear()
+
+
+def test_a_file_of_another_version_is_not_read(tmp_path) -> None:
+    (tmp_path / "a.json").write_text('{"schema": 99, "sizes": {"x": [1, 1]}}')
+    assert tuning.read(tmp_path / "a.json") == {}
+
+
+def test_measuring_needs_a_device() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="needs a CUDA device"):
+            measuring.tune([8], [8])
+
+
+def test_every_job_runs_without_data() -> None:
+    found = [(name, width) for name, width, *_ in measuring.jobs([8], [16], torch.float32, 4, "meta")]
+    assert found == [
+        ("modulation_forward", 8), ("modulation_backward", 8), ("rotation_forward", 16), ("rotation_backward", 16),
+    ]  # fmt: skip

@@ -1,0 +1,149 @@
+"""Fused models against the same models in eager code: values, gradients, keys, copies, graphs, and the way back."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tubelet.attention import Attention
+from tubelet.blocks import Branch, TransformerBlock
+from tubelet.conditioning import AdaLNZero
+from tubelet.fused import use_eager, use_kernels
+from tubelet.kernels import norm_modulate, qk_norm_rope
+from tubelet.layout import Grid, TokenLayout
+from tubelet.mlp import MLP
+from tubelet.models import VideoDiT, VideoDiTConfig
+from tubelet.norms import LayerNorm, RMSNorm
+from tubelet.positions import Rope3d
+
+F64 = {"dtype": torch.float64}
+CONFIG = VideoDiTConfig(latent_channels=4, dim=32, depth=2, heads=2, text_dim=8)
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return module
+
+
+@pytest.fixture
+def model() -> VideoDiT:
+    return randomised(VideoDiT(CONFIG, **F64))
+
+
+def results(model: nn.Module) -> list[Tensor]:
+    """The prediction on a packed batch, and the gradients of every parameter and of the input."""
+    layout = TokenLayout.packed([Grid(2, 2, 3), Grid(1, 1, 5)], capacity=20).on("cpu")
+    text_layout = TokenLayout.packed([None, None], [2, 3]).on("cpu")
+    torch.manual_seed(1)
+    x, text = torch.randn(20, 4, **F64, requires_grad=True), torch.randn(5, 8, **F64)
+    out = model(x, layout.rows(torch.rand(3, **F64), "frame"), text, layout, text_layout)
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), [x, *model.parameters()])]
+
+
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the fused operations, as they are called."""
+    made: list[str] = []
+    for operation in (norm_modulate, qk_norm_rope):
+
+        def counting(*args: object, _operation: object = operation, **kwargs: object) -> object:
+            made.append(_operation.__name__)
+            return _operation(*args, **kwargs)
+
+        monkeypatch.setattr(f"tubelet.fused.{operation.__name__}", counting)
+    return made
+
+
+def equal(got: list[Tensor], expected: list[Tensor]) -> None:
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_a_whole_model_computes_the_same_and_keeps_its_keys(model: VideoDiT, monkeypatch) -> None:
+    eager, keys = results(model), list(model.state_dict())
+    changed = use_kernels(model)
+    assert len(changed) == 2 * 3  # attention's branch, its attention, the MLP's branch; not the cross-attention's
+    assert "blocks.0.branches.0.inner" in changed
+    made = calls(monkeypatch)
+    equal(results(model), eager)
+    assert (made.count("norm_modulate"), made.count("qk_norm_rope")) == (4, 2)
+    assert list(model.state_dict()) == keys
+    assert sorted(use_eager(model)) == sorted(changed)
+    made.clear()
+    equal(results(model), eager)
+    assert made == []
+    assert use_eager(model) == []
+
+
+def test_a_copy_is_fused_with_its_own_parameters(model: VideoDiT) -> None:
+    use_kernels(model)
+    twin = copy.deepcopy(model)
+    randomised(twin)
+    fused = results(twin)
+    use_eager(twin)
+    equal(fused, results(twin))
+    assert use_eager(model)
+
+
+def test_the_filter_chooses(model: VideoDiT) -> None:
+    changed = use_kernels(model, lambda name, module: isinstance(module, Attention) and name.startswith("blocks.1"))
+    assert changed == ["blocks.1.branches.0.inner"]
+    assert use_eager(model) == changed
+
+
+def test_what_has_no_kernel_is_left_alone() -> None:
+    class Doubled(RMSNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    listened = LayerNorm(8, affine=False)
+    listened.register_forward_hook(lambda *_: None)
+    for module in (
+        Branch(nn.Linear(8, 8), LayerNorm(8)),  # no modulation
+        Branch(nn.Linear(8, 8), Doubled(8), modulation=AdaLNZero(8, 8)),
+        Branch(nn.Linear(8, 8), nn.LayerNorm(8), modulation=AdaLNZero(8, 8)),
+        Branch(nn.Linear(8, 8), listened, modulation=AdaLNZero(8, 8)),
+        Attention(8, 2),
+        Attention(8, 2, qk_norm=LayerNorm),
+        Attention(8, 2, qk_norm=Doubled),
+    ):
+        assert use_kernels(module) == []
+
+
+@pytest.mark.parametrize("norm", [LayerNorm, RMSNorm])
+@pytest.mark.parametrize("affine", [False, True])
+def test_every_norm_of_a_branch(norm: type, affine: bool) -> None:
+    branch = randomised(Branch(MLP(8, **F64), norm(8, affine=affine, **F64), modulation=AdaLNZero(8, 6, **F64)))
+    layout = TokenLayout.dense(3, Grid(1, 2, 2)).on("cpu")
+    x, cond = torch.randn(3, 4, 8, **F64), layout.rows(torch.randn(3, 6, **F64), "sample")
+    eager = branch(x, cond)
+    assert use_kernels(branch) == [""]
+    equal([branch(x, cond)], [eager])
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "half"])
+def test_attention_with_and_without_rotations(layout: str) -> None:
+    attention = randomised(Attention(24, 4, kv_heads=2, head_dim=12, qk_norm=RMSNorm, **F64))
+    x, rope = torch.randn(2, 5, 24, **F64), Rope3d(12, layout=layout, **F64)(torch.rand(5, 3))
+    eager = [attention(x, rope=rope), attention(x), attention(x, TokenLayout.padded([3, 5], 5), rope)]
+    assert use_kernels(attention) == [""]
+    equal([attention(x, rope=rope), attention(x), attention(x, TokenLayout.padded([3, 5], 5), rope)], eager)
+    with pytest.raises(ValueError, match="width 23"):
+        attention(x[..., :23], rope=rope)
+
+
+@pytest.mark.graph
+def test_fused_blocks_compile_into_one_graph() -> None:
+    attention = Attention(24, 2, qk_norm=RMSNorm)
+    block = randomised(
+        TransformerBlock(
+            [Branch(attention, LayerNorm(24, affine=False), modulation=AdaLNZero(24, 6), takes=["layout", "rope"])]
+        )
+    )
+    use_kernels(block)
+    layout = TokenLayout.packed([Grid(1, 2, 2), Grid(2, 1, 1)]).on("cpu")
+    context = {"layout": layout, "rope": Rope3d(12)(layout.coords)}
+    x, cond = torch.randn(6, 24), layout.rows(torch.randn(2, 6), "sample")
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, cond, context), block(x, cond, context))
