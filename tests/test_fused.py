@@ -15,7 +15,7 @@ from tubelet.layout import Grid, TokenLayout
 from tubelet.mlp import MLP
 from tubelet.models import VideoDiT, VideoDiTConfig
 from tubelet.norms import LayerNorm, RMSNorm
-from tubelet.positions import Rope3d
+from tubelet.positions import FractionalRope3d, Rope3d
 
 F64 = {"dtype": torch.float64}
 CONFIG = VideoDiTConfig(latent_channels=4, dim=32, depth=2, heads=2, text_dim=8)
@@ -131,6 +131,18 @@ def test_attention_with_and_without_rotations(layout: str) -> None:
     equal([attention(x, rope=rope), attention(x), attention(x, TokenLayout.padded([3, 5], 5), rope)], eager)
     with pytest.raises(ValueError, match="width 23"):
         attention(x[..., :23], rope=rope)
+
+
+@pytest.mark.parametrize("rope", [Rope3d(8, layout="half_per_axis"), FractionalRope3d(2, 8)])
+def test_rotations_that_the_kernel_does_not_know_stay_eager(rope: nn.Module, monkeypatch) -> None:
+    attention = randomised(Attention(16, 2, qk_norm=RMSNorm, **F64))
+    x, coords = torch.randn(6, 16, **F64), TokenLayout.packed([Grid(1, 2, 3)]).on("cpu").coords
+    expected = attention(x, rope=rope(coords))
+    assert use_kernels(attention) == [""]
+    monkeypatch.delattr("tubelet.fused.qk_norm_rope")
+    assert torch.equal(attention(x, rope=rope(coords)), expected)
+    with pytest.raises(NameError):
+        attention(x, rope=Rope3d(8)(coords))
 
 
 @pytest.mark.graph

@@ -83,8 +83,8 @@ def _norm_modulate(norm: nn.Module, x: Float[Tensor, "*lead d"], shift: Rows, sc
 def _normed_and_turned(
     attention: Attention, q: Float[Tensor, "*lead hd"], k: Float[Tensor, "*lead hkd"], rope: Rotary | None
 ) -> tuple[Float[Tensor, "*lead h d"], Float[Tensor, "*lead hk d"]]:
-    """What an attention does to its projected queries and keys."""
-    if rope is None:
+    """What an attention does to its projected queries and keys; rotations that the kernel does not know stay eager."""
+    if rope is None or rope.per_head or rope.layout == "half_per_axis":
         return normed_and_turned(attention, q, k, rope)
     q_norm, k_norm = attention.q_norm, attention.k_norm
     assert isinstance(q_norm, RMSNorm)
