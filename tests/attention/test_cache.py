@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tubelet import RMSNorm, Rope3d
-from tubelet.attention import Attention, FrameCache, FrameCausal, attend
+from tubelet.attention import Attention, FrameCache, FrameCausal, Joint, attend
 from tubelet.layout import Grid, TokenLayout
 
 TOKENS = 6
@@ -72,7 +72,7 @@ def test_a_module_streams() -> None:
     def rotary(first: int, last: int) -> object:
         return Rope3d(24)(index.coords[:, first:last])
 
-    y, cache = attention.stream(x[:, :text], FrameCache(attention.pattern), rope=rotary(0, text))
+    y, cache = attention.stream(x[:, :text], FrameCache(attention.pattern), None, rotary(0, text))
     parts = [y]
     for first in range(text, x.shape[1], grid.h * grid.w):
         rows = slice(first, first + TOKENS)
@@ -85,6 +85,7 @@ def rows(n: int, heads: int = 1) -> list[Tensor]:
     return [torch.zeros(n, heads, 4)] * 3
 
 
+@pytest.mark.graph  # without type checks, as users run it
 def test_misuse_is_named() -> None:
     cache = FrameCache(FrameCausal())
     with pytest.raises(ValueError, match="5 tokens.*tokens=2"):
@@ -96,5 +97,9 @@ def test_misuse_is_named() -> None:
         later.prefix(*rows(4))
     with pytest.raises(ValueError, match=r"\(2, 4\), but the cache holds \(1, 4\)"):
         later.frames(*rows(4, heads=2), tokens=2)
+    with pytest.raises(ValueError, match="tokens=4, but those in the cache have 2"):
+        later.frames(*rows(4), tokens=4)
+    with pytest.raises(ValueError, match=r"must be a FrameCausal, got Joint"):
+        FrameCache(Joint())
     with pytest.raises(ValueError, match=r"cache is for FrameCausal.*module attends by Joint"):
         Attention(4, 1).stream(torch.zeros(1, 2, 4), cache, tokens=2)

@@ -1,6 +1,5 @@
 """Planned attention: values and gradients against the definition, its operator, and the path of other devices."""
 
-import math
 from collections.abc import Callable
 
 import drawn
@@ -220,8 +219,8 @@ def test_a_pattern_that_is_no_value_is_refused() -> None:
 
     x = torch.randn(4, 1, 2)
     with pytest.raises(ValueError, match="hashable value"):
-        attend(x, x, x, pattern=Mutable(), backend="sdpa")
-    assert attend(x, x, x, pattern=Mutable()).shape == x.shape
+        attend(x, x, x, pattern=Mutable(), layout=TokenLayout.packed([Grid(1, 2, 2)]), backend="sdpa")
+    assert attend(x, x, x, pattern=Mutable(), layout=TokenLayout.packed([Grid(1, 2, 2)])).shape == x.shape
 
 
 @pytest.mark.graph
@@ -232,15 +231,68 @@ def test_compiled_code_traces_a_users_predicate() -> None:
         def attends(self, q, k, head):
             return (q.coords[..., 2] - k.coords[..., 2]).abs() <= 1
 
-    pattern, q = Near(), torch.randn(6, 2, 4)
-    layer = torch.compile(lambda x: attend(x, x, x, pattern=pattern), fullgraph=True, backend="eager")
-    assert torch.allclose(layer(q), attend(q, q, q, pattern=pattern), atol=1e-6)
+    pattern, q, index = Near(), torch.randn(6, 2, 4), TokenLayout.packed([Grid(1, 1, 6)]).on("cpu")
+    layer = torch.compile(lambda x: attend(x, x, x, pattern=pattern, layout=index), fullgraph=True, backend="eager")
+    assert torch.allclose(layer(q), attend(q, q, q, pattern=pattern, layout=index), atol=1e-6)
 
 
-def test_plain_rows_are_lines() -> None:
-    """Without a layout a pattern sees each row as one line of tokens: windows are local attention."""
-    x = torch.randn(2, 8, 1, 4, dtype=torch.float64)
-    local = attend(x, x, x, pattern=Window((1, 1, 4)))
+def test_rows_of_one_line_are_local_attention() -> None:
+    """A line of tokens is a grid of one row; without a layout nothing says what a frame is, and nothing is guessed."""
+    x, layout = torch.randn(2, 8, 1, 4, dtype=torch.float64), TokenLayout.dense(2, Grid(1, 1, 8))
+    local = attend(x, x, x, pattern=Window((1, 1, 4)), layout=layout)
     halves = [attend(part, part, part) for part in x.split(4, dim=1)]
     assert torch.allclose(local, torch.cat(halves, 1), atol=1e-12)
-    assert math.isclose(float(attend(x, x, x, pattern=Temporal()).sub(x).abs().max()), 0.0, abs_tol=1e-12)
+    with pytest.raises(ValueError, match=r"pattern=FrameCausal.*layout=None"):
+        attend(x, x, x, pattern=FrameCausal())
+
+
+@pytest.mark.graph  # without type checks, as users run it
+@pytest.mark.parametrize("pattern", ["spatial", Spatial, lambda q, k, head: True, None], ids=str)
+def test_what_is_no_pattern_is_named(pattern: object) -> None:
+    x = torch.randn(4, 1, 2)
+    with pytest.raises(ValueError, match=r"pattern must be a value with attends"):
+        attend(x, x, x, pattern=pattern, layout=TokenLayout.packed([Grid(1, 2, 2)]))
+
+
+def test_an_object_that_changes_is_planned_anew() -> None:
+    """Only patterns that are values are remembered, alone and inside others."""
+
+    class Near:
+        reach = 0
+
+        def attends(self, q, k, head):
+            return (q.coords[..., 2] - k.coords[..., 2]).abs() <= self.reach
+
+    near, layout = Near(), TokenLayout.packed([Grid(1, 1, 6)])
+    qkv = tensors(layout, 1, 1)
+    for pattern in (near, Spatial() & near):
+        for near.reach in (0, 2, 1):
+            got, want = (attend(*qkv, pattern=pattern, layout=layout, backend=b) for b in ("sdpa", "reference"))
+            assert_near([got], [want], 1e-12)
+
+
+class Rows(Spatial):
+    def attends(self, q, k, head):
+        return super().attends(q, k, head) & (q.coords[..., 1] == k.coords[..., 1])
+
+
+def test_a_subclass_with_its_own_predicate_inherits_no_plan() -> None:
+    layout = TokenLayout.packed([Grid(2, 3, 2), Grid(1, 2, 2)])
+    qkv, cotangent = tensors(layout, 2, 2), torch.randn(16, 2, 4, dtype=torch.float64)
+    how = {"pattern": Rows(), "layout": layout}
+    assert Rows().spec == ""
+    want = results(qkv, cotangent, backend="reference", **how)
+    assert_near(results(qkv, cotangent, backend="sdpa", **how), want, 1e-12)
+
+
+def test_patterns_join_from_either_side() -> None:
+    class Near:
+        def attends(self, q, k, head):
+            return q.coords[..., 2] == k.coords[..., 2]
+
+    near, layout = Near(), TokenLayout.packed([Grid(2, 1, 3)])
+    x = torch.randn(6, 1, 4, dtype=torch.float64)
+    for left, right in ((near | Spatial(), Spatial() | near), (near & Spatial(), Spatial() & near)):
+        assert torch.equal(*(attend(x, x, x, pattern=p, layout=layout) for p in (left, right)))
+    with pytest.raises(TypeError):
+        Spatial() | 3

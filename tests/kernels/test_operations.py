@@ -106,6 +106,14 @@ def test_triton_is_refused_with_the_reason() -> None:
         (lambda: qk_norm_rope(q, q, Rotary(angles, angles), backend="triton"), "CUDA device"),
         (lambda: qk_norm_rope(q, q.half(), Rotary(angles, angles), backend="triton"), "q is torch.float32 and k"),
         (
+            lambda: qk_norm_rope(q, q, Rotary(angles, angles, "half_per_axis", (2, 4, 2)), backend="triton"),
+            "rotary turns half_per_axis",
+        ),
+        (
+            lambda: qk_norm_rope(q, q, Rotary(*torch.ones(2, 3, 2, 4), per_head=True), backend="triton"),
+            "each head by angles of its own",
+        ),
+        (
             lambda: qk_norm_rope(q, q, Rotary(angles.requires_grad_(), angles), backend="triton"),
             "no gradient for the angles",
         ),
@@ -120,6 +128,19 @@ def test_triton_is_refused_with_the_reason() -> None:
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=reason):
             call()
+
+
+@pytest.mark.parametrize("rotary", ["half_per_axis", "per_head"])
+def test_other_rotations_take_the_reference(rotary: str) -> None:
+    """Layouts that the kernel does not know are turned by the definition, each by its own rule."""
+    q, k = torch.randn(2, 5, 3, 12, dtype=torch.float64)
+    angles = (
+        torch.randn(5, 3, 6, dtype=torch.float64) if rotary == "per_head" else torch.randn(5, 6, dtype=torch.float64)
+    )
+    layout = {"per_head": True} if rotary == "per_head" else {"layout": "half_per_axis", "axes": (4, 4, 4)}
+    turned = Rotary(angles.cos(), angles.sin(), **layout)
+    for got, x in zip(qk_norm_rope(q, k, turned), (q, k), strict=True):
+        torch.testing.assert_close(got, apply_rope(torch.nn.functional.rms_norm(x, (12,), eps=1e-6), turned))
 
 
 def test_triton_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

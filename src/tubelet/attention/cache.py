@@ -33,6 +33,9 @@ class FrameCache:
         recent: those of the last frames, at most ``window - 1`` of them.
         seen: how many frames have passed.
 
+    Raises:
+        ValueError: ``pattern`` is another one than ``FrameCausal``.
+
     Example:
         >>> from tubelet import Grid, TokenLayout, attend
         >>> pattern, (q, k, v) = FrameCausal(window=2), torch.randn(3, 12, 1, 8)
@@ -52,6 +55,10 @@ class FrameCache:
     sink: tuple[KeysAndValues, ...] = ()
     recent: tuple[KeysAndValues, ...] = ()
     seen: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, FrameCausal):
+            raise ValueError(f"pattern must be a FrameCausal, got {self.pattern}")
 
     def prefix(
         self,
@@ -80,10 +87,13 @@ class FrameCache:
         """Attention of the next frames, of ``tokens`` tokens each; and the cache for those after them.
 
         Raises:
-            ValueError: q, k, v are not whole frames, or differ from the cached ones beyond the token axis.
+            ValueError: q, k, v are not whole frames, or differ from the cached ones.
         """
         if tokens < 1 or q.shape[-3] % tokens or q.shape[-3] == 0:
             raise ValueError(f"q has {q.shape[-3]} tokens, which are not whole frames of tokens={tokens}")
+        held = next(iter((*self.sink, *self.recent)), None)
+        if held is not None and held[0].shape[-3] != tokens:
+            raise ValueError(f"frames have tokens={tokens}, but those in the cache have {held[0].shape[-3]}")
         self._check(k, v)
         cache, parts = self, []
         for queries, keys, values in zip(*(torch.split(x, tokens, dim=-3) for x in (q, k, v)), strict=True):

@@ -79,7 +79,7 @@ def attend(
     Args:
         q: queries, ``(n, h, d)`` packed or one sample, or ``(b, n, h, d)``.
         k, v: keys and values with ``hk`` heads; ``h`` is a multiple of ``hk`` (grouped-query attention).
-        pattern: which keys a query attends inside its sample.
+        pattern: which keys a query attends inside its sample; any but ``Joint()`` needs a layout.
         layout: where samples lie on the query axis; None means that each row is one whole sample.
         kv_layout: the same for keys and values in cross-attention; None means they share ``layout``.
         backend: a name from :func:`backends`, or "auto".
@@ -164,6 +164,7 @@ def _request(
     bias: Tensor | Bias | None,
 ) -> AttentionRequest:
     _check_tensors(q, k, v)
+    _check_pattern(pattern, layout, kv_layout)
     scale = _scale(scale, q)
     index, kv_index = _on(layout, q), _on(kv_layout, q)
     if index is None and kv_index is not None:
@@ -175,6 +176,16 @@ def _request(
     shapes = tuple(q.shape), tuple(k.shape)
     grad = _needs_grad(q, k, v, bias)
     return AttentionRequest(pattern, index, kv_index, *shapes, q.dtype, str(q.device), scale, bias, grad, v.shape[-1])
+
+
+def _check_pattern(pattern: Pattern, layout: object, kv_layout: object) -> None:
+    if isinstance(pattern, type) or not hasattr(pattern, "attends"):
+        raise ValueError(f"pattern must be a value with attends(q, k, head), such as Spatial(), got {pattern!r}")
+    if layout is None and kv_layout is None and not isinstance(pattern, Joint):
+        raise ValueError(
+            f"pattern={pattern} needs a layout, which says where frames, rows and text lie, got layout=None; for plain "
+            "rows of n tokens it is TokenLayout.dense(batch, Grid(1, 1, n))"
+        )
 
 
 def _needs_grad(*tensors: Tensor | Bias | None) -> bool:

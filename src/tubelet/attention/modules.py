@@ -116,7 +116,7 @@ class Attention(nn.Module):
         return project(self.out_proj, out)
 
     def stream(
-        self, x: Float[Tensor, "*b n d"], cache: FrameCache, tokens: int | None = None, rope: Rotary | None = None
+        self, x: Float[Tensor, "*b n d"], cache: FrameCache, tokens: int | None, rope: Rotary | None = None
     ) -> tuple[Float[Tensor, "*b n d"], FrameCache]:
         """The next frames, of ``tokens`` tokens each, or the text before them (``tokens=None``), and the next cache.
 

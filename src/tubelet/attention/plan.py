@@ -106,7 +106,6 @@ class Plan:
     once: bool
 
 
-@lru_cache(maxsize=128)
 def make_plan(
     pattern: Value,
     queries: bytes,
@@ -118,7 +117,7 @@ def make_plan(
     limit: int = 1 << 60,
     views: bool = True,
 ) -> Plan:
-    """The runs of a request, remembered.
+    """The runs of a request, remembered where the pattern is a value.
 
     Args:
         pattern: what is attended.
@@ -136,6 +135,37 @@ def make_plan(
         >>> [(run.q.groups, run.q.length) for run in plan.runs]
         [(2, 4)]
     """
+    make = _remembered if _is_value(pattern) else _remembered.__wrapped__
+    return make(pattern, queries, keys, kept, kept_keys, heads, limit, views)
+
+
+def _is_value(pattern: object) -> bool:
+    """Whether equal patterns are equal for good: known by their fields, not by what object they are.
+
+    An object that is only equal to itself may change; its plan is made anew each time.
+    """
+    if type(pattern).__hash__ is object.__hash__:
+        return False
+    fields = getattr(pattern, "__dataclass_fields__", {})
+    parts = itertools.chain.from_iterable(_parts(getattr(pattern, name)) for name in fields)
+    return all(_is_value(part) for part in parts if isinstance(part, Pattern))
+
+
+def _parts(value: object) -> tuple[object, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+@lru_cache(maxsize=128)
+def _remembered(
+    pattern: Value,
+    queries: bytes,
+    keys: bytes | None,
+    kept: bytes | None,
+    kept_keys: bytes | None,
+    heads: int,
+    limit: int,
+    views: bool,
+) -> Plan:
     tables = _table(queries), None if keys is None else _table(keys)
     whole = _whole(pattern, *tables, _places(kept), _places(kept_keys), heads)
     if isinstance(whole, _Asked) and whole.pairs > _REMEMBERED:
@@ -175,9 +205,9 @@ def _whole(
     """The runs, however large."""
     if isinstance(pattern, Joint) or (keys is not None and _text_only(pattern, keys)):
         return _segments(queries, queries if keys is None else keys)
-    if keys is None and kept is None and hasattr(pattern, "axes"):
+    if keys is None and kept is None and _offers(pattern, "axes"):
         return _affine(pattern, queries)
-    if keys is None and hasattr(pattern, "group"):
+    if keys is None and _offers(pattern, "group"):
         return _grouped(pattern, queries, kept)
     key_side = (queries, kept) if keys is None else (keys, kept_keys)
     return _Asked(pattern, queries, kept, *key_side, heads)
@@ -216,9 +246,16 @@ def _one_axis(run: Run) -> bool:
     return all(isinstance(side, Affine) and len(side.sizes) == 1 for side in (run.q, run.k))
 
 
+def _offers(pattern: Pattern, name: str) -> bool:
+    """Whether a pattern offers more than its predicate, defined where the predicate is or after it."""
+    order = type(pattern).__mro__
+    owners = [next((i for i, cls in enumerate(order) if each in vars(cls)), len(order)) for each in (name, "attends")]
+    return owners[0] <= owners[1] and owners[0] < len(order)
+
+
 def _text_only(pattern: Pattern, keys: Table) -> bool:
     """Keys that every query of the sample attends: text, by the rule that patterns with ``text_sees_grid`` declare."""
-    return hasattr(pattern, "text_sees_grid") and all(sample.grid is None for sample in keys)
+    return _offers(pattern, "text_sees_grid") and all(sample.grid is None for sample in keys)
 
 
 def _segments(queries: Table, keys: Table) -> Iterator[Run]:
@@ -281,7 +318,6 @@ def _repeated(run: Run, start: int, count: int, step: int) -> Run:
     )
 
 
-@lru_cache(maxsize=512)
 def _tiles(pattern: Value, text: int, grid: Grid | None) -> tuple[Run, ...]:
     """The runs of one sample that starts at 0."""
     if grid is None:

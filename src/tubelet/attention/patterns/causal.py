@@ -41,7 +41,7 @@ class FrameCausal:
     def __post_init__(self) -> None:
         if (self.window is not None and self.window < 1) or self.sink < 0:
             raise ValueError(f"window must be at least 1 and sink at least 0, got {self.window} and {self.sink}")
-        object.__setattr__(self, "spec", spec("FrameCausal", self.window, self.sink))
+        object.__setattr__(self, "spec", spec(self, "FrameCausal", self.window, self.sink))
 
     def attends(self, q: TokenInfo, k: TokenInfo, head: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """The key is text, or a grid token of an earlier or the same frame within window or sink."""
@@ -66,4 +66,5 @@ class FrameCausal:
             return None
         return [Span(late, grid.t - late, 0, self.sink)], whole(grid.h), whole(grid.w)
 
-    __or__, __and__ = either, both
+    __or__ = __ror__ = either
+    __and__ = __rand__ = both

@@ -13,7 +13,7 @@ from tubelet.protocols import Pattern
 __all__ = ["Both", "Either", "HeadSplit", "both", "either"]
 
 
-def either(a: Pattern, b: Pattern) -> "Either":
+def either(a: Pattern, b: object) -> "Either":
     """``a | b``: what patterns define as ``__or__``.
 
     Example:
@@ -21,10 +21,10 @@ def either(a: Pattern, b: Pattern) -> "Either":
         >>> either(Spatial(), Temporal()) == Spatial() | Temporal()
         True
     """
-    return Either(a, b)
+    return Either(a, b) if isinstance(b, Pattern) else NotImplemented
 
 
-def both(a: Pattern, b: Pattern) -> "Both":
+def both(a: Pattern, b: object) -> "Both":
     """``a & b``: what patterns define as ``__and__``.
 
     Example:
@@ -32,7 +32,7 @@ def both(a: Pattern, b: Pattern) -> "Both":
         >>> both(FrameCausal(), Spatial()) == FrameCausal() & Spatial()
         True
     """
-    return Both(a, b)
+    return Both(a, b) if isinstance(b, Pattern) else NotImplemented
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,14 @@ class Either:
     spec: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "spec", spec("Either", self.a, self.b))
+        object.__setattr__(self, "spec", spec(self, "Either", self.a, self.b))
 
     def attends(self, q: TokenInfo, k: TokenInfo, head: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """True where either part is."""
         return self.a.attends(q, k, head) | self.b.attends(q, k, head)
 
-    __or__, __and__ = either, both
+    __or__ = __ror__ = either
+    __and__ = __rand__ = both
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,14 @@ class Both:
     spec: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "spec", spec("Both", self.a, self.b))
+        object.__setattr__(self, "spec", spec(self, "Both", self.a, self.b))
 
     def attends(self, q: TokenInfo, k: TokenInfo, head: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """True where both parts are."""
         return self.a.attends(q, k, head) & self.b.attends(q, k, head)
 
-    __or__, __and__ = either, both
+    __or__ = __ror__ = either
+    __and__ = __rand__ = both
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class HeadSplit:
             raise ValueError(f"patterns of a split must not be splits, got {nested[0]}")
         parts = [getattr(p, "spec", "") for p in self.patterns]
         text = f'["HeadSplit", [{", ".join(parts)}], {list(self.heads)}]'
-        object.__setattr__(self, "spec", text if all(parts) else "")
+        object.__setattr__(self, "spec", text if all(parts) and type(self) is HeadSplit else "")
 
     def attends(self, q: TokenInfo, k: TokenInfo, head: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """The predicate of the part that ``head`` belongs to."""
@@ -125,4 +127,5 @@ class HeadSplit:
             first += count
         return allowed
 
-    __or__, __and__ = either, both
+    __or__ = __ror__ = either
+    __and__ = __rand__ = both

@@ -31,8 +31,11 @@ class Joint:
         torch.Size([6, 1, 4])
     """
 
-    spec: ClassVar[str] = '["Joint"]'
+    spec: str = field(init=False, repr=False, compare=False)
     text_sees_grid: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spec", spec(self, "Joint"))
 
     def attends(self, q: TokenInfo, k: TokenInfo, head: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """True for every pair."""
@@ -46,7 +49,8 @@ class Joint:
         """The whole grid at once."""
         return whole(grid.t), whole(grid.h), whole(grid.w)
 
-    __or__, __and__ = either, both
+    __or__ = __ror__ = either
+    __and__ = __rand__ = both
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,11 @@ class Spatial:
         torch.Size([8, 1, 4])
     """
 
-    spec: ClassVar[str] = '["Spatial"]'
+    spec: str = field(init=False, repr=False, compare=False)
     text_sees_grid: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spec", spec(self, "Spatial"))
 
     def attends(self, q: TokenInfo, k: TokenInfo, head: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """Same frame, or text on either side."""
@@ -75,7 +82,8 @@ class Spatial:
         """One frame at a time."""
         return singles(grid.t), whole(grid.h), whole(grid.w)
 
-    __or__, __and__ = either, both
+    __or__ = __ror__ = either
+    __and__ = __rand__ = both
 
 
 @dataclass(frozen=True)
@@ -89,8 +97,11 @@ class Temporal:
         torch.Size([8, 1, 4])
     """
 
-    spec: ClassVar[str] = '["Temporal"]'
+    spec: str = field(init=False, repr=False, compare=False)
     text_sees_grid: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spec", spec(self, "Temporal"))
 
     def attends(self, q: TokenInfo, k: TokenInfo, head: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """Same row and column, or text on either side."""
@@ -104,7 +115,8 @@ class Temporal:
         """One column of frames at a time."""
         return whole(grid.t), singles(grid.h), singles(grid.w)
 
-    __or__, __and__ = either, both
+    __or__ = __ror__ = either
+    __and__ = __rand__ = both
 
 
 @dataclass(frozen=True)
@@ -133,7 +145,7 @@ class Window:
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", sizes("size", self.size, 1))
         object.__setattr__(self, "shift", sizes("shift", self.shift, 0))
-        object.__setattr__(self, "spec", spec("Window", self.size, self.shift))
+        object.__setattr__(self, "spec", spec(self, "Window", self.size, self.shift))
 
     def attends(self, q: TokenInfo, k: TokenInfo, head: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """Same window, or text on either side."""
@@ -160,7 +172,8 @@ class Window:
         moved = torch.where(tokens.extent[..., axis] > size, missing, 0)
         return (tokens.coords[..., axis] + moved) // size
 
-    __or__, __and__ = either, both
+    __or__ = __ror__ = either
+    __and__ = __rand__ = both
 
 
 @dataclass(frozen=True)
@@ -188,7 +201,7 @@ class Strided:
     def __post_init__(self) -> None:
         if self.stride < 1 or self.run < 1:
             raise ValueError(f"stride and run must be at least 1, got stride={self.stride}, run={self.run}")
-        object.__setattr__(self, "spec", spec("Strided", self.stride, self.run))
+        object.__setattr__(self, "spec", spec(self, "Strided", self.stride, self.run))
 
     def attends(self, q: TokenInfo, k: TokenInfo, head: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """Same group, or text on either side."""
@@ -200,7 +213,8 @@ class Strided:
         place = (t * tokens.extent[..., 1] + y) * tokens.extent[..., 2] + x
         return place // self.run % self.stride
 
-    __or__, __and__ = either, both
+    __or__ = __ror__ = either
+    __and__ = __rand__ = both
 
 
 def sizes(name: str, values: tuple[int, int, int], least: int) -> tuple[int, int, int]:

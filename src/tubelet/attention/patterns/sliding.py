@@ -50,7 +50,7 @@ class Neighborhood:
         if tuple(map(type, self.causal)) != (bool, bool, bool):
             raise ValueError(f"causal must be three booleans (t, h, w), got {self.causal}")
         object.__setattr__(self, "causal", tuple(self.causal))
-        object.__setattr__(self, "spec", spec("Neighborhood", self.window, self.causal))
+        object.__setattr__(self, "spec", spec(self, "Neighborhood", self.window, self.causal))
 
     @property
     def text_sees_grid(self) -> bool:
@@ -76,7 +76,8 @@ class Neighborhood:
         t, h, w = (sliding(*side) for side in zip(sides, self.window, self.causal, tile, strict=True))
         return t, h, w
 
-    __or__, __and__ = either, both
+    __or__ = __ror__ = either
+    __and__ = __rand__ = both
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class SlidingTile:
         object.__setattr__(self, "tile", sizes("tile", self.tile, 1))
         if any(w % t for w, t in zip(self.window, self.tile, strict=True)):
             raise ValueError(f"window={self.window} is not a whole number of tiles of {self.tile}")
-        object.__setattr__(self, "spec", spec("SlidingTile", self.window, self.tile))
+        object.__setattr__(self, "spec", spec(self, "SlidingTile", self.window, self.tile))
 
     def attends(self, q: TokenInfo, k: TokenInfo, head: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """The key's tile lies in the window of the query's, or either is text."""
@@ -125,7 +126,8 @@ class SlidingTile:
         t, h, w = (tiled(*side) for side in sides)
         return t, h, w
 
-    __or__, __and__ = either, both
+    __or__ = __ror__ = either
+    __and__ = __rand__ = both
 
 
 def _first(place: Int[Tensor, "..."], length: Int[Tensor, "..."], window: int) -> Int[Tensor, "..."]:

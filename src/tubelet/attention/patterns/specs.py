@@ -13,13 +13,16 @@ from tubelet.protocols import Pattern
 __all__ = ["from_spec", "spec"]
 
 
-def spec(name: str, *arguments: int | bool | Iterable[int | bool] | Pattern | None) -> str:
-    """The spec of a pattern of class ``name``; "" where an argument is a pattern without one.
+def spec(pattern: Pattern, name: str, *arguments: int | bool | Iterable[int | bool] | Pattern | None) -> str:
+    """The spec of one of our patterns, of class ``name``; "" for a subclass, or where an argument has none.
 
     Example:
-        >>> spec("FrameCausal", 3, 1)
+        >>> from tubelet.attention.patterns import FrameCausal
+        >>> spec(FrameCausal(3, 1), "FrameCausal", 3, 1)
         '["FrameCausal", 3, 1]'
     """
+    if type(pattern).__qualname__ != name or not type(pattern).__module__.startswith("tubelet.attention.patterns."):
+        return ""
     parts = [_text(argument) for argument in arguments]
     return "" if "" in parts else "[" + ", ".join([f'"{name}"', *parts]) + "]"
 

@@ -64,7 +64,7 @@ def qk_norm_rope(
 
 
 def _check(q: Tensor, k: Tensor, rotary: Rotary) -> None:
-    tokens, half = rotary.cos.shape[-2:]
+    tokens, half = rotary.cos.shape[-3 if rotary.per_head else -2], rotary.cos.shape[-1]
     for name, x in (("q", q), ("k", k)):
         if x.shape[-1] != 2 * half or x.shape[-3] != tokens:
             found = f"{x.shape[-3]} tokens of head_dim {x.shape[-1]}"
@@ -74,6 +74,9 @@ def _check(q: Tensor, k: Tensor, rotary: Rotary) -> None:
 def _refusal(q: Tensor, k: Tensor, rotary: Rotary) -> str | None:
     if q.shape[-1] > launches.LARGEST:
         return f"its heads have at most {launches.LARGEST} features, and q has head_dim {q.shape[-1]}"
+    if rotary.per_head or rotary.layout not in ("interleaved", "half"):
+        turned = "each head by angles of its own" if rotary.per_head else rotary.layout
+        return f"it turns pairs interleaved or half, the heads alike, and rotary turns {turned}"
     if q.dtype != k.dtype:
         return f"q is {q.dtype} and k {k.dtype}"
     if rotary.cos.requires_grad or rotary.sin.requires_grad:
