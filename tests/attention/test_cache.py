@@ -81,6 +81,14 @@ def test_a_module_streams() -> None:
     assert (torch.cat(parts, 1) - whole).norm() <= 1e-11 * whole.norm()
 
 
+def test_a_cache_holds_its_frames_alone() -> None:
+    """Frames cut from one long chunk do not keep the chunk alive."""
+    x = torch.randn(400 * 2, 1, 4)
+    _, cache = FrameCache(FrameCausal(window=2, sink=1)).frames(x, x, x, tokens=2)
+    held = [part.untyped_storage().nbytes() for frame in (*cache.sink, *cache.recent) for part in frame]
+    assert held == [2 * 4 * 4] * 4
+
+
 def rows(n: int, heads: int = 1) -> list[Tensor]:
     return [torch.zeros(n, heads, 4)] * 3
 
@@ -88,10 +96,9 @@ def rows(n: int, heads: int = 1) -> list[Tensor]:
 @pytest.mark.graph  # without type checks, as users run it
 def test_misuse_is_named() -> None:
     cache = FrameCache(FrameCausal())
-    with pytest.raises(ValueError, match="5 tokens.*tokens=2"):
-        cache.frames(*rows(5), tokens=2)
-    with pytest.raises(ValueError, match="0 tokens"):
-        cache.frames(*rows(0), tokens=2)
+    for q, k in ((5, 5), (0, 0), (4, 3), (4, 6)):
+        with pytest.raises(ValueError, match=rf"tokens=2, got tokens q {q}, k {k}"):
+            cache.frames(*rows(q)[:1], *rows(k)[:2], tokens=2)
     _, later = cache.frames(*rows(4), tokens=2)
     with pytest.raises(ValueError, match="2 frames"):
         later.prefix(*rows(4))

@@ -114,6 +114,24 @@ def test_longer_axes(pattern: Pattern, text: int) -> None:
     assert torch.equal(pairs_of(plan_of(pattern, layout), 1, *want.shape[1:]), want.long())
 
 
+@pytest.mark.parametrize(
+    ("pattern", "make"),
+    [
+        (Spatial(), lambda: TokenLayout.padded([3, 0, 3, 3], 3)),  # equal samples around an empty one
+        (
+            Window((2, 9, 9)),
+            lambda: TokenLayout.packed([Grid(3, 2, 2)], [2]),
+        ),  # stretches inside the grid
+        (Window((1, 2, 2), (0, 1, 1)), lambda: TokenLayout.packed([Grid(1, 5, 5)]).keep([0, 4, 6, 9, 14, 20, 21, 24])),
+    ],
+    ids=str,
+)
+def test_what_once_went_unseen(pattern: Pattern, make: Callable[[], TokenLayout]) -> None:
+    layout = make()
+    want = allowed(pattern, layout, None, 1)
+    assert torch.equal(pairs_of(plan_of(pattern, layout), 1, *want.shape[1:]), want.long())
+
+
 def test_segments_at_unequal_distances_are_not_one_run() -> None:
     layout = TokenLayout.packed([None] * 4, [2, 2, 0, 2])
     keys = TokenLayout.packed([None] * 4, [3, 3, 5, 3])

@@ -209,3 +209,18 @@ def test_keep_refuses_masks_and_fractions() -> None:
     for index in (torch.tensor([False, True]), torch.tensor([0.9, 2.2])):
         with pytest.raises(ValueError, match=str(index.dtype)):
             layout.keep(index)
+
+
+@pytest.mark.graph  # without type checks, as users run it
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: TokenLayout.packed([(1, 2, 2)]), r"Grid\(t, h, w\) or None, got \(1, 2, 2\)"),
+        (lambda: TokenLayout.packed([Grid(1, 2, 2)], [1.0]), "whole numbers, got 1.0"),
+        (lambda: TokenLayout.packed([Grid(1, 2, 2)], capacity=8.0), "whole numbers, got 8.0"),
+        (lambda: TokenLayout.padded([2.0], 4), "whole numbers, got 2.0"),
+    ],
+)
+def test_entries_of_another_kind_are_named(make, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make()

@@ -89,8 +89,10 @@ class FrameCache:
         Raises:
             ValueError: q, k, v are not whole frames, or differ from the cached ones.
         """
-        if tokens < 1 or q.shape[-3] % tokens or q.shape[-3] == 0:
-            raise ValueError(f"q has {q.shape[-3]} tokens, which are not whole frames of tokens={tokens}")
+        counts = {x.shape[-3] for x in (q, k, v)}
+        if tokens < 1 or len(counts) > 1 or 0 in counts or q.shape[-3] % tokens:
+            found = ", ".join(f"{name} {x.shape[-3]}" for name, x in zip("qkv", (q, k, v), strict=True))
+            raise ValueError(f"q, k and v must be the same whole frames of tokens={tokens}, got tokens {found}")
         held = next(iter((*self.sink, *self.recent)), None)
         if held is not None and held[0].shape[-3] != tokens:
             raise ValueError(f"frames have tokens={tokens}, but those in the cache have {held[0].shape[-3]}")
@@ -100,7 +102,12 @@ class FrameCache:
             kept = [*cache._kept(), (keys, values)]
             parts.append(self._attend(queries, *(torch.cat(side, dim=-3) for side in zip(*kept, strict=True))))
             cache = cache._with(keys, values)
-        return torch.cat(parts, dim=-3), cache
+        return torch.cat(parts, dim=-3), cache if self.pattern.window is None else cache._compact()
+
+    def _compact(self) -> "FrameCache":
+        """The same frames without the rest of the tensors that they were cut from."""
+        sink, recent = (tuple((_own(k), _own(v)) for k, v in frames) for frames in (self.sink, self.recent))
+        return replace(self, sink=sink, recent=recent)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend(q, k, v, backend=self.backend, scale=self.scale)
@@ -125,3 +132,8 @@ class FrameCache:
             before, now = (*old.shape[:-3], *old.shape[-2:]), (*new.shape[:-3], *new.shape[-2:])
             if before != now:
                 raise ValueError(f"{name} has batch, heads and width {now}, but the cache holds {before}")
+
+
+def _own(x: Tensor) -> Tensor:
+    """``x`` in memory that holds nothing else."""
+    return x if x.untyped_storage().nbytes() == x.numel() * x.element_size() else x.clone()

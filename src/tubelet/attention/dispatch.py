@@ -27,7 +27,7 @@ from tubelet.attention.backends.natten import NattenBackend
 from tubelet.attention.backends.reference import ReferenceBackend
 from tubelet.attention.backends.sdpa import SdpaBackend, whole_rows
 from tubelet.attention.backends.xformers import XformersBackend
-from tubelet.attention.patterns import HeadSplit, Joint
+from tubelet.attention.patterns import Both, Either, HeadSplit, Joint
 from tubelet.layout import LayoutIndex, TokenLayout
 from tubelet.protocols import AttentionRequest, Backend, Bias, Pattern
 
@@ -171,11 +171,17 @@ def _request(
         index = _rows_of(q, kv_index)
     _check_layouts(q, k, index, kv_index)
     _check_bias(bias, q, k, (index, kv_index))
-    if isinstance(pattern, HeadSplit) and sum(pattern.heads) != q.shape[-2]:
-        raise ValueError(f"q has {q.shape[-2]} heads, but pattern splits {sum(pattern.heads)}: {pattern}")
+    _check_heads(pattern, q.shape[-2])
     shapes = tuple(q.shape), tuple(k.shape)
     grad = _needs_grad(q, k, v, bias)
     return AttentionRequest(pattern, index, kv_index, *shapes, q.dtype, str(q.device), scale, bias, grad, v.shape[-1])
+
+
+def _check_heads(pattern: Pattern, heads: int) -> None:
+    if isinstance(pattern, HeadSplit) and sum(pattern.heads) != heads:
+        raise ValueError(f"q has {heads} heads, but pattern splits {sum(pattern.heads)}: {pattern}")
+    for part in (pattern.a, pattern.b) if isinstance(pattern, Both | Either) else ():
+        _check_heads(part, heads)
 
 
 def _check_pattern(pattern: Pattern, layout: object, kv_layout: object) -> None:

@@ -166,6 +166,20 @@ def _remembered(
     limit: int,
     views: bool,
 ) -> Plan:
+    with torch.device("cpu"):  # whatever the default device is: plans are the host's
+        return _plan(pattern, queries, keys, kept, kept_keys, heads, limit, views)
+
+
+def _plan(
+    pattern: Value,
+    queries: bytes,
+    keys: bytes | None,
+    kept: bytes | None,
+    kept_keys: bytes | None,
+    heads: int,
+    limit: int,
+    views: bool,
+) -> Plan:
     tables = _table(queries), None if keys is None else _table(keys)
     whole = _whole(pattern, *tables, _places(kept), _places(kept_keys), heads)
     if isinstance(whole, _Asked) and whole.pairs > _REMEMBERED:
@@ -205,9 +219,10 @@ def _whole(
     """The runs, however large."""
     if isinstance(pattern, Joint) or (keys is not None and _text_only(pattern, keys)):
         return _segments(queries, queries if keys is None else keys)
-    if keys is None and kept is None and _offers(pattern, "axes"):
+    ruled = hasattr(pattern, "text_sees_grid")
+    if keys is None and kept is None and ruled and _offers(pattern, "axes"):
         return _affine(pattern, queries)
-    if keys is None and _offers(pattern, "group"):
+    if keys is None and ruled and _offers(pattern, "group"):
         return _grouped(pattern, queries, kept)
     key_side = (queries, kept) if keys is None else (keys, kept_keys)
     return _Asked(pattern, queries, kept, *key_side, heads)
@@ -407,26 +422,25 @@ def _box_mask(spans: list[Span]) -> Bool[Tensor, "1 m k"] | None:
     return mask.reshape(1, t.shape[0] * h.shape[0] * w.shape[0], -1)
 
 
-def _tokens(sample: Sample, kept: tuple[int, ...] | None) -> TokenInfo:
-    """What a predicate sees of a sample's tokens, on the host."""
+def _tokens(sample: Sample, number: int, kept: tuple[int, ...] | None) -> TokenInfo:
+    """What a predicate sees of the tokens of sample ``number``, on the host."""
     position = torch.arange(sample.length) if kept is None else torch.tensor(kept, dtype=torch.long)
     sides = torch.tensor([sample[3:]]).expand(len(position), 3)
-    return geometry(position, torch.full_like(position, sample.text), sides, torch.zeros_like(position))
+    return geometry(position, torch.full_like(position, sample.text), sides, torch.full_like(position, number))
 
 
-def _per_sample(table: Table, kept: tuple[int, ...] | None) -> Iterator[tuple[Sample, tuple[int, ...] | None]]:
-    """Each sample with its own part of ``kept``."""
+def _per_sample(table: Table, kept: tuple[int, ...] | None) -> Iterator[tuple[Sample, TokenInfo]]:
+    """Each sample with what its tokens are."""
     ends = list(itertools.accumulate(sample.length for sample in table))
-    for sample, end in zip(table, ends, strict=True):
-        yield sample, None if kept is None else kept[end - sample.length : end]
+    for number, (sample, end) in enumerate(zip(table, ends, strict=True)):
+        yield sample, _tokens(sample, number, None if kept is None else kept[end - sample.length : end])
 
 
 def _grouped(pattern: Value, table: Table, kept: tuple[int, ...] | None) -> Iterator[Run]:
     """Lists of tokens by group, equal lengths together; then the text."""
-    for sample, positions in _per_sample(table, kept):
+    for sample, info in _per_sample(table, kept):
         if not sample.length:
             continue
-        info = _tokens(sample, positions)
         places = torch.arange(sample.length) + sample.start
         grid = places[info.coords[:, 0] >= 0]
         text = places[info.coords[:, 0] < 0]
@@ -468,10 +482,9 @@ class _Asked:
     def __iter__(self) -> Iterator[Run]:
         head = torch.arange(self.heads).view(self.heads, 1, 1)
         sides = _per_sample(self.queries, self.kept), _per_sample(self.keys, self.kept_keys)
-        for (sample, positions), (key_sample, key_positions) in zip(*sides, strict=False):
+        for (sample, q), (key_sample, k) in zip(*sides, strict=False):
             if not sample.length or not key_sample.length:
                 continue
-            q, k = _tokens(sample, positions), _tokens(key_sample, key_positions)
             k_side = TokenInfo(*(x[None, None] for x in k))
             for first in range(0, sample.length, _BLOCK):
                 rows = slice(first, min(first + _BLOCK, sample.length))
@@ -480,6 +493,9 @@ class _Asked:
 
 
 def _listed(allowed: Tensor, start: int, keys: Sample, rows: slice) -> Iterator[Run]:
+    allowed = torch.as_tensor(allowed)
+    if allowed.dtype != torch.bool:
+        raise ValueError(f"attends must give booleans, got {allowed.dtype}")
     count = rows.stop - rows.start
     mask = allowed.expand(*(allowed.shape[:1] if allowed.ndim == 3 else (1,)), count, keys.length)
     used = mask.any(0).any(0)

@@ -158,8 +158,15 @@ class _Planned(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, *output)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None:
+            # create_graph=True: what follows would look constant to a second derivative
+            raise RuntimeError("planned attention has no second derivative; backend='reference' has")
+        return _Planned._first(ctx, grad)
+
+    @staticmethod
+    @once_differentiable
+    def _first(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         return *_backward(grad, q, k, v, out, lse, ctx.plan, ctx.scale), None, None, None
 

@@ -70,7 +70,7 @@ def attention(
         q, k, v = (x.to(wide(x)) for x in (q, k, v))
     heads, length = q.shape[1:3]
     q, mask = by_key_head(q, k), mask_by_key_head(mask, heads, k.shape[1])
-    if mask is None and not statistics:
+    if mask is None and not statistics and (fused(q, v) or q.device.type != "cpu"):
         out = F.scaled_dot_product_attention(q, k, v, scale=scale)
         return by_query_head(out, heads, length), None
     if fused(q, v) and _full(mask):

@@ -70,6 +70,7 @@ class TokenLayout:
             raise ValueError(f"grids has {len(self.grids)} samples, but text_lengths has {len(self.text_lengths)}")
         if not self.grids:
             raise ValueError("a layout needs at least one sample, got grids=()")
+        _check_kinds(self.grids, (*self.text_lengths, self.width))
         if min(self.text_lengths) < 0:
             raise ValueError(f"text_lengths must not be negative, got {self.text_lengths}")
         if not self.batched and sum(self.lengths) > self.width:
@@ -110,6 +111,7 @@ class TokenLayout:
             (5,)
         """
         texts = tuple(text_lengths) if text_lengths is not None else (0,) * len(grids)
+        _check_kinds(grids, texts if capacity is None else (*texts, capacity))
         total = sum(texts) + sum(g.tokens for g in grids if g is not None)
         return cls(tuple(grids), texts, total if capacity is None else capacity, False, capacity is not None)
 
@@ -198,6 +200,10 @@ class TokenLayout:
             >>> TokenLayout.dense(1, Grid(1, 1, 2), text_length=1).on("cpu").frame.tolist()
             [[-1, 0, 0]]
         """
+        with torch.device("cpu"):  # whatever the default device is: the tables are made on the host, then moved
+            return self._on(device)
+
+    def _on(self, device: torch.device | str) -> LayoutIndex:
         lengths, texts = torch.tensor(self.lengths), torch.tensor(self.text_lengths)
         sample = torch.repeat_interleave(torch.arange(len(self.grids)), lengths)
         sides = torch.tensor([(0, 0, 0) if g is None else (g.t, g.h, g.w) for g in self.grids])
@@ -252,6 +258,15 @@ class TokenLayout:
             return out.view(*self.shape, *values.shape[1:])
 
         return spread
+
+
+def _check_kinds(grids: Sequence[object], numbers: Sequence[object]) -> None:
+    for grid in grids:
+        if grid is not None and not isinstance(grid, Grid):
+            raise ValueError(f"grids must hold Grid(t, h, w) or None, got {grid!r}")
+    for number in numbers:
+        if not isinstance(number, Integral):
+            raise ValueError(f"lengths and capacity must be whole numbers, got {number!r}")
 
 
 def _ranges(lengths: Int[Tensor, " s"]) -> Int[Tensor, " m"]:

@@ -76,7 +76,9 @@ def test_rows_with_padding_between_them(asked: list[tuple[Any, ...]]) -> None:
 
 
 def test_plain_rows_are_lines(asked: list[tuple[Any, ...]]) -> None:
-    assert_equal_to_the_definition(tensors((2, 7)), pattern=Neighborhood((1, 1, 4)))
+    assert_equal_to_the_definition(
+        tensors((2, 7)), pattern=Neighborhood((1, 1, 4)), layout=TokenLayout.dense(2, Grid(1, 1, 7))
+    )
     assert asked == [(1, (2, 7, 2, 8), (4,), (False,))]
 
 
@@ -98,7 +100,8 @@ def test_refusals(asked: list[tuple[Any, ...]], layout: TokenLayout, pattern: An
 def test_it_says_where_to_get_it(asked: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(natten, "_package", lambda: None)
     with pytest.raises(ValueError, match=r"not installed; its wheels are listed at https://natten\.org"):
-        attend(*tensors((5,)), pattern=Neighborhood((1, 1, 3)), backend="natten")
+        layout = TokenLayout.packed([Grid(1, 1, 5)])
+        attend(*tensors((5,)), pattern=Neighborhood((1, 1, 3)), layout=layout, backend="natten")
 
 
 @pytest.mark.gpu

@@ -77,7 +77,7 @@ def test_refusals(asked: list[fakes.BlockDiagonalMask], monkeypatch: pytest.Monk
         (x.double(), {}, "not torch.float64"),
         (x, {"bias": torch.zeros(4, 4)}, "no bias"),
         (torch.randn(4, 2, 6), {}, "a multiple of 8"),
-        (x, {"pattern": Neighborhood((1, 1, 3))}, "no partition"),
+        (x, {"pattern": Neighborhood((1, 1, 3)), "layout": TokenLayout.packed([Grid(1, 1, 4)])}, "no partition"),
     ):
         with pytest.raises(ValueError, match=reason):
             attend(q, q, q, backend="xformers", **how)

@@ -59,7 +59,8 @@ def _softmax(scores: Float[Tensor, "... q k"]) -> Float[Tensor, "... q k"]:
         return scores
     peak = scores.detach().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
     weights = torch.exp(scores - peak)
-    return weights / weights.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+    total = weights.sum(dim=-1, keepdim=True)
+    return weights / torch.where(total == 0, 1, total)
 
 
 def without_padding(x: Float[Tensor, "*lead h d"], index: LayoutIndex | None) -> Float[Tensor, "*lead h d"]:

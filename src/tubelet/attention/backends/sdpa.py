@@ -47,7 +47,7 @@ class SdpaBackend:
         if forward_mode():
             return Answer("sdpa has no forward-mode derivative; backend='reference' has")
         if whole_rows(request):
-            return Answer()
+            return _keeps_bias(request)
         if request.bias is not None:
             return Answer(
                 "sdpa serves a bias on dense rows under Joint() only; backend='reference' serves it on any request"
@@ -101,6 +101,24 @@ def forward_mode() -> bool:
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
+def _nested() -> bool:
+    """Whether a transform of ``torch.func`` differentiates what another one differentiates."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    kinds = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
+    return sum(level.key() in kinds for level in stack) > 1
+
+
+def _keeps_bias(request: AttentionRequest) -> Answer:
+    """PyTorch wants a bias in the dtype of q: a wider one would be rounded, or overflow."""
+    bias = request.bias
+    held = bias if isinstance(bias, Tensor) else getattr(bias, "table", None)
+    if held is None or torch.promote_types(held.dtype, request.dtype) == request.dtype:
+        return Answer()
+    return Answer(
+        f"sdpa would round a bias in {held.dtype} to q's {request.dtype}; give it in that, or backend='reference'"
+    )
+
+
 def whole_rows(request: AttentionRequest) -> bool:
     """Whether each row of queries attends its whole row of keys.
 
@@ -122,7 +140,9 @@ def plannable(request: AttentionRequest) -> Answer:
     """
     if type(request.pattern).__hash__ is None:
         return Answer(f"a pattern must be a hashable value to be planned, and {type(request.pattern)} is not")
-    if torch.compiler.is_compiling() and not getattr(request.pattern, "spec", ""):
+    if not torch.compiler.is_compiling() and _nested():
+        return Answer("planned attention has no second derivative; backend='reference' has")
+    if (torch.compiler.is_compiling() or request.device == "meta") and not getattr(request.pattern, "spec", ""):
         return Answer(
             f"compiled code holds a pattern by its spec, which {type(request.pattern).__name__} lacks; "
             "backend='reference' traces its predicate"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tubelet.attention.patterns.compose import both, either
 from tubelet.attention.patterns.spans import Axes, Span, causal, whole
-from tubelet.attention.patterns.specs import spec
+from tubelet.attention.patterns.specs import spec, whole_number
 from tubelet.layout import Grid, Kind, TokenInfo
 
 __all__ = ["FrameCausal"]
@@ -39,6 +39,9 @@ class FrameCausal:
     text_sees_grid: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        if self.window is not None:
+            object.__setattr__(self, "window", whole_number("window", self.window))
+        object.__setattr__(self, "sink", whole_number("sink", self.sink))
         if (self.window is not None and self.window < 1) or self.sink < 0:
             raise ValueError(f"window must be at least 1 and sink at least 0, got {self.window} and {self.sink}")
         object.__setattr__(self, "spec", spec(self, "FrameCausal", self.window, self.sink))

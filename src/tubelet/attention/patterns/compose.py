@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tubelet.attention.patterns.specs import spec
+from tubelet.attention.patterns.specs import spec, whole_number
 from tubelet.layout import TokenInfo
 from tubelet.protocols import Pattern
 
@@ -90,7 +90,7 @@ class HeadSplit:
     """Another pattern for other heads: the first ``heads[0]`` follow ``patterns[0]``, and so on.
 
     ``HeadSplit((Spatial(), Temporal()), (6, 6))`` is ViViT's factorised dot-product attention (arXiv:2103.15691, model
-    4). Backends see one request for each part.
+    4). Backends see one request for each part, whose heads are numbered from 0.
 
     Raises:
         ValueError: not as many head counts as patterns, a count below 1, or a part that is itself a split.
@@ -109,6 +109,7 @@ class HeadSplit:
     spec: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", tuple(whole_number("heads", count) for count in self.heads))
         if len(self.patterns) != len(self.heads) or not self.heads or min(self.heads) < 1:
             raise ValueError(f"heads must give each of {len(self.patterns)} patterns 1 or more, got {self.heads}")
         if nested := [p for p in self.patterns if isinstance(p, HeadSplit)]:
@@ -123,7 +124,7 @@ class HeadSplit:
         first = 0
         for pattern, count in zip(self.patterns, self.heads, strict=True):
             mine = (head >= first) & (head < first + count)
-            allowed = allowed | (mine & pattern.attends(q, k, head))
+            allowed = allowed | (mine & pattern.attends(q, k, head - first))
             first += count
         return allowed
 

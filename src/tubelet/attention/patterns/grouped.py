@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tubelet.attention.patterns.compose import both, either
 from tubelet.attention.patterns.spans import Axes, singles, whole, windows
-from tubelet.attention.patterns.specs import spec
+from tubelet.attention.patterns.specs import spec, whole_number
 from tubelet.layout import Grid, Kind, TokenInfo
 
 __all__ = ["Joint", "Spatial", "Strided", "Temporal", "Window", "sizes"]
@@ -105,7 +105,7 @@ class Temporal:
 
     def attends(self, q: TokenInfo, k: TokenInfo, head: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """Same row and column, or text on either side."""
-        return _with_text(q, k, self.group(q) == self.group(k))
+        return _with_text(q, k, (q.coords[..., 1:] == k.coords[..., 1:]).all(-1))
 
     def group(self, tokens: TokenInfo) -> Int[Tensor, "*lead"]:
         """The place in the frame."""
@@ -199,6 +199,8 @@ class Strided:
     text_sees_grid: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stride", whole_number("stride", self.stride))
+        object.__setattr__(self, "run", whole_number("run", self.run))
         if self.stride < 1 or self.run < 1:
             raise ValueError(f"stride and run must be at least 1, got stride={self.stride}, run={self.run}")
         object.__setattr__(self, "spec", spec(self, "Strided", self.stride, self.run))

@@ -5,12 +5,13 @@ A spec is a JSON list: the class's name (one of ours, or ``module:Class``), then
 
 import importlib
 import json
+import operator
 from collections.abc import Iterable
 from functools import lru_cache
 
 from tubelet.protocols import Pattern
 
-__all__ = ["from_spec", "spec"]
+__all__ = ["from_spec", "spec", "whole_number"]
 
 
 def spec(pattern: Pattern, name: str, *arguments: int | bool | Iterable[int | bool] | Pattern | None) -> str:
@@ -25,6 +26,22 @@ def spec(pattern: Pattern, name: str, *arguments: int | bool | Iterable[int | bo
         return ""
     parts = [_text(argument) for argument in arguments]
     return "" if "" in parts else "[" + ", ".join([f'"{name}"', *parts]) + "]"
+
+
+def whole_number(name: str, value: int) -> int:
+    """``value`` as a plain integer.
+
+    Raises:
+        ValueError: it is none.
+
+    Example:
+        >>> whole_number("window", 3)
+        3
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
 
 
 def _text(argument: object) -> str:
