@@ -21,6 +21,7 @@ def test_our_backends_pass(name: str, pattern: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.graph  # flex is compiled
 @pytest.mark.parametrize("name", list(backends()))
 @pytest.mark.parametrize("pattern", matrix_patterns())
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
