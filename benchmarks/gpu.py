@@ -16,21 +16,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import environment
+from tubelet.bench.device import environment
 from tubelet.blocks import modulate
 from tubelet.kernels import norm_modulate, qk_norm_rope
 from tubelet.layout import Rows
 from tubelet.norms import LayerNorm
 from tubelet.positions import Rotary, apply_rope
 
-SCHEMA = 1
+SCHEMA = 2
 TOLERANCE = 1.5e-2
 """Of bfloat16 results, relative to the norm."""
 
@@ -87,7 +86,7 @@ def main() -> int:
         return 2
     device = "cpu" if arguments.dry else "cuda"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    about = {"schema": SCHEMA, "environment": versions(), "dry": arguments.dry}
+    about = {"schema": SCHEMA, "environment": environment(torch.device(device)), "dry": arguments.dry}
     top = ceilings(device, arguments.dry)
     text = f"bf16 matrix product {top.matmul_tflops:.0f} TFLOP/s, copy {top.copy_gbs:.0f} GB/s (read + written)"
     save(arguments.out / "ceilings", {**about, **asdict(top)}, text, about)
@@ -101,19 +100,6 @@ def main() -> int:
         save(arguments.out / name, {**about, "ceilings": asdict(top), "lines": found}, table(lines), about)
         wrong += sum(not line.right for line in lines)
     return 1 if wrong else 0
-
-
-def versions() -> dict[str, Any]:
-    """Versions and device of the run."""
-    found = {**environment(), "cuda": torch.version.cuda}
-    try:
-        found["triton"] = metadata.version("triton")
-    except metadata.PackageNotFoundError:
-        found["triton"] = None
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        found |= {"memory_gb": properties.total_memory / 1e9, "processors": properties.multi_processor_count}
-    return found
 
 
 def ceilings(device: str, dry: bool) -> Ceilings:
@@ -277,7 +263,8 @@ def table(lines: Sequence[Line]) -> str:
 def save(path: Path, content: dict[str, Any], text: str, about: dict[str, Any]) -> None:
     """``path.json`` and ``path.md``; prints the latter."""
     path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    described = ", ".join(f"{name} {value}" for name, value in about["environment"].items())
+    found = {**about["environment"]["versions"], **about["environment"]["hardware"]}
+    described = ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
     path.with_suffix(".md").write_text(f"# {path.name}\n\n{described}\n\n{text}\n")
     print(f"\n{text}", flush=True)
 

@@ -57,6 +57,7 @@ if "$PYTHON" -m tubelet bench attention --help >/dev/null 2>&1; then
     else
         sizes=(--shapes "${SHAPES:-wan-1.3b-480p,cogvideox-5b}" --device cuda --dtype bfloat16 --backward)
     fi
+    rm -f "$OUT/attention.json" # as the tables above, it is measured anew; bench keeps what is there
     step attention 100 "$PYTHON" -m tubelet bench attention "${sizes[@]}" \
         --json "$OUT/attention.json" --md "$OUT/attention.md"
 else

@@ -37,6 +37,15 @@ def test_help_has_an_example(command, capsys) -> None:
     assert "example" in out
 
 
+@pytest.mark.parametrize("action", ["check", "tune"])
+def test_help_of_an_action_is_plain(action, capsys) -> None:
+    assert run("kernels", action, "--help") == 0
+    out = capsys.readouterr().out
+    assert [line.split()[2] for line in out.splitlines() if line.startswith("  tubelet kernels ")] == [action]
+    assert ">>>" not in out
+    assert "Raises" not in out
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -50,6 +59,8 @@ def test_help_has_an_example(command, capsys) -> None:
         (("sample", "a seven", "--size", "1,16,16", "--out", "x.xyz"), "x.xyz"),
         (("sample", "a seven", "--image", "no.png"), "no.png"),
         (("sample", "a seven", "--steps", "0"), "0"),
+        (("conformance", "--backends", "sdpa,fast"), "no backend is called fast; there are sdpa"),
+        (("conformance", "--backends", "sdpa,"), "'sdpa,'"),
         (("demo", "--minutes", "-1"), "-1"),
         (("demo", "--resume", "--out", "nowhere"), "no run in nowhere"),
         (("train", "--clips", "nowhere", "--captions", "no.jsonl"), "nowhere"),

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from tubelet import testing
 from tubelet.attention import FrameCausal, HeadSplit, Joint, Neighborhood, backends
 from tubelet.attention.backends.reference import ReferenceBackend, mask_of
 from tubelet.cli import main
@@ -300,8 +302,8 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     chosen = {"reference": ReferenceBackend()}
     monkeypatch.setattr(module, "installed", lambda: chosen)
     packed = {name: matrix_packings()[name] for name in ("packed", "padded right")}
-    monkeypatch.setattr(module, "matrix_patterns", lambda: {"Joint": Joint()})
-    monkeypatch.setattr(module, "matrix_packings", lambda: packed)
+    monkeypatch.setattr(testing, "matrix_patterns", lambda: {"Joint": Joint()})
+    monkeypatch.setattr(testing, "matrix_packings", lambda: packed)
     file = tmp_path / "new" / "conformance.json"
     assert main(["conformance", "--json", str(file)]) == 0
     document = json.loads(file.read_text())
@@ -314,6 +316,24 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
         main(["conformance"])
     assert stop.value.code == 1
     assert "faulty, Joint, padded right, cpu, float64, 1:1, forward: error" in capsys.readouterr().err
+
+
+def test_the_command_measures_what_is_named_and_tells_a_terminal(tmp_path, monkeypatch, capsys) -> None:
+    few = {name: matrix_packings()[name] for name in ("packed", "dense")}
+    monkeypatch.setattr(testing, "matrix_patterns", lambda: {"Joint": Joint()})
+    monkeypatch.setattr(testing, "matrix_packings", lambda: few)
+    monkeypatch.setitem(module._SPARSE, ("reference", "cpu"), "not measured")
+    file = tmp_path / "conformance.json"
+
+    def measured(*argv: str) -> set[tuple[str, bool]]:
+        assert main(["conformance", "--json", str(file), *argv]) == 0
+        return {(row["backend"], row["error"] is None) for row in json.loads(file.read_text())["rows"]}
+
+    assert {("reference", True), ("reference", False), ("sdpa", False)} <= measured()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert measured("--backends", "reference,sdpa") == {("reference", False), ("sdpa", False)}
+    assert "cases" in capsys.readouterr().err
 
 
 def test_help_has_an_example(capsys) -> None:

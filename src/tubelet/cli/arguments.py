@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-__all__ = ["count", "existing", "folder", "number", "positive", "rate", "sides", "video_file", "video_size"]
+__all__ = ["count", "existing", "folder", "names", "number", "positive", "rate", "sides", "video_file", "video_size"]
 
 _MOST = 1_000_000
 _MOST_SEED = 2**62  # seeds of single samples count on from here, within the 64 bits that PyTorch takes
@@ -108,6 +108,22 @@ def rate(text: str) -> float:
     if not 0.01 <= value <= 1000:
         raise argparse.ArgumentTypeError(f"expected frames a second from 0.01 to 1000, got {text!r}")
     return value
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names with commas between them.
+
+    Raises:
+        argparse.ArgumentTypeError: a name is empty.
+
+    Example:
+        >>> names("sdpa, flex")
+        ('sdpa', 'flex')
+    """
+    found = tuple(name.strip() for name in text.split(","))
+    if "" in found:
+        raise argparse.ArgumentTypeError(f"expected names with commas between them, got {text!r}")
+    return found
 
 
 def folder(text: str) -> Path:

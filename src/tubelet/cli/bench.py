@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tubelet.cli.arguments import count, number, positive
+from tubelet.cli.arguments import count, names, number, positive
 
 __all__ = ["add", "run_attention", "run_compare", "run_list"]
 
@@ -20,6 +20,14 @@ _EXAMPLE = """examples:
 
 exit status: 0; 1 for a row that is wrong or failed (attention), or a regression (compare --fail-above); 2 for a
 mistake in what was asked; 130 after Ctrl-C, with finished rows in the --json file."""
+
+_EXAMPLE_COMPARE = """example:
+  tubelet bench compare before.json after.json --fail-above 1.05
+
+exit status: 0; 1 for a regression beyond --fail-above; 2 for files that do not fit together."""
+
+_EXAMPLE_LIST = """example:
+  tubelet bench list"""
 
 
 def add(commands: Any) -> None:
@@ -34,7 +42,12 @@ def add(commands: Any) -> None:
     attention = kinds.add_parser("attention", help="time patterns × backends × shapes", **layout)
     _add_attention(attention)
     attention.set_defaults(run=run_attention)
-    compare = kinds.add_parser("compare", help="ratios of two runs, with intervals", **layout)
+    compare = kinds.add_parser(
+        "compare",
+        help="ratios of two runs, with intervals",
+        description="Print how much slower or faster each row of the second run is than the same row of the first.",
+        **{**layout, "epilog": _EXAMPLE_COMPARE},
+    )
     compare.add_argument("first", type=Path, metavar="A.json")
     compare.add_argument("second", type=Path, metavar="B.json")
     compare.add_argument("--force", action="store_true", help="compare other hardware, or one dtype with another")
@@ -42,9 +55,14 @@ def add(commands: Any) -> None:
         "--fail-above", type=positive, metavar="X", help="exit 1 where a row is X times slower beyond its scatter"
     )
     compare.set_defaults(run=run_compare)
-    names = kinds.add_parser("list", help="what can be named", **layout)
-    _add_import(names)
-    names.set_defaults(run=run_list)
+    naming = kinds.add_parser(
+        "list",
+        help="what can be named",
+        description="Print the names of shapes, patterns and backends that `tubelet bench attention` takes.",
+        **{**layout, "epilog": _EXAMPLE_LIST},
+    )
+    _add_import(naming)
+    naming.set_defaults(run=run_list)
 
 
 def run_attention(arguments: argparse.Namespace) -> None:
@@ -151,18 +169,18 @@ def run_list(arguments: argparse.Namespace) -> None:
 
 def _add_attention(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--shapes", type=_names, default=("wan-1.3b-480p",), metavar="S,…", help="names or literals; see the list"
+        "--shapes", type=names, default=("wan-1.3b-480p",), metavar="S,…", help="names or literals; see the list"
     )
-    parser.add_argument("--patterns", type=_names, default=("joint",), metavar="P,…", help="default joint")
-    parser.add_argument("--backends", type=_names, metavar="B,…", help="default all; auto is the dispatcher's choice")
-    parser.add_argument("--dtype", type=_names, metavar="D,…", help="default float32, on CUDA bfloat16")
+    parser.add_argument("--patterns", type=names, default=("joint",), metavar="P,…", help="default joint")
+    parser.add_argument("--backends", type=names, metavar="B,…", help="default all; auto is the dispatcher's choice")
+    parser.add_argument("--dtype", type=names, metavar="D,…", help="default float32, on CUDA bfloat16")
     parser.add_argument("--backward", action="store_true", help="also time forward and backward together")
     parser.add_argument("--batch", type=_counts, default=(1,), metavar="N,…", help="times the samples; default 1")
     parser.add_argument(
         "--scale", type=positive, help="of the sides of every grid; default 1, on a CPU 0.2 for the shapes of models"
     )
-    parser.add_argument("--caches", type=_names, default=("warm",), metavar="C,…", help="warm, cold; default warm")
-    parser.add_argument("--modes", type=_names, default=("eager",), metavar="M,…", help="eager, graph; default eager")
+    parser.add_argument("--caches", type=names, default=("warm",), metavar="C,…", help="warm, cold; default warm")
+    parser.add_argument("--modes", type=names, default=("eager",), metavar="M,…", help="eager, graph; default eager")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; default CUDA where there is one")
     parser.add_argument("--threads", type=count, help="of torch on the CPU; default as torch is set")
     parser.add_argument("--rounds", type=count, default=20, help="samples of a row at most; default 20")
@@ -207,13 +225,6 @@ def _device(text: str) -> Any:
     return device
 
 
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    if "" in names:
-        raise argparse.ArgumentTypeError(f"expected names with commas between them, got {text!r}")
-    return names
-
-
 def _picture(text: str) -> Path:
     if Path(text).suffix not in (".png", ".svg", ".pdf"):
         raise argparse.ArgumentTypeError(f"a plot is a png, svg or pdf file, got {text!r}")
@@ -221,4 +232,4 @@ def _picture(text: str) -> Path:
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(count(name) for name in _names(text))
+    return tuple(count(name) for name in names(text))

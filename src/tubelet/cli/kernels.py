@@ -16,6 +16,14 @@ _EXAMPLE = """examples:
   tubelet kernels check --json kernels.json
   tubelet kernels tune --widths 1536 --head-dims 128"""
 
+_EXAMPLE_CHECK = """example:
+  tubelet kernels check --only rotation --arch 90 --json kernels.json
+
+exit status: 0; 1 where a kernel spills or exceeds a cap; 2 for a mistake in what was asked."""
+
+_EXAMPLE_TUNE = """example:
+  tubelet kernels tune --widths 1536 --head-dims 128 --dtype bfloat16"""
+
 
 def add(commands: Any) -> None:
     """Add the command to a parser's commands.
@@ -31,12 +39,25 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    checking = actions.add_parser("check", help="compile for sm_80 and sm_90 without a GPU", description=check.__doc__)
+    plain: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    checking = actions.add_parser(
+        "check",
+        help="compile for sm_80 and sm_90 without a GPU",
+        description="Compile every kernel, without a GPU, and print its registers, spills and shared memory.",
+        epilog=_EXAMPLE_CHECK,
+        **plain,
+    )
     checking.add_argument("--arch", type=count, nargs="+", default=[80, 90], help="compute capabilities; default 80 90")
     checking.add_argument("--only", default="", metavar="WORDS", help="kernels and cases whose name holds it")
     checking.add_argument("--json", type=Path, metavar="FILE", help="write every reading there")
     checking.set_defaults(run=check)
-    tuning = actions.add_parser("tune", help="measure launch sizes on this GPU", description=tune.__doc__)
+    tuning = actions.add_parser(
+        "tune",
+        help="measure launch sizes on this GPU",
+        description="Measure launch sizes on this GPU and keep the fastest for later processes of this user.",
+        epilog=_EXAMPLE_TUNE,
+        **plain,
+    )
     tuning.add_argument("--widths", type=count, nargs="*", default=[1536], help="of norm + modulate; default 1536")
     tuning.add_argument("--head-dims", type=count, nargs="*", default=[128], help="of QK-norm + RoPE; default 128")
     tuning.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
