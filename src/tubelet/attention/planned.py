@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from tubelet.attention import chunks, runs
 from tubelet.attention.patterns import from_spec
-from tubelet.attention.plan import Plan, Run, make_plan
+from tubelet.attention.plan import Plan, make_plan
+from tubelet.attention.tiles import Run
 from tubelet.protocols import Pattern
 
 __all__ = ["KERNELS", "Tables", "as_bytes", "planned_attention"]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tubelet.attention.backends.sdpa import forward_mode, tables_of
 from tubelet.attention.patterns import Neighborhood
-from tubelet.attention.plan import Sample
+from tubelet.attention.tiles import Sample
 from tubelet.protocols import Answer, AttentionRequest
 
 __all__ = ["NattenBackend"]
