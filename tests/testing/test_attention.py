@@ -12,9 +12,7 @@ from tubelet.protocols import Answer, AttentionRequest, Pattern
 from tubelet.testing import check_backend, matrix_patterns
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "flex" else name for name in backends()]
-)
+@pytest.mark.parametrize("name", [name for name in backends() if name != "flex"])  # which is compiled, and slow: below
 @pytest.mark.parametrize("pattern", ["Joint", "FrameCausal, sink", "HeadSplit"])
 def test_our_backends_pass(name: str, pattern: str) -> None:
     assert_passes(name, matrix_patterns()[pattern], torch.float32)
