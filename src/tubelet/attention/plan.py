@@ -114,30 +114,17 @@ def _remembered(
     views: bool,
 ) -> Plan:
     with torch.device("cpu"):  # whatever the default device is: plans are the host's
-        return _plan(pattern, queries, keys, kept, kept_keys, heads, limit, views)
-
-
-def _plan(
-    pattern: Value,
-    queries: bytes,
-    keys: bytes | None,
-    kept: bytes | None,
-    kept_keys: bytes | None,
-    heads: int,
-    limit: int,
-    views: bool,
-) -> Plan:
-    tables = _table(queries), None if keys is None else _table(keys)
-    whole = _whole(pattern, *tables, _places(kept), _places(kept_keys), heads)
-    if isinstance(whole, Asked) and whole.pairs > _REMEMBERED:
-        return Plan(whole, queries=0, keys=0, merges=False, once=False)
-    whole = tuple(whole)
-    first = sum(run.q.groups * run.q.length for run in whole if not run.merge)
-    runs = itertools.chain.from_iterable(pieces(run, limit, views) for run in whole)
-    merges = any(run.merge for run in whole)
-    keys_named = sum(run.k.groups * run.k.length for run in whole)
-    once = not merges and _different([run.k for run in whole]) == keys_named
-    return Plan(tuple(runs), first, keys_named, merges, once)
+        tables = _table(queries), None if keys is None else _table(keys)
+        whole = _whole(pattern, *tables, _places(kept), _places(kept_keys), heads)
+        if isinstance(whole, Asked) and whole.pairs > _REMEMBERED:
+            return Plan(whole, queries=0, keys=0, merges=False, once=False)
+        whole = tuple(whole)
+        first = sum(run.q.groups * run.q.length for run in whole if not run.merge)
+        runs = itertools.chain.from_iterable(pieces(run, limit, views) for run in whole)
+        merges = any(run.merge for run in whole)
+        keys_named = sum(run.k.groups * run.k.length for run in whole)
+        once = not merges and _different([run.k for run in whole]) == keys_named
+        return Plan(tuple(runs), first, keys_named, merges, once)
 
 
 def _different(places: list[Places]) -> int:
