@@ -8,6 +8,7 @@ import pytest
 import torch
 import wans
 from diffusers import WanTransformer3DModel
+from parity import error
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -27,7 +28,7 @@ def test_their_shards_are_read_and_answer_alike(saved: tuple[WanTransformer3DMod
     asked = wans.question("image", theirs)
     ours = load_diffusers(folder)
     assert not ours.training
-    assert wans.error(asked.ours(ours), asked.theirs(theirs)) <= 1e-5
+    assert error(asked.ours(ours), asked.theirs(theirs)) <= 1e-5
     again = load_diffusers(folder.parent, subfolder="transformer")
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), again.parameters(), strict=True))
 
@@ -42,7 +43,7 @@ def test_what_we_save_they_read(tmp_path: Path) -> None:
     theirs = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder)).eval()
     theirs.load_state_dict({k: v for shard in shards for k, v in load_file(folder / shard).items()})
     asked = wans.question("latents", theirs)
-    assert wans.error(asked.ours(ours), asked.theirs(theirs)) <= 1e-5
+    assert error(asked.ours(ours), asked.theirs(theirs)) <= 1e-5
     with pytest.raises(ValueError, match="already holds"):
         save_diffusers(ours, folder)
 

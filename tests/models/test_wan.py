@@ -8,6 +8,7 @@ import pytest
 import torch
 import wans
 from diffusers import WanTransformer3DModel
+from parity import error, in_bfloat16, size
 from torch import Tensor, nn
 
 from tubelet import models
@@ -38,14 +39,12 @@ def test_equal_to_diffusers(kind: str, seed: int, monkeypatch: pytest.MonkeyPatc
     def ours(dtype: torch.dtype) -> Tensor:
         return asked.ours(from_diffusers({"_class_name": "WanTransformer3DModel", **config}, state, dtype=dtype))
 
-    assert wans.error(ours(torch.float32), asked.theirs(theirs)) <= 1e-5
+    assert error(ours(torch.float32), asked.theirs(theirs)) <= 1e-5
     with wans.in_float64(theirs, monkeypatch) as exact:
         expected = asked.theirs(exact)
-    assert wans.error(ours(torch.float64), expected) <= 1e-10
+    assert error(ours(torch.float64), expected) <= 1e-10
     rough = wans.peer(kind, seed)
-    assert wans.error(ours(torch.bfloat16), expected) <= 1.5 * wans.error(
-        asked.theirs(wans.in_bfloat16(rough)), expected
-    )
+    assert error(ours(torch.bfloat16), expected) <= 1.5 * error(asked.theirs(in_bfloat16(rough, wans.WIDE)), expected)
 
 
 @pytest.mark.parametrize("kind", ["text", "image", "tokens"])
@@ -60,7 +59,7 @@ def test_gradients_are_those_of_diffusers(kind: str, monkeypatch: pytest.MonkeyP
     asked.ours(ours, grad=True).square().sum().backward()
     expected = wan_keys(ours.config).to_ours({name: p.grad for name, p in theirs.named_parameters()})
     for name, parameter in ours.named_parameters():
-        assert wans.error(parameter.grad, expected[name]) <= 1e-10, name
+        assert error(parameter.grad, expected[name]) <= 1e-10, name
 
 
 def test_padded_prompts_are_those_of_the_published_models() -> None:
@@ -75,8 +74,8 @@ def test_padded_prompts_are_those_of_the_published_models() -> None:
     assert torch.equal(packed, text.flatten(0, 1)) and packed_layout == TokenLayout.packed([None] * 2, [7, 7])
     assert not text[0, 3:].any() and not text[1, 2:].any()
     padded = dataclasses.replace(asked, text=text)
-    assert wans.error(padded.ours(ours), padded.theirs(theirs)) <= 1e-5
-    assert wans.error(asked.ours(ours, text_layout=short), padded.theirs(theirs)) > 1e-3
+    assert error(padded.ours(ours), padded.theirs(theirs)) <= 1e-5
+    assert error(asked.ours(ours, text_layout=short), padded.theirs(theirs)) > 1e-3
     with pytest.raises(ValueError, match="3 tokens, more than tokens=2"):
         pad_prompts(asked.text, short, tokens=2)
 
@@ -100,7 +99,7 @@ def test_presets_have_the_published_sizes(preset: str) -> None:
         theirs = WanTransformer3DModel(**config)
     ours = WanTransformer(getattr(models, preset)(), device="meta", dtype=torch.bfloat16)
     assert all(p.is_meta and p.dtype == torch.bfloat16 for p in ours.parameters())
-    assert wans.size(ours) == wans.size(theirs) == count
+    assert size(ours) == size(theirs) == count
 
 
 def tiny(pattern: Pattern | None = None) -> WanTransformer:
@@ -203,7 +202,7 @@ def test_finer_levels_that_are_equal_are_one_level_per_sample(level: Any) -> Non
     finer = given["layout"].on("cpu").lift(values, level)
     got, expected = ask(model, given, finer, level), ask(model, given, values, "sample")
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
-    assert wans.error(ask(model, given, levels(level), level), expected) > 1e-3
+    assert error(ask(model, given, levels(level), level), expected) > 1e-3
 
 
 class Masked(nn.Module):
@@ -231,7 +230,7 @@ def test_any_pattern_equals_its_mask(pattern: Pattern) -> None:
         behind = c[:, None, 0] - c[None, :, 0]
         allowed = (behind >= 0) & (behind < (pattern.window or 99))
     got = ask(model, given, values, "frame")
-    assert wans.error(ask(tiny(), given, values, "frame"), got) > 1e-3
+    assert error(ask(tiny(), given, values, "frame"), got) > 1e-3
     for block in model.blocks:
         branch = block.branches[0]
         branch.inner = Masked(branch.inner, allowed & (index.sample[:, None] == index.sample))

@@ -1,6 +1,5 @@
 """Tiny Wans of diffusers' with drawn sizes and random weights, and one input for either implementation."""
 
-import math
 import random
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +7,8 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from torch import Tensor, nn
+from parity import randomise
+from torch import Tensor
 
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.models import WanTransformer
@@ -22,7 +22,7 @@ WIDE = WanTransformer3DModel._keep_in_fp32_modules
 
 def peer(kind: str, seed: int = 0) -> WanTransformer3DModel:
     """A model of diffusers' in float32 whose every parameter is random."""
-    draw, torch_draw = random.Random(seed), torch.Generator().manual_seed(seed)
+    draw = random.Random(seed)
     heads, head_dim = draw.randint(1, 3), draw.choice([8, 12, 16])
     image = kind in ("image", "two_images")
     model = WanTransformer3DModel(
@@ -42,9 +42,7 @@ def peer(kind: str, seed: int = 0) -> WanTransformer3DModel:
         rope_max_seq_len=32,
         pos_embed_seq_len=6 if kind == "two_images" else None,
     )
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3 if parameter.ndim > 1 else 1.0, generator=torch_draw)
-    return model.eval()
+    return randomise(model, seed)
 
 
 @dataclass
@@ -130,23 +128,3 @@ def in_float64(model: WanTransformer3DModel, monkeypatch: Any) -> Any:
         model.rope.freqs_cos, model.rope.freqs_sin = table.cos(), table.sin()
         patch.setattr(model.condition_embedder.timesteps_proj, "forward", sinusoid)
         yield model
-
-
-def in_bfloat16(model: WanTransformer3DModel) -> WanTransformer3DModel:
-    """The peer as it is loaded in bfloat16: some of its modules stay in float32."""
-    kept = {name: p.data.clone() for name, p in model.named_parameters() if set(name.split(".")) & set(WIDE)}
-    model.to(torch.bfloat16)
-    for name, value in kept.items():
-        model.get_parameter(name).data = value
-    return model
-
-
-def error(got: Tensor, expected: Tensor) -> float:
-    """The norm of the difference over that of the expected."""
-    got, expected = got.detach().double(), expected.detach().double()
-    return float((got - expected).norm() / expected.norm())
-
-
-def size(model: nn.Module) -> int:
-    """How many parameters."""
-    return sum(math.prod(p.shape) for p in model.parameters())

@@ -1,8 +1,11 @@
-"""What a backbone checks of its inputs, before shapes that happen to broadcast give a wrong answer."""
+"""What backbones share around their wiring: checks of inputs, layouts on their device, parameters anew.
 
-from torch import Tensor
+The checks come before shapes that happen to broadcast give a wrong answer.
+"""
 
-from tubelet.layout import LayoutIndex, Rows
+from torch import Tensor, nn
+
+from tubelet.layout import LayoutIndex, Rows, TokenLayout
 
 __all__: list[str] = []
 
@@ -26,3 +29,16 @@ def check_tokens(name: str, x: Tensor, width: int, layout: LayoutIndex, samples:
         raise ValueError(f"{name} has tokens {tuple(x.shape[:-1])}, but its layout has {layout.shape}")
     if not samples.same_samples(layout):
         raise ValueError(f"layout has {samples.samples} samples, but that of {name} has {layout.samples}")
+
+
+def on(layout: TokenLayout | LayoutIndex, x: Tensor) -> LayoutIndex:
+    """The layout's index where ``x`` lies."""
+    return layout.on(x.device) if isinstance(layout, TokenLayout) else layout
+
+
+def reset_children(model: nn.Module) -> None:
+    """Every descendant anew (after meta construction, say), the deepest first: parents have the last word."""
+    for child in reversed(list(model.modules())[1:]):
+        reset = getattr(child, "reset_parameters", None)
+        if reset is not None:
+            reset()

@@ -23,7 +23,7 @@ from tubelet.blocks import Branch, TransformerBlock, modulate
 from tubelet.conditioning import AdaLNZero, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_rows
+from tubelet.models.inputs import check_rows, on, reset_children
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rope3d, SinCos3d
 
@@ -190,10 +190,7 @@ class VideoDiT(nn.Module):
 
     def reset_parameters(self) -> None:
         """DiT's initialisation, whole: every child anew (after meta construction, say), then the model's own."""
-        for child in reversed(list(self.modules())[1:]):  # the deepest first: parents have the last word
-            reset = getattr(child, "reset_parameters", None)
-            if reset is not None:
-                reset()
+        reset_children(self)
         self._reset_own()
 
     def _reset_own(self) -> None:
@@ -230,8 +227,8 @@ class VideoDiT(nn.Module):
         Raises:
             ValueError: shapes and layouts disagree.
         """
-        layout = layout.on(x.device) if isinstance(layout, TokenLayout) else layout
-        text_layout = text_layout.on(x.device) if isinstance(text_layout, TokenLayout) else text_layout
+        layout = on(layout, x)
+        text_layout = on(text_layout, x)
         self._check(x, text, layout, text_layout)
         check_rows(t, layout.shape)
         mask = self._mask(x, known)

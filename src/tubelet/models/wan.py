@@ -31,7 +31,7 @@ from tubelet.blocks import Branch, TransformerBlock, norm_modulate
 from tubelet.conditioning import AdaLNSingle, ModulationSlice, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_rows, check_tokens
+from tubelet.models.inputs import check_rows, check_tokens, on, reset_children
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rope3d
 from tubelet.protocols import Pattern
@@ -231,10 +231,7 @@ class WanTransformer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Every child anew (after meta construction, say), then the model's own."""
-        for child in reversed(list(self.modules())[1:]):  # the deepest first: parents have the last word
-            reset = getattr(child, "reset_parameters", None)
-            if reset is not None:
-                reset()
+        reset_children(self)
         self._reset_own()
 
     def _reset_own(self) -> None:
@@ -271,7 +268,7 @@ class WanTransformer(nn.Module):
         Raises:
             ValueError: shapes and layouts disagree, or the config asks for inputs that are not there or has none such.
         """
-        index, text_index = _on(layout, x), _on(text_layout, x)
+        index, text_index = on(layout, x), on(text_layout, x)
         self._check(x, t, text, index, text_index, given)
         inputs = x if given is None else torch.cat([x, given], dim=-1)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
@@ -299,7 +296,7 @@ class WanTransformer(nn.Module):
             return {}
         if image is None or layout is None:
             raise ValueError(f"the model has image_dim={self.config.image_dim}: give image and image_layout")
-        image_index = _on(layout, image)
+        image_index = on(layout, image)
         check_tokens("image", image, self.image.width, image_index, index)
         return {"image": self.image(image, image_index), "image_layout": image_index}
 
@@ -365,10 +362,6 @@ class _ImageTokens(nn.Module):
     if TYPE_CHECKING:
 
         def __call__(self, image: Float[Tensor, "*lead i"], layout: LayoutIndex) -> Float[Tensor, "*lead d"]: ...
-
-
-def _on(layout: Layout, x: Tensor) -> LayoutIndex:
-    return layout.on(x.device) if isinstance(layout, TokenLayout) else layout
 
 
 def _block(
