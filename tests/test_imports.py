@@ -26,6 +26,7 @@ attention
 pooling
 conditioning
 blocks
+streams
 fused
 diffusion
 vae

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tubelet.layout import Rows
 from tubelet.protocols import ModulationSource
 
-__all__ = ["Branch", "Part", "TransformerBlock", "gated", "modulate", "norm_modulate"]
+__all__ = ["Branch", "Part", "TransformerBlock", "gated", "modulate", "norm_modulate", "taken"]
 
 Part = Literal["shift", "scale", "gate"]
 """What a row of modulation holds, end to end. Example: ``("scale", "gate")``."""
@@ -126,9 +126,19 @@ class Branch(nn.Module):
             ValueError: the branch is modulated but ``cond`` is None or of other tokens, or ``context`` lacks a name it
                 takes.
         """
+        h, gate = self.enter(x, cond)
+        return self.leave(x, self._run(h, context), gate)
+
+    def enter(self, x: Float[Tensor, "*lead d"], cond: Rows | None) -> tuple[Float[Tensor, "*lead d"], Rows | None]:
+        """What ``inner`` is given, and the gate of what it returns."""
         rows = self._rows(cond)
-        h = self.norm_modulate(self.norm, x, rows.get("shift"), rows.get("scale"))
-        return gated(x, self._run(h, context), rows.get("gate"))
+        return self.norm_modulate(self.norm, x, rows.get("shift"), rows.get("scale")), rows.get("gate")
+
+    def leave(
+        self, x: Float[Tensor, "*lead d"], update: Float[Tensor, "*lead d"], gate: Rows | None
+    ) -> Float[Tensor, "*lead d"]:
+        """Add what ``inner`` returned to ``x``, through the norm behind it and the gate."""
+        return gated(x, self.post_norm(update), gate)
 
     def _rows(self, cond: Rows | None) -> dict[Part, Rows]:
         """The parts of the modulation by name; none for an unmodulated branch."""
@@ -142,11 +152,7 @@ class Branch(nn.Module):
         return rows
 
     def _run(self, h: Tensor, context: Mapping[str, Any] | None) -> Tensor:
-        given = {} if context is None else context
-        missing = [name for name in self.takes if name not in given]
-        if missing:
-            raise ValueError(f"context lacks {missing}: this branch takes {list(self.takes)}, got {sorted(given)}")
-        out: Tensor = self.post_norm(self.inner(h, **{name: given[name] for name in self.takes}))
+        out: Tensor = self.inner(h, **taken(context, self.takes))
         return out
 
     if TYPE_CHECKING:
@@ -197,6 +203,23 @@ class TransformerBlock(nn.Module):
         def __call__(
             self, x: Float[Tensor, "*lead d"], cond: Rows | None = None, context: Mapping[str, Any] | None = None
         ) -> Float[Tensor, "*lead d"]: ...
+
+
+def taken(context: Mapping[str, Any] | None, names: Sequence[str]) -> dict[str, Any]:
+    """The named entries of a context.
+
+    Raises:
+        ValueError: the context lacks some.
+
+    Example:
+        >>> taken({"layout": None, "rope": 3}, ["rope"])
+        {'rope': 3}
+    """
+    given = {} if context is None else context
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise ValueError(f"context lacks {missing}: this branch takes {list(names)}, got {sorted(given)}")
+    return {name: given[name] for name in names}
 
 
 def _expand(rows: Rows, x: Tensor) -> Tensor:

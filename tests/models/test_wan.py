@@ -213,7 +213,7 @@ class Masked(nn.Module):
         self.inner, self.allowed = inner, allowed
 
     def forward(self, x: Tensor, layout: Any, rope: Any) -> Tensor:
-        q, k, v = self.inner._qkv(x, rope)
+        q, k, v = self.inner.qkv(x, rope)
         scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
         weights = scores.masked_fill(~self.allowed, -torch.inf).softmax(-1)
         return self.inner.out_proj(torch.einsum("hqk,khd->qhd", weights, v).flatten(1))

@@ -18,6 +18,7 @@ from tubelet.attention.patterns import (
     Temporal,
     Window,
 )
+from tubelet.attention.streams import JointAttention, ParallelAttention
 
 __all__ = [
     "Attention",
@@ -29,7 +30,9 @@ __all__ = [
     "FrameCausal",
     "HeadSplit",
     "Joint",
+    "JointAttention",
     "Neighborhood",
+    "ParallelAttention",
     "RelativeBias",
     "SlidingTile",
     "Spatial",

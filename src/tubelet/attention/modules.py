@@ -64,6 +64,8 @@ class Attention(nn.Module):
         bias: give the projections a bias.
         qk_norm: makes the norm of queries and keys from its width, e.g. ``RMSNorm``; None for none.
         across_heads: that width is of all the heads together instead of ``head_dim``.
+        out_bias: give the last projection a bias; None means ``bias``.
+        out: project the heads' results back to ``dim``; without, they come out end to end.
         pattern, backend: as in :func:`tubelet.attend`.
 
     Raises:
@@ -87,6 +89,8 @@ class Attention(nn.Module):
         bias: bool = True,
         qk_norm: Callable[..., nn.Module] | None = None,
         across_heads: bool = False,
+        out_bias: bool | None = None,
+        out: bool = True,
         pattern: Pattern = Joint(),  # noqa: B008 - a frozen value
         backend: str = "auto",
         device: torch.device | str | None = None,
@@ -99,20 +103,22 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(dim, heads * head_dim, bias, device=device, dtype=dtype)
         self.k_proj = nn.Linear(dim, kv_heads * head_dim, bias, device=device, dtype=dtype)
         self.v_proj = nn.Linear(dim, kv_heads * head_dim, bias, device=device, dtype=dtype)
-        self.out_proj = nn.Linear(heads * head_dim, dim, bias, device=device, dtype=dtype)
+        out_bias = bias if out_bias is None else out_bias
+        self.out_proj = nn.Linear(heads * head_dim, dim, out_bias, device=device, dtype=dtype) if out else nn.Identity()
         self.norm_widths = (heads * head_dim, kv_heads * head_dim) if across_heads else (head_dim, head_dim)
         self.q_norm, self.k_norm = qk_norms(qk_norm, self.norm_widths, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Xavier-uniform projections with zero bias (DiT's initialisation)."""
-        xavier_(self.q_proj, self.k_proj, self.v_proj, self.out_proj)
+        projections = (self.q_proj, self.k_proj, self.v_proj, self.out_proj)
+        xavier_(*(each for each in projections if isinstance(each, nn.Linear)))
 
     def forward(
         self, x: Float[Tensor, "*lead d"], layout: Layout = None, rope: Rotary | None = None
     ) -> Float[Tensor, "*lead d"]:
         """Attend inside each sample of ``layout``; ``rope`` rotates queries and keys after their norm."""
-        out = attend(*self._qkv(x, rope), pattern=self.pattern, layout=layout, backend=self.backend)
+        out = attend(*self.qkv(x, rope), pattern=self.pattern, layout=layout, backend=self.backend)
         return project(self.out_proj, out)
 
     def stream(
@@ -135,12 +141,14 @@ class Attention(nn.Module):
         """
         if cache.pattern != self.pattern:
             raise ValueError(f"cache is for {cache.pattern}, but the module attends by {self.pattern}")
-        qkv = self._qkv(x, rope)
+        qkv = self.qkv(x, rope)
         out, cache = cache.prefix(*qkv) if tokens is None else cache.frames(*qkv, tokens)
         return project(self.out_proj, out), cache
 
-    def _qkv(self, x: Tensor, rope: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Projected, normed and rotated."""
+    def qkv(
+        self, x: Float[Tensor, "*lead d"], rope: Rotary | None = None
+    ) -> tuple[Float[Tensor, "*lead h e"], Float[Tensor, "*lead hk e"], Float[Tensor, "*lead hk e"]]:
+        """Queries, keys and values: projected, normed and rotated."""
         check_width("x", x, self.q_proj)
         q, k = self.normed_and_turned(self, self.q_proj(x), self.k_proj(x), rope)
         v = split(self.v_proj(x), self.head_dim)

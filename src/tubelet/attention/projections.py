@@ -53,9 +53,9 @@ def normed_heads(norm: nn.Module, x: Tensor, width: int, head_dim: int) -> Tenso
     return split(norm(split(x, width)).flatten(-2), head_dim)
 
 
-def project(proj: nn.Linear, x: Tensor) -> Tensor:
+def project(proj: nn.Module, x: Tensor) -> Tensor:
     """The heads together again, through the last projection."""
-    out: Tensor = proj(x.reshape(*x.shape[:-2], proj.in_features))
+    out: Tensor = proj(x.flatten(-2))
     return out
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from tubelet.layout.index import LayoutIndex
+from tubelet.layout.rows import Rows
 from tubelet.layout.tokens import TokenLayout
 
 __all__ = ["JointIndex", "JointLayout"]
@@ -125,6 +126,45 @@ class JointIndex:
             raise ValueError(f"streams have {got} tokens, but the joint layout has {self.widths}")
         joined = torch.cat(streams, dim=axis)
         return joined if self.identity else _permute(joined, self.order)
+
+    def merge_rows(self, *rows: Rows) -> Rows:
+        """Rows of each stream, in the order of the joint layout, as rows of the merged axis.
+
+        Streams that share one table by view (``index`` None, the same ``values``) keep it.
+
+        Raises:
+            ValueError: as many rows as streams are not given, or those of one do not fit its tokens.
+
+        Example:
+            >>> from tubelet.layout import Grid
+            >>> text, video = TokenLayout.packed([None, None], [1, 1]), TokenLayout.packed([Grid(1, 1, 1)] * 2)
+            >>> levels = text.rows(torch.tensor([0.0, 0.5]), "sample"), video.rows(torch.tensor([0.1, 0.6]), "sample")
+            >>> JointLayout((text, video)).on("cpu").merge_rows(*levels).expand()
+            tensor([0.0000, 0.1000, 0.5000, 0.6000])
+        """
+        if len(rows) != len(self.widths):
+            raise ValueError(f"rows are those of {len(rows)} streams, but the joint layout has {len(self.widths)}")
+        if all(each.index is None and each.values is rows[0].values for each in rows):
+            return rows[0]
+        starts = itertools.accumulate((each.values.shape[0] for each in rows[:-1]), initial=0)
+        parts = zip(rows, self.widths, starts, strict=True)
+        index = self.merge(*(self._tokens(each, width) + start for each, width, start in parts))
+        owners = [each.owner for each in rows if each.owner is not None]
+        owner = torch.cat(owners) if len(owners) == len(rows) else None
+        return Rows(torch.cat([each.values for each in rows]), index, owner)
+
+    def _tokens(self, rows: Rows, width: int) -> Int[Tensor, "*lead"]:
+        """The row of each token of one stream."""
+        shape = (*self.order.shape[:-1], width)
+        if rows.index is not None:
+            if tuple(rows.index.shape) != shape:
+                raise ValueError(f"rows have tokens {tuple(rows.index.shape)}, but the stream has {shape}")
+            return rows.index
+        count = rows.values.shape[0]
+        if count != 1 and (len(shape) == 1 or count != shape[0]):
+            raise ValueError(f"rows has {count} values without an index, but the stream has tokens {shape}")
+        each = torch.arange(count, device=self.order.device)
+        return each.expand(shape) if count == 1 else each[:, None].expand(shape)
 
     def split(self, merged: Shaped[Tensor, "..."]) -> tuple[Shaped[Tensor, "..."], ...]:
         """Undo :meth:`merge`."""

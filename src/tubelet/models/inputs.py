@@ -3,9 +3,10 @@
 The checks come before shapes that happen to broadcast give a wrong answer.
 """
 
+import torch
 from torch import Tensor, nn
 
-from tubelet.layout import LayoutIndex, Rows, TokenLayout
+from tubelet.layout import JointIndex, JointLayout, LayoutIndex, Rows, TokenLayout
 
 __all__: list[str] = []
 
@@ -42,3 +43,27 @@ def reset_children(model: nn.Module) -> None:
         reset = getattr(child, "reset_parameters", None)
         if reset is not None:
             reset()
+
+
+def joined(
+    text_layout: TokenLayout | LayoutIndex, layout: TokenLayout | LayoutIndex, joint: JointIndex | None, x: Tensor
+) -> JointIndex:
+    """The index of the merged axis, text first; made here where the layouts are on the host and none is given."""
+    if joint is None:
+        if not (isinstance(text_layout, TokenLayout) and isinstance(layout, TokenLayout)):
+            raise ValueError("layout and text_layout are indices: give joint=JointLayout((text, video)).on(device) too")
+        joint = JointLayout((text_layout, layout)).on(x.device)
+    widths = (text_layout.shape[-1], layout.shape[-1])
+    if joint.widths != widths:
+        raise ValueError(f"joint merges {joint.widths} tokens, but text_layout and layout have {widths}")
+    return joint
+
+
+def highest_levels(t: Rows, layout: LayoutIndex, text_layout: LayoutIndex) -> Rows:
+    """Noise levels for the text of each sample: its highest. Rows by view, one per batch element, serve as they are."""
+    if t.index is None:
+        return t
+    levels = torch.where(layout.valid, t.expand(), 0).flatten()
+    owner = layout.sample.flatten().clamp(min=0)
+    highest = levels.new_zeros(layout.seqlens.shape[0]).scatter_reduce(0, owner, levels, "amax")
+    return text_layout.add_per_sample(Rows(highest.new_zeros(1)), highest)
