@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tubelet.layout import Grid, TokenLayout
 from tubelet.norms import RMSNorm
-from tubelet.pooling import AttentionPool, mean_pool
+from tubelet.pooling import AttentionPool, MeanQueryPool, mean_pool
 
 
 def by_torch(pool: AttentionPool, x: Tensor) -> Tensor:
@@ -174,3 +174,31 @@ def test_one_graph_serves_many_layouts(what: str) -> None:
 def test_errors(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()  # type: ignore[operator]
+
+
+def test_the_mean_that_attends_is_torchs_attention_of_each_sample() -> None:
+    """Output and gradients, in a mixture with an empty sample and NaN in its padding."""
+    pool = MeanQueryPool(8, heads=2, out=6, dtype=torch.float64)
+    layout = TokenLayout.packed([None] * 3, [3, 0, 2], capacity=7)
+    x = torch.randn(7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[5:] = torch.nan
+    x.requires_grad_()
+    got = pool(x, layout)
+    assert got.shape == (16, 6) and got.isfinite().all()
+    expected = []
+    for part in (x[:3], x[3:3], x[3:5]):
+        mean = part.mean(0, keepdim=True) if len(part) else torch.zeros(1, 8, dtype=torch.float64)
+        q, k, v = (
+            proj(each).unflatten(1, (2, 4)).transpose(0, 1)
+            for proj, each in zip(
+                (pool.q_proj, pool.k_proj, pool.v_proj), (mean, *[torch.cat([mean, part])] * 2), strict=True
+            )
+        )
+        out = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+        expected.append(pool.out_proj(out.transpose(0, 1).flatten(1)))
+    torch.testing.assert_close(got[:3], torch.cat(expected), rtol=1e-12, atol=1e-12)
+    (grad,) = torch.autograd.grad(got[:3].square().sum(), x)
+    (wanted,) = torch.autograd.grad(torch.cat(expected).square().sum(), x)
+    torch.testing.assert_close(grad, wanted, rtol=1e-11, atol=1e-12)
+    with pytest.raises(ValueError, match="dim=8 is not a multiple of heads=3"):
+        MeanQueryPool(8, heads=3)

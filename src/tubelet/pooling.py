@@ -1,4 +1,4 @@
-"""One vector, or a few, for each sample of a batch: attention pooling and the mean, packed or dense.
+"""One vector, or a few, for each sample of a batch: attention pooling, by learned queries or the mean, and the mean.
 
 In attention pooling learned queries attend the tokens of a sample (Set Transformer's PMA, Lee et al. 2019,
 arXiv:1810.00825; the MAP head of Zhai et al. 2022, arXiv:2106.04560). NaViT (arXiv:2307.06304, section 2.1) does so
@@ -9,6 +9,7 @@ its padded number of samples, so that compiled code serves every layout of the c
 samples without tokens, are 0.
 """
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelet.attention import CrossAttention
+from tubelet.attention.projections import project, split, width_of_heads, xavier_
 from tubelet.layout import Kind, LayoutIndex, TokenLayout
 
-__all__ = ["AttentionPool", "mean_pool"]
+__all__ = ["AttentionPool", "MeanQueryPool", "mean_pool"]
 
 Layout = TokenLayout | LayoutIndex | None
 
@@ -84,6 +86,69 @@ class AttentionPool(nn.Module):
     if TYPE_CHECKING:
 
         def __call__(self, x: Float[Tensor, "*lead d"], layout: Layout = None) -> Float[Tensor, "s q d"]: ...
+
+
+class MeanQueryPool(nn.Module):
+    """The mean of a sample's tokens attends to itself and the tokens (CLIP's pooling of images; Mochi's of text).
+
+    Radford et al., 2021 (arXiv:2103.00020, section 2.4), without positions. A sample without tokens has a mean of 0.
+
+    Args:
+        dim: width of the tokens.
+        heads: number of heads, which divides ``dim``.
+        out: width of the result; None means ``dim``.
+
+    Raises:
+        ValueError: ``dim`` is not a multiple of ``heads``; at the call, tokens that do not lie as the layout says.
+
+    Example:
+        >>> MeanQueryPool(32, heads=4, out=8)(torch.randn(7, 32), TokenLayout.packed([None, None], [3, 4])).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        out: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.head_dim = width_of_heads(dim, heads, None)
+        self.q_proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.k_proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.v_proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(dim, dim if out is None else out, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights, zero biases."""
+        xavier_(self.q_proj, self.k_proj, self.v_proj, self.out_proj)
+
+    def forward(self, x: Float[Tensor, "*lead d"], layout: Layout = None) -> Float[Tensor, "s e"]:
+        """Pool the tokens of each sample; without a layout each row is one sample."""
+        index = _index(x, layout)
+        means, owner = mean_pool(x, index), index.sample.flatten().clamp(min=0)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        keys = torch.cat([means, torch.where(index.valid[..., None], x, 0).reshape(-1, x.shape[-1])])
+        q, k, v = (split(each, self.head_dim) for each in (self.q_proj(means), self.k_proj(keys), self.v_proj(keys)))
+        # keys are the means, one per sample, then the tokens; one softmax for each sample and head
+        samples = torch.cat([torch.arange(len(means), device=x.device), owner])
+        scores = (q[samples] * k).sum(-1, dtype=wide) / math.sqrt(self.head_dim)
+        counted = torch.cat([index.valid.new_ones(len(means)), index.valid.flatten()])
+        scores = torch.where(counted[:, None], scores, -math.inf)
+        spread = samples[:, None].expand_as(scores)
+        highest = scores.detach()[: len(means)].scatter_reduce(0, spread, scores.detach(), "amax")
+        weights = (scores - highest[samples]).exp()
+        total = torch.zeros_like(highest).index_add(0, samples, weights)
+        mixed = v.new_zeros(q.shape, dtype=wide).index_add(0, samples, weights[..., None] * v)
+        return project(self.out_proj, (mixed / total[..., None]).to(x.dtype))
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Float[Tensor, "*lead d"], layout: Layout = None) -> Float[Tensor, "s e"]: ...
 
 
 def mean_pool(x: Float[Tensor, "*lead d"], layout: Layout = None, *, text: bool = True) -> Float[Tensor, "s d"]:

@@ -147,8 +147,8 @@ class LayoutIndex:
     def add_per_sample(self, rows: Rows, values: Shaped[Tensor, "s ..."]) -> Rows:
         """Add one value per sample to rows of any level, as pooled text is added to embedded noise levels.
 
-        A single row without an owner (one noise level for all) becomes one row per sample. ``values`` may come from a
-        layout of the same samples with another capacity of samples.
+        A single row without an owner (one noise level for all) becomes one row per sample; rows by view stay so.
+        ``values`` may come from a layout of the same samples with another capacity of samples.
 
         Raises:
             ValueError: several rows of unknown owners.
@@ -162,6 +162,8 @@ class LayoutIndex:
         values = _fit(values, self.seqlens.shape[0])
         if rows.owner is not None:
             return Rows(rows.values + values[rows.owner], rows.index, rows.owner)
+        if rows.index is None and len(self.shape) == 2 and rows.values.shape[0] == self.shape[0]:
+            return Rows(rows.values + values)  # one row per batch element, by view
         if rows.values.shape[0] != 1:
             raise ValueError(f"rows has {rows.values.shape[0]} rows without owners; make them with layout.rows(...)")
         return self.rows(rows.values + values, "sample")

@@ -1,6 +1,7 @@
 """Whole models, one readable file each: wiring written out, a frozen flat config, presets as one-line functions."""
 
 from tubelet.models.experts import NoiseExperts
+from tubelet.models.mochi import MochiConfig, MochiTransformer, mochi_10b
 from tubelet.models.video_dit import VideoDiT, VideoDiTConfig, video_dit_b, video_dit_digits, video_dit_s, video_dit_xl
 from tubelet.models.wan import (
     WanConfig,
@@ -14,11 +15,14 @@ from tubelet.models.wan import (
 )
 
 __all__ = [
+    "MochiConfig",
+    "MochiTransformer",
     "NoiseExperts",
     "VideoDiT",
     "VideoDiTConfig",
     "WanConfig",
     "WanTransformer",
+    "mochi_10b",
     "pad_prompts",
     "video_dit_b",
     "video_dit_digits",

@@ -1,0 +1,173 @@
+"""Mochi's checkpoints in the form of diffusers' ``MochiTransformer3DModel``, both ways.
+
+What differs beyond names: their patch embedding is a convolution, ours a linear layer on patches; keys and values of
+the pooled text are one projection, and so are the two halves of a gated MLP, the gate behind.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+
+from tubelet.hub.keys import Entry, Family, KeyMap, renamed
+from tubelet.models.mochi import MochiConfig, MochiTransformer
+
+__all__ = ["MOCHI", "mochi_config_from_diffusers", "mochi_config_to_diffusers", "mochi_keys"]
+
+_DEFAULTS: dict[str, Any] = {
+    "patch_size": 2,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "num_layers": 48,
+    "pooled_projection_dim": 1536,
+    "in_channels": 12,
+    "out_channels": None,
+    "qk_norm": "rms_norm",
+    "text_embed_dim": 4096,
+    "time_embed_dim": 256,
+    "activation_fn": "swiglu",
+    "max_sequence_length": 256,
+}
+_FIXED = ("qk_norm", "activation_fn")
+_POOL_HEADS, _AREA = 8, 192.0 * 192.0  # what their class has and does not let choose
+
+
+def mochi_config_from_diffusers(config: Mapping[str, Any]) -> MochiConfig:
+    """Our config from theirs; keys that are missing have diffusers' defaults.
+
+    Raises:
+        ValueError: keys that the class does not have, or values that make another model than
+            :class:`MochiTransformer`.
+
+    Example:
+        >>> mochi_config_from_diffusers({"num_layers": 2}).dim
+        3072
+    """
+    unknown = sorted(key for key in config if key not in _DEFAULTS and not key.startswith("_"))
+    if unknown:
+        raise ValueError(f"config has keys {unknown}, which MochiTransformer3DModel does not have")
+    c = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
+    for name in _FIXED:
+        if c[name] != _DEFAULTS[name]:
+            raise ValueError(f"{name}={c[name]!r}, but Mochi's is {_DEFAULTS[name]!r}")
+    if c["out_channels"] not in (None, c["in_channels"]):
+        raise ValueError(f"out_channels={c['out_channels']} are not the in_channels={c['in_channels']}")
+    return MochiConfig(
+        dim=c["num_attention_heads"] * c["attention_head_dim"],
+        depth=c["num_layers"],
+        heads=c["num_attention_heads"],
+        text_width=c["pooled_projection_dim"],
+        latent_channels=c["in_channels"],
+        text_dim=c["text_embed_dim"],
+        pool_heads=_POOL_HEADS,
+        patch=(1, c["patch_size"], c["patch_size"]),
+        frequencies=c["time_embed_dim"],
+        area=_AREA,
+    )
+
+
+def mochi_config_to_diffusers(config: MochiConfig) -> dict[str, Any]:
+    """Their config from ours, as JSON values.
+
+    Raises:
+        ValueError: values that their class cannot have.
+
+    Example:
+        >>> from tubelet.models import mochi_10b
+        >>> mochi_config_to_diffusers(mochi_10b())["pooled_projection_dim"]
+        1536
+    """
+    for name, only in (("time_scale", 1000), ("pool_heads", _POOL_HEADS), ("area", _AREA)):
+        if getattr(config, name) != only:
+            raise ValueError(f"{name}={getattr(config, name)}, but diffusers' class has {only}")
+    t, h, w = config.patch
+    if t != 1 or h != w:
+        raise ValueError(f"patch={config.patch}, but diffusers' class has one frame and square patches")
+    return {
+        "patch_size": h,
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.dim // config.heads,
+        "num_layers": config.depth,
+        "pooled_projection_dim": config.text_width,
+        "in_channels": config.latent_channels,
+        "out_channels": None,
+        "qk_norm": _DEFAULTS["qk_norm"],
+        "text_embed_dim": config.text_dim,
+        "time_embed_dim": config.frequencies,
+        "activation_fn": _DEFAULTS["activation_fn"],
+        "max_sequence_length": _DEFAULTS["max_sequence_length"],
+    }
+
+
+def mochi_keys(config: MochiConfig) -> KeyMap:
+    """Which of our tensors are which of theirs.
+
+    Example:
+        >>> from tubelet.models import mochi_10b
+        >>> groups, unknown = mochi_keys(mochi_10b()).groups(["rope.frequencies"], "ours")
+        >>> groups[0].theirs, unknown
+        (('pos_frequencies',), [])
+    """
+    _, h, w = config.patch
+    time, pool, block = "time_embed.timestep_embedder", "time_embed.pooler", "transformer_blocks.*"
+    last, theirs_last = f"blocks.{config.depth - 1}", f"transformer_blocks.{config.depth - 1}"
+    joint, mlps = "blocks.*.branches.0.inner.streams", "blocks.*.branches.1.branches"
+    return KeyMap(
+        (
+            Entry(
+                ("embed.weight",),
+                ("patch_embed.proj.weight",),
+                lambda conv: [rearrange(conv, "d c h w -> d (h w c)")],
+                lambda linear: [rearrange(linear, "d (h w c) -> d c h w", h=h, w=w)],
+            ),
+            *renamed("embed", "patch_embed.proj", ["bias"]),
+            Entry(("rope.frequencies",), ("pos_frequencies",)),
+            *renamed("time.up", f"{time}.linear_1"),
+            *renamed("time.down", f"{time}.linear_2"),
+            *renamed("pool.q_proj", f"{pool}.to_q"),
+            *(_fused(("pool.k_proj", "pool.v_proj"), f"{pool}.to_kv", leaf) for leaf in ("weight", "bias")),
+            *renamed("pool.out_proj", f"{pool}.to_out"),
+            *renamed("text", "time_embed.caption_proj"),
+            *renamed(f"{last}.modulations.0.proj", f"{theirs_last}.norm1_context.linear_1"),
+            *renamed("blocks.*.modulations.0.proj", f"{block}.norm1_context.linear"),
+            *renamed("blocks.*.modulations.1.proj", f"{block}.norm1.linear"),
+            *_attention(f"{joint}.0", f"{block}.attn1", "add_{}_proj", "norm_added_{}", "to_add_out"),
+            *_attention(f"{joint}.1", f"{block}.attn1", "to_{}", "norm_{}", "to_out.0"),
+            *_mlp(f"{mlps}.0.inner", f"{block}.ff_context"),
+            *_mlp(f"{mlps}.1.inner", f"{block}.ff"),
+            *renamed("final_modulation.proj", "norm_out.linear"),
+            *renamed("project", "proj_out"),
+        )
+    )
+
+
+def _attention(ours: str, theirs: str, proj: str, norm: str, out: str) -> Sequence[Entry]:
+    """Three projections without bias, two norms, and the way back."""
+    return (
+        *(e for name in "qkv" for e in renamed(f"{ours}.{name}_proj", f"{theirs}.{proj.format(name)}", ["weight"])),
+        *(e for name in "qk" for e in renamed(f"{ours}.{name}_norm", f"{theirs}.{norm.format(name)}", ["weight"])),
+        *renamed(f"{ours}.out_proj", f"{theirs}.{out}"),
+    )
+
+
+def _mlp(ours: str, theirs: str) -> Sequence[Entry]:
+    """The value and its gate in one projection, and the projection back."""
+    fused = _fused((f"{ours}.up", f"{ours}.gate"), f"{theirs}.net.0.proj", "weight")
+    return (fused, *renamed(f"{ours}.down", f"{theirs}.net.2", ["weight"]))
+
+
+def _fused(ours: tuple[str, str], theirs: str, leaf: str) -> Entry:
+    """Two projections of ours that are one of theirs."""
+    names = tuple(f"{name}.{leaf}" for name in ours)
+    return Entry(names, (f"{theirs}.{leaf}",), lambda both: both.chunk(2), lambda a, b: [torch.cat([a, b])])
+
+
+MOCHI = Family(
+    MochiTransformer,
+    "MochiTransformer3DModel",
+    mochi_keys,
+    mochi_config_from_diffusers,
+    mochi_config_to_diffusers,
+)
+"""The adapter between :class:`tubelet.models.MochiTransformer` and diffusers'. Example: ``MOCHI.keys(config)``."""
