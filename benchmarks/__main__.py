@@ -3,15 +3,16 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks import as_json, attention, measure, table, video_dit
+from benchmarks import Case, Result, as_json, attention, measure, overhead, table, video_dit
 from tubelet.bench import report, run_plan
 from tubelet.files import replacing
 
-SUITES = ("attention", "video_dit")
+SUITES = ("attention", "overhead", "video_dit")
 
 
 def main() -> int:
@@ -21,7 +22,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9, help="timed calls of each case; default 9")
     parser.add_argument("--threads", type=int, default=1, help="of torch; default 1")
     parser.add_argument("--device", default="cpu", help="default cpu")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write attention.json and video_dit.json there")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write one JSON file a suite there")
     arguments = parser.parse_args()
     chosen = arguments.suites or list(SUITES)
     if unknown := sorted(set(chosen) - set(SUITES)):
@@ -29,7 +30,7 @@ def main() -> int:
     if arguments.rounds < 2 or arguments.threads < 1:
         parser.error(f"at least 2 rounds and 1 thread are needed, got {arguments.rounds} and {arguments.threads}")
     torch.set_num_threads(arguments.threads)
-    runs = {"attention": run_attention, "video_dit": run_video_dit}
+    runs = {"attention": run_attention, "overhead": run_overhead, "video_dit": run_video_dit}
     right = [runs[name](arguments.device, arguments.rounds, arguments.out) for name in chosen]
     return 0 if all(right) else 1
 
@@ -40,16 +41,29 @@ def run_attention(device: str, rounds: int, out: Path | None) -> bool:
     return all(row["status"] == "ok" for row in document["rows"])
 
 
+def run_overhead(device: str, rounds: int, out: Path | None) -> bool:
+    results = run_groups("overhead", overhead.cases(device), device, rounds, out)
+    for loop, attend in zip(results[::2], results[1::2], strict=True):
+        if loop.ms is not None and attend.ms is not None:
+            print(f"{loop.group}: {1000 * (attend.ms - loop.ms) / overhead.CALLS:+.1f} µs a call", flush=True)
+    return all(result.right for result in results)
+
+
 def run_video_dit(device: str, rounds: int, out: Path | None) -> bool:
+    return all(result.right for result in run_groups("video_dit", video_dit.cases(device), device, rounds, out))
+
+
+def run_groups(name: str, groups: Iterable[Sequence[Case]], device: str, rounds: int, out: Path | None) -> list[Result]:
+    """Measure and print each group; write all of them."""
     results = []
-    for cases in video_dit.cases(device):
+    for cases in groups:
         group = measure(cases, rounds)
         print("\n" + table(group), flush=True)
         results += group
     if out is not None:
-        with replacing(out / "video_dit.json") as temporary:
+        with replacing(out / f"{name}.json") as temporary:
             temporary.write_text(json.dumps(as_json(results, device), indent=1) + "\n")
-    return all(result.right for result in results)
+    return results
 
 
 if __name__ == "__main__":

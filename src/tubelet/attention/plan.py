@@ -95,7 +95,7 @@ def _is_value(pattern: object) -> bool:
         return False
     fields = getattr(pattern, "__dataclass_fields__", {})
     parts = itertools.chain.from_iterable(_parts(getattr(pattern, name)) for name in fields)
-    return all(_is_value(part) for part in parts if isinstance(part, Pattern))
+    return all(_is_value(part) for part in parts if hasattr(part, "attends"))
 
 
 def _parts(value: object) -> tuple[object, ...]:

@@ -164,9 +164,9 @@ def by_plan(
         >>> by_plan(*torch.randn(3, 8, 2, 4), request, "fused").shape
         torch.Size([8, 2, 4])
     """
-    flat_q, flat_k, flat_v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
+    flat_q, flat_k, flat_v = (x if x.ndim == 3 else x.flatten(0, 1) for x in (q, k, v))
     out = planned_attention(flat_q, flat_k, flat_v, request.pattern, tables_of(request), request.scale, kernel)
-    return out.view(*q.shape[:-1], v.shape[-1])
+    return out if q.ndim == 3 else out.view(*q.shape[:-1], v.shape[-1])
 
 
 def tables_of(request: AttentionRequest) -> Tables:
