@@ -4,15 +4,18 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks import Case, Result, as_json, attention, measure, overhead, table, video_dit
+from benchmarks import Case, Result, as_json, attention, measure, models, overhead, table, video_dit
 from tubelet.bench import report, run_plan
+from tubelet.bench.device import environment
 from tubelet.files import replacing
 
-SUITES = ("attention", "overhead", "video_dit")
+SUITES = ("attention", "models", "overhead", "video_dit")
 
 
 def main() -> int:
@@ -22,15 +25,23 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9, help="timed calls of each case; default 9")
     parser.add_argument("--threads", type=int, default=1, help="of torch; default 1")
     parser.add_argument("--device", default="cpu", help="default cpu")
+    parser.add_argument("--models", default=",".join(models.FAMILIES), help="for the suite of models; default all")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="for the suite of models; default both")
+    parser.add_argument("--backends", default="auto", help="for the suite of models, of our attention; default auto")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write one JSON file a suite there")
     arguments = parser.parse_args()
     chosen = arguments.suites or list(SUITES)
+    if strange := sorted(set(arguments.models.split(",")) - set(models.FAMILIES)):
+        parser.error(f"unknown models {strange}; the models are {', '.join(models.FAMILIES)}")
     if unknown := sorted(set(chosen) - set(SUITES)):
         parser.error(f"unknown suites {unknown}; the suites are {', '.join(SUITES)}")
     if arguments.rounds < 2 or arguments.threads < 1:
         parser.error(f"at least 2 rounds and 1 thread are needed, got {arguments.rounds} and {arguments.threads}")
     torch.set_num_threads(arguments.threads)
-    runs = {"attention": run_attention, "overhead": run_overhead, "video_dit": run_video_dit}
+    run_models = partial(
+        run_models_of, arguments.models.split(","), arguments.dtypes.split(","), arguments.backends.split(",")
+    )
+    runs = {"attention": run_attention, "models": run_models, "overhead": run_overhead, "video_dit": run_video_dit}
     right = [runs[name](arguments.device, arguments.rounds, arguments.out) for name in chosen]
     return 0 if all(right) else 1
 
@@ -39,6 +50,23 @@ def run_attention(device: str, rounds: int, out: Path | None) -> bool:
     document = run_plan(attention.plan(device, rounds), None if out is None else out / "attention.json")
     print(report(document), flush=True)
     return all(row["status"] == "ok" for row in document["rows"])
+
+
+def run_models_of(
+    names: list[str], dtypes: list[str], backends: list[str], device: str, rounds: int, out: Path | None
+) -> bool:
+    if device != "cpu":
+        raise SystemExit("the suite of models runs on the CPU")
+    results = []
+    for result in models.compare_models(names, dtypes, backends, [False, True], rounds):
+        results.append(result)
+        print(models.report_models([result]).splitlines()[-3], flush=True)
+    print("\n" + models.report_models(results), flush=True)
+    if out is not None:
+        document = {"environment": environment(torch.device(device)), "results": [asdict(each) for each in results]}
+        with replacing(out / "models.json") as temporary:
+            temporary.write_text(json.dumps(document, indent=1) + "\n")
+    return True
 
 
 def run_overhead(device: str, rounds: int, out: Path | None) -> bool:
