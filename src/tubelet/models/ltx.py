@@ -202,15 +202,13 @@ class LTXTransformer(nn.Module):
         check_tokens("places", places, 3, index, index)
         check_rows(t, index.shape)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        valid = index.valid[..., None]
-        h: Tensor = self.embed(torch.where(valid, x, 0))
+        x, places = (torch.where(index.valid[..., None], given, 0) for given in (x, places))
+        h: Tensor = self.embed(x)
         time = t.map(lambda level: self.time(level * self.config.time_scale).to(h.dtype))
         shared = time.map(lambda c: self.modulation(F.silu(c)))
         context: dict[str, Any] = {
             "layout": index,
-            "rope": self.rope(
-                torch.where(index.valid[..., None], places, 0), torch.promote_types(h.dtype, torch.float32)
-            ),
+            "rope": self.rope(places, torch.promote_types(h.dtype, torch.float32)),
             "text": self.text(torch.where(text_index.valid[..., None], text, 0)),
             "text_layout": text_index,
         }
