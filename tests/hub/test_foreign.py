@@ -121,7 +121,7 @@ def test_other_classes_and_empty_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no weights file 'diffusion_pytorch_model\.safetensors'"):
         load_diffusers(tmp_path)
     save_file({}, tmp_path / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(ValueError, match=r"SomeModel has no adapter; there is one for WanTransformer3DModel \(WanTra"):
+    with pytest.raises(ValueError, match=r"SomeModel has no adapter; there is one for .*WanTransformer3DModel \(Wan"):
         load_diffusers(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "WanTransformer3DModel", "sizes": 1}))
     with pytest.raises(ValueError, match=rf"{tmp_path}: config has keys \['sizes'\]"):

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tubelet.layout import Grid, TokenLayout
-from tubelet.positions import FrameRate, Interpolation, Rope3d, apply_rope, ntk_theta, rope_angles, rope_axes
+from tubelet.positions import (
+    FirstPixel,
+    FrameRate,
+    Interpolation,
+    Rope3d,
+    apply_rope,
+    ntk_theta,
+    rope_angles,
+    rope_axes,
+)
 
 
 def cells(t: int, h: int, w: int) -> Tensor:
@@ -59,10 +68,21 @@ def test_ntk_slows_the_lowest_frequency_by_the_factor_and_keeps_the_highest(
 def test_text_stays_unrotated_under_every_map() -> None:
     index = TokenLayout.packed([Grid(2, 1, 2), Grid(1, 2, 1)], [2, 1]).on("cpu")
     fps = index.rows(torch.tensor([12.0, 48.0]), "sample").expand()
-    for places in (Interpolation((0.5, 2.0, 3.0))(index.coords), FrameRate()(index.coords, fps)):
+    maps = Interpolation((0.5, 2.0, 3.0)), FirstPixel((8, 2, 2)), lambda coords: FrameRate()(coords, fps)
+    for places in (place(index.coords) for place in maps):
         rotary = Rope3d(12)(places)
         assert not rotary.sin[index.frame < 0].any()
         assert rotary.sin[index.frame > 0].any()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("stride", [(8, 32, 32), (4, 16, 8), (1, 1, 1)])
+def test_the_first_pixels_are_where_the_frames_of_a_cell_begin(stride: tuple[int, int, int], causal: bool) -> None:
+    """By counting: the cells' lengths, the first of one frame in a causal autoencoder, added up."""
+    frames = [1 if causal else stride[0], stride[0], stride[0], stride[0]]
+    starts = [sum(frames[:t]) for t in range(4)]
+    expected = [[starts[t], h * stride[1], w * stride[2]] for t, h, w in cells(4, 2, 3).tolist()]
+    assert FirstPixel(stride, causal)(cells(4, 2, 3)).tolist() == expected
 
 
 def test_rates_differ_sample_by_sample() -> None:
@@ -79,6 +99,9 @@ def test_bad_input_names_the_values() -> None:
         (lambda: Interpolation((1.0, 0.0, 1.0)), r"positive.*\(1.0, 0.0, 1.0\)"),
         (lambda: FrameRate(-1.0), "positive, got -1.0"),
         (lambda: FrameRate()(torch.zeros(3, 3), torch.ones(2, 1)), r"fps of shape \(2, 1\) for tokens \(3,\)"),
+        (lambda: FrameRate()(torch.zeros(3, 3), torch.ones(2)), r"fps of shape \(2,\) for tokens \(3,\)"),
+        (lambda: FrameRate()(torch.zeros(1, 3), torch.ones(2)), r"fps of shape \(2,\) for tokens \(1,\)"),
+        (lambda: FirstPixel((8, 0, 32)), r"stride must be positive on each axis, got \(8, 0, 32\)"),
         (lambda: ntk_theta((4, 4, 4), (1.0, -1.0, 1.0)), r"positive.*-1.0"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -35,15 +35,18 @@ def test_mixed_axes_over_a_normalised_area_equal_mochi() -> None:
 
 
 @pytest.mark.parametrize(("heads", "head_dim"), [(4, 12), (2, 16), (5, 8)])  # nothing, one and two pairs left over
-def test_fractions_over_the_whole_width_equal_ltx(heads: int, head_dim: int) -> None:
-    scale = (8 / 25, 32.0, 32.0)
-    peer = LTXVideoRotaryPosEmbed(heads * head_dim)
-    cos, sin = peer(torch.empty(1, 1), 3, 4, 5, rope_interpolation_scale=scale)
+def test_fractions_over_the_whole_width_equal_ltx(heads: int, head_dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64; the peer's own angles in float32 reach 15,708 and are off by a thousandth."""
+    scale, peer = (8 / 25, 32.0, 32.0), LTXVideoRotaryPosEmbed(heads * head_dim)
     place = Interpolation((20 / scale[0], 2048 / 32, 2048 / 32))
-    x, coords = torch.randn(60, heads * head_dim), cells(3, 4, 5)
-    got = apply_rope(x.unflatten(-1, (heads, head_dim)), FractionalRope3d(heads, head_dim, place=place)(coords))
-    # its angles reach 15,708 in float32
-    torch.testing.assert_close(got.flatten(-2), apply_rotary_emb(x[None], (cos, sin))[0], rtol=0, atol=2e-2)
+    x, coords = torch.randn(60, heads * head_dim, dtype=torch.float64), cells(3, 4, 5)
+    rotary = FractionalRope3d(heads, head_dim, place=place)(coords, torch.float64)
+    got = apply_rope(x.unflatten(-1, (heads, head_dim)), rotary).flatten(-2)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "float32", torch.float64)
+        patch.setattr(Tensor, "float", Tensor.double)
+        exact = apply_rotary_emb(x[None], peer(x[None], 3, 4, 5, rope_interpolation_scale=scale))[0]
+    torch.testing.assert_close(got, exact, rtol=0, atol=1e-10)
 
 
 def test_fractions_by_their_formula_in_float64() -> None:

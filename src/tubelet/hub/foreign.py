@@ -18,13 +18,18 @@ from torch import Tensor, nn
 from tubelet.files import parsing
 from tubelet.hub.configs import to_dict
 from tubelet.hub.keys import Family
+from tubelet.hub.ltx import LTX
 from tubelet.hub.mochi import MOCHI
 from tubelet.hub.wan import WAN
 from tubelet.hub.weights import build, gather
 
 __all__ = ["from_diffusers", "load_diffusers", "save_diffusers", "to_diffusers"]
 
-_FAMILIES = (MOCHI, WAN)
+_FAMILIES = (
+    LTX,
+    MOCHI,
+    WAN,
+)
 _STEM = "diffusion_pytorch_model"
 _FILE = re.compile(_STEM + r"(-\d+-of-\d+)?\.safetensors")
 

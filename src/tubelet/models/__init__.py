@@ -1,6 +1,7 @@
 """Whole models, one readable file each: wiring written out, a frozen flat config, presets as one-line functions."""
 
 from tubelet.models.experts import NoiseExperts
+from tubelet.models.ltx import LTXConfig, LTXTransformer, ltx_2b, ltx_13b, ltx_places
 from tubelet.models.mochi import MochiConfig, MochiTransformer, mochi_10b
 from tubelet.models.video_dit import VideoDiT, VideoDiTConfig, video_dit_b, video_dit_digits, video_dit_s, video_dit_xl
 from tubelet.models.wan import (
@@ -15,6 +16,8 @@ from tubelet.models.wan import (
 )
 
 __all__ = [
+    "LTXConfig",
+    "LTXTransformer",
     "MochiConfig",
     "MochiTransformer",
     "NoiseExperts",
@@ -22,6 +25,9 @@ __all__ = [
     "VideoDiTConfig",
     "WanConfig",
     "WanTransformer",
+    "ltx_2b",
+    "ltx_13b",
+    "ltx_places",
     "mochi_10b",
     "pad_prompts",
     "video_dit_b",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tubelet.positions.angles import widened
 
-__all__ = ["AreaNormalised", "FrameRate", "Interpolation", "ntk_theta"]
+__all__ = ["AreaNormalised", "FirstPixel", "FrameRate", "Interpolation", "ntk_theta"]
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,46 @@ class FrameRate:
     def __call__(self, coords: Real[Tensor, "*lead 3"], fps: Real[Tensor, "..."] | float) -> Float[Tensor, "*lead 3"]:
         """Coordinates to places; ``fps`` is one rate for all or one per token (``layout.rows(...).expand()``)."""
         wide = widened(coords)
-        time = wide[..., 0] * (self.base / torch.as_tensor(fps, dtype=wide.dtype, device=wide.device))
-        if time.shape != wide.shape[:-1]:
-            raise ValueError(f"fps of shape {tuple(torch.as_tensor(fps).shape)} for tokens {tuple(wide.shape[:-1])}")
+        rate = torch.as_tensor(fps, dtype=wide.dtype, device=wide.device)
+        sides = zip(reversed(rate.shape), reversed(wide.shape[:-1]), strict=False)
+        if rate.ndim >= wide.ndim or any(side not in (1, own) for side, own in sides):
+            raise ValueError(f"fps of shape {tuple(rate.shape)} for tokens {tuple(wide.shape[:-1])}")
+        time = wide[..., 0] * (self.base / rate)
         return torch.cat([time.unsqueeze(-1), wide[..., 1:]], dim=-1)
+
+
+@dataclass(frozen=True)
+class FirstPixel:
+    """Cells of an autoencoder's latents to the first frame, row and column of pixels in each: ``stride · cell``.
+
+    A causal autoencoder has a single frame in its first cell, so that cell ``t > 0`` begins at ``stride·(t-1) + 1``.
+
+    Args:
+        stride: pixels in a cell along ``(t, h, w)`` (LTX-Video: 8, 32, 32).
+        causal: the first cell holds one frame.
+
+    Raises:
+        ValueError: a stride is not positive.
+
+    Example:
+        >>> FirstPixel((8, 32, 32))(torch.tensor([[0, 0, 0], [2, 3, 4]])).tolist()
+        [[0.0, 0.0, 0.0], [9.0, 96.0, 128.0]]
+    """
+
+    stride: tuple[int, int, int]
+    causal: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.stride) < 1:
+            raise ValueError(f"stride must be positive on each axis, got {self.stride}")
+
+    def __call__(self, coords: Real[Tensor, "*lead 3"]) -> Float[Tensor, "*lead 3"]:
+        """Coordinates of cells to those of pixels."""
+        wide = widened(coords)
+        first = wide * torch.tensor(self.stride, dtype=wide.dtype, device=wide.device)
+        late = torch.tensor([self.stride[0] - 1 if self.causal else 0, 0, 0], dtype=wide.dtype, device=wide.device)
+        # only where a cell is not the first: text keeps its negative frame
+        return torch.where(wide[..., :1] > 0, first - late, first)
 
 
 @dataclass(frozen=True)
