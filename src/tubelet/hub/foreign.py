@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tubelet.files import parsing
 from tubelet.hub.configs import to_dict
+from tubelet.hub.cosmos import COSMOS
 from tubelet.hub.keys import Family
 from tubelet.hub.mochi import MOCHI
 from tubelet.hub.wan import WAN
@@ -24,7 +25,7 @@ from tubelet.hub.weights import build, gather
 
 __all__ = ["from_diffusers", "load_diffusers", "save_diffusers", "to_diffusers"]
 
-_FAMILIES = (MOCHI, WAN)
+_FAMILIES = (COSMOS, MOCHI, WAN)
 _STEM = "diffusion_pytorch_model"
 _FILE = re.compile(_STEM + r"(-\d+-of-\d+)?\.safetensors")
 
