@@ -5,10 +5,17 @@ from typing import Any
 import cosmoses
 import pytest
 import torch
+from diffusers.loaders.single_file_utils import convert_cosmos_transformer_checkpoint_to_diffusers
+from torch import Tensor
 
 from tubelet import models
 from tubelet.hub import from_diffusers, to_diffusers
-from tubelet.hub.cosmos import cosmos_config_from_diffusers, cosmos_config_to_diffusers, cosmos_keys
+from tubelet.hub.cosmos import (
+    cosmos_config_from_diffusers,
+    cosmos_config_to_diffusers,
+    cosmos_keys,
+    cosmos_original_keys,
+)
 from tubelet.models import CosmosConfig
 
 PRESETS = [name for name in models.__all__ if name.startswith("cosmos_")]
@@ -68,3 +75,26 @@ def test_configs_of_other_models_are_refused(config: dict[str, Any], says: str) 
 def test_times_that_no_published_model_has_have_no_place_in_their_config(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="the published models have both or neither"):
         cosmos_config_to_diffusers(CosmosConfig(dim=24, depth=1, heads=2, **change))
+
+
+class Kept(dict[str, Tensor]):
+    """A file as diffusers' conversion needs it: it looks for the generation after it has taken every tensor out."""
+
+    def pop(self, key: str) -> Tensor:  # type: ignore[override]
+        return self[key]
+
+
+@pytest.mark.parametrize("kind", ["video", "frames", "projected"])
+def test_names_of_the_original_files_are_those_that_diffusers_converts(kind: str) -> None:
+    theirs = cosmoses.peer(kind)
+    state, config = theirs.state_dict(), dict(theirs.config) | {"_class_name": "CosmosTransformer3DModel"}
+    model = from_diffusers(config, state)
+    keys = cosmos_original_keys(model.config)
+    file = keys.to_theirs(model.state_dict())
+    unread = {name.replace("*", "1"): torch.zeros(1) for name in keys.ignored}
+    converted = convert_cosmos_transformer_checkpoint_to_diffusers(Kept(file | unread))
+    assert converted.keys() == state.keys()
+    assert all(torch.equal(converted[name], state[name]) for name in state)
+    back = keys.to_ours(file | unread)
+    assert all(torch.equal(tensor, back[name]) for name, tensor in model.state_dict().items())
+    assert ("net.blocks.block1.blocks.0.block.attn.to_q.0.weight" in file) == (kind == "video")

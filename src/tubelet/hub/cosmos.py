@@ -1,4 +1,4 @@
-"""Cosmos' checkpoints in the form of diffusers' ``CosmosTransformer3DModel``, both ways.
+"""Cosmos' checkpoints in the form of diffusers' ``CosmosTransformer3DModel`` and of NVIDIA's own files, both ways.
 
 What differs beyond names: their patches are read channel by channel and written in the order ``ph pw pt c``, ours are
 both in the order ``pt ph pw c`` with the masks behind. Their config does not say what number the network is fed; it is
@@ -7,8 +7,8 @@ positions their ``max_size`` only bounds the grid; ours has no bound, and writes
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -17,7 +17,15 @@ from torch import Tensor
 from tubelet.hub.keys import Change, Entry, Family, KeyMap, renamed
 from tubelet.models.cosmos import CosmosConfig, CosmosTransformer
 
-__all__ = ["COSMOS", "cosmos_config_from_diffusers", "cosmos_config_to_diffusers", "cosmos_keys"]
+__all__ = [
+    "COSMOS",
+    "cosmos_config_from_diffusers",
+    "cosmos_config_to_diffusers",
+    "cosmos_keys",
+    "cosmos_original_keys",
+]
+
+_AXES = ("time", "height", "width")
 
 _DEFAULTS: dict[str, Any] = {
     "in_channels": 16,
@@ -134,7 +142,7 @@ def cosmos_config_to_diffusers(config: CosmosConfig) -> dict[str, Any]:
 
 
 def cosmos_keys(config: CosmosConfig) -> KeyMap:
-    """Which of our tensors are which of theirs.
+    """Which of our tensors are which of diffusers'.
 
     Example:
         >>> from tubelet.models import cosmos_2_v2w_2b
@@ -143,50 +151,159 @@ def cosmos_keys(config: CosmosConfig) -> KeyMap:
         >>> groups[0].theirs, unknown
         (('transformer_blocks.3.norm2.linear_2.weight',), [])
     """
-    blocks = "transformer_blocks.*"
-    return KeyMap(
-        (
-            Entry(("embed.weight",), ("patch_embed.proj.weight",), *_patches_in(config)),
-            *(
-                Entry((f"positions.{axis}",), (f"learnable_pos_embed.pos_emb_{axis[0]}",))
-                for axis in ("time", "height", "width")
-            ),
-            *_weight("time_norm", "time_embed.norm"),
-            *_weight("modulation.up", "time_embed.t_embedder.linear_1"),
-            *_weight("modulation.down", "time_embed.t_embedder.linear_2"),
-            *renamed("text.0", "crossattn_proj.0"),
-            *_attention("blocks.*.branches.0.inner", f"{blocks}.attn1"),
-            *_attention("blocks.*.branches.1.inner", f"{blocks}.attn2"),
-            *_weight("blocks.*.branches.2.inner.up", f"{blocks}.ff.net.0.proj"),
-            *_weight("blocks.*.branches.2.inner.down", f"{blocks}.ff.net.2"),
-            *(
-                entry
-                for i in range(3)
-                for entry in _low_rank(f"blocks.*.branches.{i}.modulation", f"{blocks}.norm{i + 1}")
-            ),
-            *_low_rank("final_modulation", "norm_out"),
-            Entry(("project.weight",), ("proj_out.weight",), *_patches_out(config)),
-        )
-    )
+    return KeyMap(_entries(config, _DIFFUSERS))
 
 
-def _weight(ours: str, theirs: str) -> tuple[Entry, ...]:
-    return renamed(ours, theirs, ["weight"])
+def cosmos_original_keys(config: CosmosConfig) -> KeyMap:
+    """Which of our tensors are which of NVIDIA's own files: Cosmos 1 with learned positions, else Predict2 and 2.5.
+
+    Example:
+        >>> from tubelet.models import CosmosTransformer
+        >>> model = CosmosTransformer(CosmosConfig(dim=24, depth=2, heads=2, rank=4, text_dim=8))
+        >>> keys = cosmos_original_keys(model.config)
+        >>> state = keys.to_theirs(model.state_dict())     # or torch.load("model.pt"), a pickle
+        >>> model.load_state_dict(keys.to_ours(state)), sorted(state)[0]
+        (<All keys matched successfully>, 'net.blocks.0.adaln_modulation_cross_attn.1.weight')
+    """
+    if config.extent is not None:
+        return KeyMap(_entries(config, _COSMOS_1), _UNREAD_1)
+    return KeyMap(_entries(config, _COSMOS_2), _UNREAD_2)
 
 
-def _attention(ours: str, theirs: str) -> Sequence[Entry]:
-    """Four projections and two norms."""
+class _Names(NamedTuple):
+    """How a file calls its modules; those of blocks stand behind ``blocks``."""
+
+    embed: str
+    positions: str
+    time_norm: str
+    time: str
+    text: str
+    blocks: str
+    attentions: tuple[str, str]
+    q: str
+    k: str
+    v: str
+    out: str
+    q_norm: str
+    k_norm: str
+    mlp_up: str
+    mlp_down: str
+    modulations: tuple[str, str, str]
+    final: str
+    down: str
+    up: str
+    project: str
+
+
+_DIFFUSERS = _Names(
+    embed="patch_embed.proj",
+    positions="learnable_pos_embed",
+    time_norm="time_embed.norm",
+    time="time_embed.t_embedder",
+    text="crossattn_proj.0",
+    blocks="transformer_blocks.*",
+    attentions=("attn1", "attn2"),
+    q="to_q",
+    k="to_k",
+    v="to_v",
+    out="to_out.0",
+    q_norm="norm_q",
+    k_norm="norm_k",
+    mlp_up="ff.net.0.proj",
+    mlp_down="ff.net.2",
+    modulations=("norm1", "norm2", "norm3"),
+    final="norm_out",
+    down="linear_1",
+    up="linear_2",
+    project="proj_out",
+)
+
+_COSMOS_1 = _Names(
+    embed="net.x_embedder.proj.1",
+    positions="net.extra_pos_embedder",
+    time_norm="net.affline_norm",
+    time="net.t_embedder.1",
+    text="net.crossattn_proj.0",
+    blocks="net.blocks.block*.blocks",
+    attentions=("0.block.attn", "1.block.attn"),
+    q="to_q.0",
+    k="to_k.0",
+    v="to_v.0",
+    out="to_out.0",
+    q_norm="to_q.1",
+    k_norm="to_k.1",
+    mlp_up="2.block.layer1",
+    mlp_down="2.block.layer2",
+    modulations=("0.adaLN_modulation", "1.adaLN_modulation", "2.adaLN_modulation"),
+    final="net.final_layer.adaLN_modulation",
+    down="1",
+    up="2",
+    project="net.final_layer.linear",
+)
+
+_COSMOS_2 = _Names(
+    embed="net.x_embedder.proj.1",
+    positions="net.extra_pos_embedder",
+    time_norm="net.t_embedding_norm",
+    time="net.t_embedder.1",
+    text="net.crossattn_proj.0",
+    blocks="net.blocks.*",
+    attentions=("self_attn", "cross_attn"),
+    q="q_proj",
+    k="k_proj",
+    v="v_proj",
+    out="output_proj",
+    q_norm="q_norm",
+    k_norm="k_norm",
+    mlp_up="mlp.layer1",
+    mlp_down="mlp.layer2",
+    modulations=("adaln_modulation_self_attn", "adaln_modulation_cross_attn", "adaln_modulation_mlp"),
+    final="net.final_layer.adaln_modulation",
+    down="1",
+    up="2",
+    project="net.final_layer.linear",
+)
+
+_UNREAD_1 = ("net.logvar.0.freqs", "net.logvar.0.phases", "net.logvar.1.weight", "net.pos_embedder.seq")
+_UNREAD_2 = (
+    *(f"net.accum_{name}" for name in ("image_sample_counter", "iteration", "train_in_hours", "video_sample_counter")),
+    *(f"net.pos_embedder.{name}" for name in ("dim_spatial_range", "dim_temporal_range", "seq")),
+    "net.t_embedding_norm._extra_state",
+    *(
+        f"net.blocks.*.{side}_attn.{name}._extra_state"
+        for side in ("self", "cross")
+        for name in ("attn_op", "k_norm", "q_norm")
+    ),
+)
+
+
+def _entries(config: CosmosConfig, names: _Names) -> tuple[Entry, ...]:
+    """All of our tensors in a file's names."""
+    weights = {
+        "time_norm": names.time_norm,
+        "modulation.up": f"{names.time}.linear_1",
+        "modulation.down": f"{names.time}.linear_2",
+        "blocks.*.branches.2.inner.up": f"{names.blocks}.{names.mlp_up}",
+        "blocks.*.branches.2.inner.down": f"{names.blocks}.{names.mlp_down}",
+        "final_modulation.down": f"{names.final}.{names.down}",
+        "final_modulation.up": f"{names.final}.{names.up}",
+    }
+    for i, attention in enumerate(names.attentions):
+        ours, theirs = f"blocks.*.branches.{i}.inner", f"{names.blocks}.{attention}"
+        projections = {"q_proj": names.q, "k_proj": names.k, "v_proj": names.v, "out_proj": names.out}
+        leaves = projections | {"q_norm": names.q_norm, "k_norm": names.k_norm}
+        weights |= {f"{ours}.{own}": f"{theirs}.{other}" for own, other in leaves.items()}
+    for i, modulation in enumerate(names.modulations):
+        for own, other in (("down", names.down), ("up", names.up)):
+            weights[f"blocks.*.branches.{i}.modulation.{own}"] = f"{names.blocks}.{modulation}.{other}"
+    tables = {f"positions.{axis}": f"{names.positions}.pos_emb_{axis[0]}" for axis in _AXES}
     return (
-        *(entry for name in "qkv" for entry in _weight(f"{ours}.{name}_proj", f"{theirs}.to_{name}")),
-        *_weight(f"{ours}.out_proj", f"{theirs}.to_out.0"),
-        *_weight(f"{ours}.q_norm", f"{theirs}.norm_q"),
-        *_weight(f"{ours}.k_norm", f"{theirs}.norm_k"),
+        Entry(("embed.weight",), (f"{names.embed}.weight",), *_patches_in(config)),
+        Entry(("project.weight",), (f"{names.project}.weight",), *_patches_out(config)),
+        *renamed("text.0", names.text),
+        *(Entry((ours,), (theirs,)) for ours, theirs in tables.items()),
+        *(entry for ours, theirs in weights.items() for entry in renamed(ours, theirs, ["weight"])),
     )
-
-
-def _low_rank(ours: str, theirs: str) -> Sequence[Entry]:
-    """Down and up."""
-    return *_weight(f"{ours}.down", f"{theirs}.linear_1"), *_weight(f"{ours}.up", f"{theirs}.linear_2")
 
 
 def _patches_in(config: CosmosConfig) -> tuple[Change, Change]:
@@ -221,6 +338,6 @@ COSMOS = Family(
     cosmos_keys,
     cosmos_config_from_diffusers,
     cosmos_config_to_diffusers,
-    wide=tuple(f"positions.{axis}" for axis in ("time", "height", "width")),
+    wide=tuple(f"positions.{axis}" for axis in _AXES),
 )
 """The adapter of :class:`tubelet.models.CosmosTransformer` to diffusers' class. Example: ``COSMOS.keys(config)``."""

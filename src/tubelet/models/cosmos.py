@@ -64,8 +64,8 @@ class CosmosConfig:
     ``rank`` is that of adaLN-LoRA; ``text_dim`` the width of encoded prompts, ``context_dim`` the width that they are
     projected to first, None where they are attended as they are; ``patch`` is ``(t, h, w)`` in latent cells;
     ``known_channel`` and ``padding_channel`` put a mask beside the latents of a cell; ``extent`` is the largest grid
-    ``(t, h, w)`` of the learned positions, None without; ``rope_scale`` how many times longer each axis is than the base
-    10,000 of the rotations serves.
+    ``(t, h, w)`` of the learned positions, None without; ``rope_scale`` is how many times longer each axis is than the
+    base 10,000 of the rotations serves.
 
     ``time`` says what of a noise level ``t = sigma / (alpha + sigma)`` the network is fed: ``"level"`` is ``t`` itself
     (Predict2), ``"edm"`` is ``log(0.5·sigma / alpha) / 4`` (Cosmos 1, whose data have a deviation of 0.5; EDM,
@@ -389,7 +389,7 @@ def _block(
     dim, heads = config.dim, config.heads
     context_dim = config.text_dim if config.context_dim is None else config.context_dim
     options: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
-    qk_norm = partial(RMSNorm, eps=1e-5)
+    qk_norm = partial(RMSNorm, eps=1e-5)  # as in diffusers; NVIDIA's own code has 1e-6
 
     def branch(inner: nn.Module, takes: tuple[str, ...] = ()) -> Branch:
         norm = LayerNorm(dim, affine=False, device=device, dtype=dtype)
@@ -410,7 +410,8 @@ def _block(
 def _unit(vectors: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
     """Vectors over their root mean square; zeros stay zeros."""
     wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    return wide / (torch.linalg.vector_norm(wide, dim=-1, keepdim=True) / wide.shape[-1] ** 0.5 + 1e-6)
+    out: Tensor = wide / (torch.linalg.vector_norm(wide, dim=-1, keepdim=True) / math.sqrt(wide.shape[-1]) + 1e-6)
+    return out
 
 
 def _edm(t: Tensor) -> Tensor:
