@@ -2,14 +2,22 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import cosmoses
 import pytest
 import torch
 from diffusers import CosmosTransformer3DModel, EDMEulerScheduler
-from parity import error, in_bfloat16, size
+from mixtures import (
+    LEVELS,
+    Mixture,
+    check_finer_levels,
+    check_one_graph,
+    check_packed_equals_separate,
+    check_padding_never_counts,
+    check_reset,
+)
+from parity import error, in_bfloat16, randomise, size
 from torch import Tensor, nn
 
 from tubelet import models
@@ -21,14 +29,12 @@ from tubelet.models import CosmosConfig, CosmosTransformer, pad_prompts
 from tubelet.models.cosmos import _MODEL_TIME
 from tubelet.protocols import Pattern
 
-F64 = {"dtype": torch.float64}
+F64: dict[str, Any] = {"dtype": torch.float64}
 TINY = CosmosConfig(
     dim=24, depth=2, heads=2, mlp_ratio=1.5, rank=3, latent_channels=2, text_dim=5, context_dim=4, patch=(1, 1, 2),
     known_channel=True, extent=(3, 2, 3), rope_scale=(2.0, 1.0, 3.0),
 )  # fmt: skip
-GRIDS, TEXT, FPS = [Grid(2, 2, 1), Grid(1, 1, 3), Grid(3, 1, 2)], [2, 0, 3], [12.0, 24.0, 30.0]  # 4 + 3 + 6 tokens
-LEVELS = ("sample", "frame", "token")
-TOKENS = ("x", "known", "padding")
+MIXTURE = Mixture({"x": 4, "known": 2, "padding": 2}, {"text": 5}, {"fps": ()})
 
 
 @pytest.mark.parametrize(("kind", "seed"), [*((kind, 0) for kind in cosmoses.KINDS), ("video", 1), ("frames", 1)])
@@ -190,100 +196,33 @@ def test_edm_times_and_predictions_are_those_of_the_published_scheduler() -> Non
 
 
 def tiny(pattern: Pattern | None = None) -> CosmosTransformer:
-    model = CosmosTransformer(TINY, pattern=Joint() if pattern is None else pattern, **F64)
-    draw = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3, generator=draw)
-    return model
-
-
-def inputs(capacity: int | None = None, text_capacity: int | None = None) -> dict[str, Any]:
-    """Everything that :data:`TINY` takes; what is real does not depend on the capacities, and padding is rubbish."""
-    layout = TokenLayout.packed(GRIDS, capacity=capacity)
-    text_layout = TokenLayout.packed([None] * 3, TEXT, capacity=text_capacity)
-    draw = torch.Generator().manual_seed(0)
-    sizes = {"x": (13, 4, layout), "known": (13, 2, layout), "padding": (13, 2, layout), "text": (5, 5, text_layout)}
-    out: dict[str, Any] = {"layout": layout, "text_layout": text_layout}
-    for name, (n, d, where) in sizes.items():
-        real = torch.randn(n, d, generator=draw, **F64)
-        out[name] = torch.cat([real, torch.full((where.width - n, d), torch.nan, **F64)]).requires_grad_()
-    return out | {"fps": layout.on("cpu").rows(torch.tensor(FPS), "sample")}
-
-
-def levels(level: str) -> Tensor:
-    count = TokenLayout.packed(GRIDS).on("cpu").row_counts(level)[0]
-    return torch.rand(count, generator=torch.Generator().manual_seed(1), **F64)
-
-
-def ask(model: CosmosTransformer, given: dict[str, Any], values: Tensor, level: str) -> Tensor:
-    index = given["layout"].on("cpu")
-    if level == "token":
-        values = torch.cat([values, values.new_zeros(index.shape[0] - len(values))])
-    return model(t=index.rows(values, level), **given)
-
-
-def alone(given: dict[str, Any], values: Tensor, level: str) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Each sample as a dense batch of one, with its noise levels."""
-    starts = dict.fromkeys((*TOKENS, "text", "levels"), 0)
-    for i, grid in enumerate(GRIDS):
-        lengths = dict.fromkeys(TOKENS, grid.tokens) | {"text": TEXT[i]}
-        lengths["levels"] = {"sample": 1, "frame": grid.t, "token": grid.tokens}[level]
-        cut = {name: slice(starts[name], starts[name] + n) for name, n in lengths.items()}
-        one = {name: given[name].detach()[cut[name]][None].requires_grad_() for name in (*TOKENS, "text")}
-        one["layout"], one["text_layout"] = TokenLayout.dense(1, grid), TokenLayout.padded([TEXT[i]], TEXT[i])
-        one["fps"] = Rows(torch.tensor(FPS[i : i + 1]))
-        yield one, values[cut["levels"]]
-        starts = {name: start + lengths[name] for name, start in starts.items()}
+    return randomise(CosmosTransformer(TINY, pattern=Joint() if pattern is None else pattern, **F64))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("capacities", [(None, None), (20, 9)])
 def test_packed_equals_separate(level: Any, capacities: tuple[int | None, int | None]) -> None:
-    """Outputs, and the gradients of weights and inputs: each sample with a text and a frame rate of its own."""
-    model, given, values = tiny(), inputs(*capacities), levels(level)
-    out = ask(model, given, values, level)[:13]
-    out.square().sum().backward()
-    packed = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
-    pieces = []
-    for one, own in alone(given, values, level):
-        pieces.append(one | {"out": model(t=one["layout"].on("cpu").rows(own, level), **one)})
-        pieces[-1]["out"].square().sum().backward()
-    torch.testing.assert_close(out, torch.cat([p["out"][0] for p in pieces]), rtol=1e-11, atol=1e-11)
-    for name in (*TOKENS, "text"):
-        whole = torch.cat([p[name].grad[0] for p in pieces])
-        torch.testing.assert_close(given[name].grad[: len(whole)], whole, rtol=1e-11, atol=1e-10)
-        assert not given[name].grad[len(whole) :].any()
-    for name, p in model.named_parameters():
-        torch.testing.assert_close(packed[name], p.grad, rtol=1e-11, atol=1e-10)
+    check_packed_equals_separate(tiny(), MIXTURE, level, capacities)
+
+
+@pytest.mark.parametrize("level", ["frame", "token"])
+def test_finer_levels_that_are_equal_are_one_level_per_sample(level: Any) -> None:
+    check_finer_levels(tiny(), MIXTURE, level)
 
 
 @pytest.mark.parametrize("padding", [0.0, 7.0, torch.nan])
 def test_padded_text_never_changes_the_result(padding: float) -> None:
-    """Text of a batch in padded rows equals that end to end, whatever the padding holds."""
-    model, given, values = tiny(), inputs(), levels("sample")
-    tokens = {name: torch.randn(3, 4, 4 if name == "x" else 2, **F64) for name in TOKENS}
-    samples, packed = TokenLayout.dense(3, Grid(1, 2, 2)), TokenLayout.packed([Grid(1, 2, 2)] * 3)
-    rows = torch.full((3, 6, 5), padding, **F64)
-    rows[torch.arange(6) < torch.tensor(TEXT)[:, None]] = given["text"].detach()
-    flat = {name: part.flatten(0, 1) for name, part in tokens.items()} | {"layout": packed}
-    expected = model(t=packed.rows(values, "sample"), **given | flat | {"fps": None})
-    text = {"text": rows, "text_layout": TokenLayout.padded(TEXT, 6)}
-    got = model(t=samples.rows(values, "sample"), **tokens | text | {"layout": samples})
-    torch.testing.assert_close(got.flatten(0, 1), expected, rtol=1e-11, atol=1e-11)
+    check_padding_never_counts(tiny(), MIXTURE, padding)
 
 
-@pytest.mark.parametrize("level", ["frame", "token"])
-def test_finer_rows_that_are_equal_are_one_row_per_sample(level: Any) -> None:
-    """Of noise levels and of frame rates."""
-    model, given, values = tiny(), inputs(), levels("sample")
-    index = given["layout"].on("cpu")
-    rates = index.rows(index.lift(torch.tensor(FPS), level), level)
-    got = ask(model, given | {"fps": rates}, index.lift(values, level), level)
-    expected = ask(model, given, values, "sample")
-    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
-    assert error(ask(model, given, levels(level), level), expected) > 1e-3
-    assert error(ask(model, given | {"fps": None}, values, "sample"), expected) > 1e-3
+@pytest.mark.graph
+def test_one_graph_serves_many_layouts() -> None:
+    check_one_graph(tiny(), MIXTURE)
+
+
+def test_the_prediction_is_zero_at_the_start_and_a_model_made_on_meta_resets_whole() -> None:
+    model = check_reset(lambda **made: CosmosTransformer(TINY, **made), MIXTURE)
+    assert model.positions.time.std() > 0.01
 
 
 class Masked(nn.Module):
@@ -302,7 +241,7 @@ class Masked(nn.Module):
 
 @pytest.mark.parametrize("pattern", [Window((2, 1, 2)), FrameCausal(), FrameCausal(window=2)])
 def test_any_pattern_equals_its_mask(pattern: Pattern) -> None:
-    model, given, values = tiny(pattern), inputs(), levels("frame")
+    model, given, values = tiny(pattern), MIXTURE.inputs(), MIXTURE.levels("frame")
     index = given["layout"].on("cpu")
     c = index.coords
     if isinstance(pattern, Window):
@@ -310,42 +249,12 @@ def test_any_pattern_equals_its_mask(pattern: Pattern) -> None:
     else:
         behind = c[:, None, 0] - c[None, :, 0]
         allowed = (behind >= 0) & (behind < (pattern.window or 99))
-    got = ask(model, given, values, "frame")
-    assert error(ask(tiny(), given, values, "frame"), got) > 1e-3
+    got = MIXTURE.ask(model, given, values, "frame")
+    assert error(MIXTURE.ask(tiny(), given, values, "frame"), got) > 1e-3
     for block in model.blocks:
         branch = block.branches[0]
         branch.inner = Masked(branch.inner, allowed & (index.sample[:, None] == index.sample))
-    torch.testing.assert_close(got, ask(model, given, values, "frame"), rtol=1e-11, atol=1e-11)
-
-
-def test_the_prediction_is_zero_at_the_start_and_a_model_made_on_meta_resets_whole() -> None:
-    model = CosmosTransformer(TINY, device="meta", **F64).to_empty(device="cpu")
-    for parameter in model.parameters():
-        nn.init.constant_(parameter, torch.nan)
-    model.reset_parameters()
-    assert all(p.isfinite().all() for p in model.parameters())
-    assert not ask(model, inputs(), levels("sample"), "sample").any()
-    assert model.positions.time.std() > 0.01
-
-
-@pytest.mark.graph
-def test_one_graph_serves_many_layouts() -> None:
-    model, compiles = tiny(), []
-
-    def counting(graph: torch.fx.GraphModule, example: list[Tensor]) -> object:
-        compiles.append(graph)
-        return graph.forward
-
-    compiled = torch.compile(model, fullgraph=True, backend=counting)
-    for grids in ([Grid(1, 2, 2)], [Grid(2, 2, 2), Grid(1, 1, 3)], [Grid(1, 1, 1)] * 9):
-        index = TokenLayout.packed(grids, capacity=16).on("cpu")
-        context = TokenLayout.packed([None] * len(grids), [i % 4 for i in range(len(grids))], capacity=20).on("cpu")
-        tokens = {name: torch.randn(16, 4 if name == "x" else 2, **F64) for name in TOKENS}
-        tokens["text"] = torch.randn(20, 5, **F64)
-        rows = {name: index.rows(torch.rand(len(grids), **F64) + 0.1, "sample") for name in ("t", "fps")}
-        layouts = {"layout": index, "text_layout": context}
-        torch.testing.assert_close(compiled(**rows, **tokens, **layouts), model(**rows, **tokens, **layouts))
-    assert len(compiles) == 1
+    torch.testing.assert_close(got, MIXTURE.ask(model, given, values, "frame"), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -357,11 +266,11 @@ def test_one_graph_serves_many_layouts() -> None:
         ({"known": torch.zeros(13, 1, **F64), "padding": None}, "known is 1 wide, but the model takes 2"),
         ({"text_layout": TokenLayout.packed([None], [5])}, "layout has 3 samples, but that of text has 1"),
         ({"t": Rows(torch.zeros(3, **F64))}, "t has 3 values without an index"),
-        ({"fps": Rows(torch.zeros(3, **F64))}, "fps has 3 values without an index"),
+        ({"fps": torch.ones(2)}, "fps has 2 values, but layout has 3 samples"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> None:
-    given = inputs() | {"t": Rows(torch.zeros(1, **F64))} | change
+    given = MIXTURE.inputs() | {"t": Rows(torch.zeros(1, **F64))} | change
     with pytest.raises(ValueError, match=says):
         tiny()(**given)
 

@@ -16,7 +16,7 @@ from parity import randomise
 from torch import Tensor
 from torch.nn import functional as F
 
-from tubelet.layout import Grid, Rows, TokenLayout
+from tubelet.layout import Grid, TokenLayout
 from tubelet.models import CosmosTransformer
 from tubelet.patchify import fold, unfold
 
@@ -115,7 +115,7 @@ class Question:
             mask = self.padding[:, :, None].expand(2, -1, self.latents.shape[2], -1, -1)
             inputs["padding"] = fold(mask.to(dtype), self.patch)
         if self.fps is not None:
-            inputs["fps"] = Rows(torch.tensor([float(self.fps)]))
+            inputs["fps"] = torch.full((2,), float(self.fps))
         with torch.set_grad_enabled(grad):
             return unfold(model(**inputs | replaced), Grid(*sides), self.patch)
 

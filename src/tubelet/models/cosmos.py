@@ -243,7 +243,7 @@ class CosmosTransformer(nn.Module):
         >>> model = CosmosTransformer(CosmosConfig(dim=24, depth=2, heads=2, text_dim=8))
         >>> layout = TokenLayout.packed([Grid(3, 4, 4), Grid(1, 2, 6)]).on("cpu")
         >>> text_layout = TokenLayout.packed([None, None], [3, 1]).on("cpu")
-        >>> t, fps = (layout.rows(torch.tensor(values), "sample") for values in ([0.2, 0.9], [16.0, 24.0]))
+        >>> t, fps = layout.rows(torch.tensor([0.2, 0.9]), "sample"), torch.tensor([16.0, 24.0])
         >>> model(torch.randn(60, 64), t, torch.randn(4, 8), layout, text_layout, fps=fps).shape
         torch.Size([60, 64])
     """
@@ -299,7 +299,7 @@ class CosmosTransformer(nn.Module):
         text_layout: Layout,
         known: Float[Tensor, "*lead k"] | None = None,
         padding: Float[Tensor, "*lead k"] | None = None,
-        fps: Rows | None = None,
+        fps: Float[Tensor, " s"] | None = None,
     ) -> Float[Tensor, "*lead p"]:
         """Predict from noisy patches. Padding of the layouts may hold anything.
 
@@ -311,7 +311,7 @@ class CosmosTransformer(nn.Module):
             text_layout: where the prompts of the same samples lie in ``text``.
             known: 1 where a latent cell is given, else 0, where the config has ``known_channel``.
             padding: 1 where a latent cell shows padding of the picture, else 0; None: none does.
-            fps: frames a second, one row per sample, frame or token (or one for all); None: 24.
+            fps: frames a second of each sample; None: 24.
 
         Raises:
             ValueError: shapes and layouts disagree, or the config asks for inputs that are not there or has none such.
@@ -340,12 +340,14 @@ class CosmosTransformer(nn.Module):
         features = timestep_sinusoid(_MODEL_TIME[self.config.time](level), self.config.dim).to(dtype)
         return torch.cat([self.time_norm(features), self.modulation(features)], dim=-1)
 
-    def _coords(self, index: LayoutIndex, fps: Rows | None) -> Tensor:
+    def _coords(self, index: LayoutIndex, fps: Tensor | None) -> Tensor:
         """Where each token stands, frames counted by their rate."""
         if fps is None:
             return index.coords
-        check_rows(fps, index.shape, "fps")
-        return self.frame_rate(index.coords, fps.expand())
+        real, capacity = index.row_counts("sample")
+        if fps.shape[0] != capacity and fps.shape[0] != real:
+            raise ValueError(f"fps has {fps.shape[0]} values, but layout has {real} samples")
+        return self.frame_rate(index.coords, index.rows(fps, "sample").expand())
 
     def _with_masks(self, x: Tensor, known: Tensor | None, padding: Tensor | None, index: LayoutIndex) -> Tensor:
         """Latents, and behind them the masks that the config has."""
@@ -378,7 +380,7 @@ class CosmosTransformer(nn.Module):
             text_layout: Layout,
             known: Float[Tensor, "*lead k"] | None = None,
             padding: Float[Tensor, "*lead k"] | None = None,
-            fps: Rows | None = None,
+            fps: Float[Tensor, " s"] | None = None,
         ) -> Float[Tensor, "*lead p"]: ...
 
 

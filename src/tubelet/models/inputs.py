@@ -11,17 +11,15 @@ from tubelet.layout import JointIndex, JointLayout, LayoutIndex, Rows, TokenLayo
 __all__: list[str] = []
 
 
-def check_rows(t: Rows, lead: tuple[int, ...], name: str = "t") -> None:
+def check_rows(t: Rows, lead: tuple[int, ...]) -> None:
     """Refuse indices of a discrete path, and levels of another layout, which would broadcast or be the wrong ones."""
     if t.values.ndim != 1 or not t.values.is_floating_point():
-        raise ValueError(f"{name} must hold scalars (r,), got {t.values.dtype} of shape {tuple(t.values.shape)}")
+        raise ValueError(f"t must hold scalars (r,), got {t.values.dtype} of shape {tuple(t.values.shape)}")
     if t.index is not None:
         if tuple(t.index.shape) != lead:
-            raise ValueError(f"{name} has an index of shape {tuple(t.index.shape)}, but layout has {lead}")
+            raise ValueError(f"t has an index of shape {tuple(t.index.shape)}, but layout has {lead}")
     elif t.values.shape[0] not in ((1, lead[0]) if len(lead) > 1 else (1,)):
-        raise ValueError(
-            f"{name} has {t.values.shape[0]} values without an index, but layout has {lead}: use layout.rows"
-        )
+        raise ValueError(f"t has {t.values.shape[0]} values without an index, but layout has {lead}: use layout.rows")
 
 
 def check_tokens(name: str, x: Tensor, width: int, layout: LayoutIndex, samples: LayoutIndex) -> None:
