@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tubelet.files import parsing
 from tubelet.hub.configs import to_dict
+from tubelet.hub.cosmos import COSMOS
 from tubelet.hub.keys import Family
 from tubelet.hub.ltx import LTX
 from tubelet.hub.mochi import MOCHI
@@ -30,6 +31,7 @@ _FAMILIES = (
     MOCHI,
     WAN,
 )
+_FAMILIES = (COSMOS, MOCHI, WAN)
 _STEM = "diffusion_pytorch_model"
 _FILE = re.compile(_STEM + r"(-\d+-of-\d+)?\.safetensors")
 

@@ -1,5 +1,19 @@
 """Whole models, one readable file each: wiring written out, a frozen flat config, presets as one-line functions."""
 
+from tubelet.models.cosmos import (
+    CosmosConfig,
+    CosmosTransformer,
+    cosmos_1_7b,
+    cosmos_1_14b,
+    cosmos_1_v2w_7b,
+    cosmos_1_v2w_14b,
+    cosmos_2_5_2b,
+    cosmos_2_5_14b,
+    cosmos_2_t2i_2b,
+    cosmos_2_t2i_14b,
+    cosmos_2_v2w_2b,
+    cosmos_2_v2w_14b,
+)
 from tubelet.models.experts import NoiseExperts
 from tubelet.models.ltx import LTXConfig, LTXTransformer, ltx_2b, ltx_13b, ltx_places
 from tubelet.models.mochi import MochiConfig, MochiTransformer, mochi_10b
@@ -18,6 +32,8 @@ from tubelet.models.wan import (
 __all__ = [
     "LTXConfig",
     "LTXTransformer",
+    "CosmosConfig",
+    "CosmosTransformer",
     "MochiConfig",
     "MochiTransformer",
     "NoiseExperts",
@@ -28,6 +44,16 @@ __all__ = [
     "ltx_2b",
     "ltx_13b",
     "ltx_places",
+    "cosmos_1_7b",
+    "cosmos_1_14b",
+    "cosmos_1_v2w_7b",
+    "cosmos_1_v2w_14b",
+    "cosmos_2_5_2b",
+    "cosmos_2_5_14b",
+    "cosmos_2_t2i_2b",
+    "cosmos_2_t2i_14b",
+    "cosmos_2_v2w_2b",
+    "cosmos_2_v2w_14b",
     "mochi_10b",
     "pad_prompts",
     "video_dit_b",
