@@ -7,7 +7,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from tubelet import diffusion, hub, models, packing, vae
+from tubelet import diffusion, packing, vae
 from tubelet._version import __version__
 from tubelet.attention import (
     Attention,
@@ -37,6 +37,8 @@ from tubelet.positions import Rope3d, SinCos3d
 from tubelet.text import WordEncoder
 
 if TYPE_CHECKING:
+    from tubelet import hub as hub
+    from tubelet import models as models
     from tubelet import testing as testing
 
 __all__ = [
@@ -88,7 +90,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """The conformance kit on first use: a sixth of the time that all else takes to import."""
-    if name == "testing":
-        return importlib.import_module("tubelet.testing")
+    """On first use: whole models, their checkpoints and the conformance kit, without which importing is quick."""
+    if name in ("hub", "models", "testing"):
+        return importlib.import_module(f"tubelet.{name}")
     raise AttributeError(f"module 'tubelet' has no attribute {name!r}")

@@ -27,11 +27,11 @@ from tubelet.hub.weights import build, gather
 __all__ = ["from_diffusers", "load_diffusers", "save_diffusers", "to_diffusers"]
 
 _FAMILIES = (
+    COSMOS,
     LTX,
     MOCHI,
     WAN,
 )
-_FAMILIES = (COSMOS, MOCHI, WAN)
 _STEM = "diffusion_pytorch_model"
 _FILE = re.compile(_STEM + r"(-\d+-of-\d+)?\.safetensors")
 

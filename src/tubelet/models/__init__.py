@@ -30,10 +30,10 @@ from tubelet.models.wan import (
 )
 
 __all__ = [
-    "LTXConfig",
-    "LTXTransformer",
     "CosmosConfig",
     "CosmosTransformer",
+    "LTXConfig",
+    "LTXTransformer",
     "MochiConfig",
     "MochiTransformer",
     "NoiseExperts",
@@ -41,9 +41,6 @@ __all__ = [
     "VideoDiTConfig",
     "WanConfig",
     "WanTransformer",
-    "ltx_2b",
-    "ltx_13b",
-    "ltx_places",
     "cosmos_1_7b",
     "cosmos_1_14b",
     "cosmos_1_v2w_7b",
@@ -54,6 +51,9 @@ __all__ = [
     "cosmos_2_t2i_14b",
     "cosmos_2_v2w_2b",
     "cosmos_2_v2w_14b",
+    "ltx_2b",
+    "ltx_13b",
+    "ltx_places",
     "mochi_10b",
     "pad_prompts",
     "video_dit_b",
