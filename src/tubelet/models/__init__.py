@@ -13,6 +13,14 @@ from tubelet.models.cosmos import (
     cosmos_2_t2i_14b,
     cosmos_2_v2w_2b,
     cosmos_2_v2w_14b,
+from tubelet.models.cogvideox import (
+    CogVideoXConfig,
+    CogVideoXTransformer,
+    cogvideox_1_5_5b,
+    cogvideox_1_5_5b_i2v,
+    cogvideox_2b,
+    cogvideox_5b,
+    cogvideox_5b_i2v,
 )
 from tubelet.models.experts import NoiseExperts
 from tubelet.models.ltx import LTXConfig, LTXTransformer, ltx_2b, ltx_13b, ltx_places
@@ -34,6 +42,8 @@ __all__ = [
     "LTXTransformer",
     "CosmosConfig",
     "CosmosTransformer",
+    "CogVideoXConfig",
+    "CogVideoXTransformer",
     "MochiConfig",
     "MochiTransformer",
     "NoiseExperts",
@@ -54,6 +64,11 @@ __all__ = [
     "cosmos_2_t2i_14b",
     "cosmos_2_v2w_2b",
     "cosmos_2_v2w_14b",
+    "cogvideox_1_5_5b",
+    "cogvideox_1_5_5b_i2v",
+    "cogvideox_2b",
+    "cogvideox_5b",
+    "cogvideox_5b_i2v",
     "mochi_10b",
     "pad_prompts",
     "video_dit_b",
