@@ -1,14 +1,22 @@
 """CogVideoX against diffusers with mapped weights, its sizes, and what diffusers cannot do against what it implies."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import cogvideoxs
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from parity import error, in_bfloat16, size
+from mixtures import (
+    LEVELS,
+    Mixture,
+    check_finer_levels,
+    check_one_graph,
+    check_packed_equals_separate,
+    check_padding_never_counts,
+    check_reset,
+)
+from parity import error, in_bfloat16, randomise, size
 from torch import Tensor, nn
 
 from tubelet import models
@@ -19,13 +27,12 @@ from tubelet.layout import Grid, JointLayout, Rows, TokenLayout
 from tubelet.models import CogVideoXConfig, CogVideoXTransformer
 from tubelet.protocols import Pattern
 
-F64 = {"dtype": torch.float64}
+F64: dict[str, Any] = {"dtype": torch.float64}
 TINY = CogVideoXConfig(
     dim=32, depth=2, heads=2, time_dim=6, latent_channels=2, text_dim=5, patch=(1, 1, 2), given_channels=1,
     base=(2, 3), sincos=(1.0, 1.5, 1.5), learned=(3, 2, 4), learned_text=3, ofs=True,
 )  # fmt: skip
-GRIDS, TEXT = [Grid(2, 2, 1), Grid(1, 1, 3), Grid(3, 1, 2)], [2, 0, 3]  # 4 + 3 + 6 tokens
-LEVELS = ("sample", "frame", "token")
+MIXTURE = Mixture({"x": 4, "given": 2}, {"text": 5}, {"ofs": ()}, joint=True)
 
 
 def loaded(theirs: CogVideoXTransformer3DModel, dtype: torch.dtype | None = None) -> CogVideoXTransformer:
@@ -103,104 +110,30 @@ def test_presets_have_the_published_sizes(preset: str) -> None:
         theirs = CogVideoXTransformer3DModel(**cogvideox_config_to_diffusers(config))
     ours = CogVideoXTransformer(config, device="meta", dtype=torch.bfloat16)
     assert all(p.is_meta and p.dtype == torch.bfloat16 for p in ours.parameters())
-    tables = [t for t in theirs.state_dict().values() if not isinstance(t, nn.Parameter)]
     stored = {name: t.shape for name, t in theirs.state_dict().items()}
     mapped = cogvideox_keys(config).to_theirs(ours.state_dict())
-    assert {name: t.shape for name, t in mapped.items()} == stored and len(tables) >= 1
+    assert {name: t.shape for name, t in mapped.items()} == stored
     assert size(ours) == sum(shape.numel() for shape in stored.values()) == PUBLISHED[preset]
 
 
 def tiny(pattern: Pattern | None = None, config: CogVideoXConfig = TINY) -> CogVideoXTransformer:
-    model = CogVideoXTransformer(config, pattern=Joint() if pattern is None else pattern, **F64)
-    draw = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3, generator=draw)
-    return model
-
-
-def inputs(capacity: int | None = None, text_capacity: int | None = None) -> dict[str, Any]:
-    """Everything that :data:`TINY` takes; what is real does not depend on the capacities, and padding is rubbish."""
-    layout = TokenLayout.packed(GRIDS, capacity=capacity)
-    text_layout = TokenLayout.packed([None] * 3, TEXT, capacity=text_capacity)
-    draw = torch.Generator().manual_seed(0)
-    out: dict[str, Any] = {"layout": layout, "text_layout": text_layout}
-    for name, n, d, where in (("x", 13, 4, layout), ("given", 13, 2, layout), ("text", 5, 5, text_layout)):
-        real = torch.randn(n, d, generator=draw, **F64)
-        out[name] = torch.cat([real, torch.full((where.width - n, d), torch.nan, **F64)]).requires_grad_()
-    return out | {"ofs": torch.tensor([2.0, 0.5, 3.0], **F64)}
-
-
-def levels(level: str) -> Tensor:
-    count = TokenLayout.packed(GRIDS).on("cpu").row_counts(level)[0]
-    return torch.rand(count, generator=torch.Generator().manual_seed(1), **F64)
-
-
-def ask(model: CogVideoXTransformer, given: dict[str, Any], values: Tensor, level: Any) -> Tensor:
-    index = given["layout"].on("cpu")
-    if level == "token":
-        values = torch.cat([values, values.new_zeros(index.sample.numel() - len(values))])
-    return model(t=index.rows(values, level), **given)
-
-
-def alone(given: dict[str, Any], values: Tensor, level: str) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Each sample as a dense batch of one, with its noise levels."""
-    starts = dict.fromkeys(("x", "text", "levels"), 0)
-    for i, grid in enumerate(GRIDS):
-        lengths = {"x": grid.tokens, "text": TEXT[i]}
-        lengths["levels"] = {"sample": 1, "frame": grid.t, "token": grid.tokens}[level]
-        cut = {name: slice(starts[name], starts[name] + n) for name, n in lengths.items()}
-        one = {name: given[name].detach()[cut[name]][None].requires_grad_() for name in ("x", "text")}
-        one["given"] = given["given"].detach()[cut["x"]][None].requires_grad_()
-        one["layout"], one["ofs"] = TokenLayout.dense(1, grid), given["ofs"][i : i + 1]
-        one["text_layout"] = TokenLayout.padded([TEXT[i]], TEXT[i])
-        yield one, values[cut["levels"]]
-        starts = {name: start + lengths[name] for name, start in starts.items()}
+    return randomise(CogVideoXTransformer(config, pattern=Joint() if pattern is None else pattern, **F64))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("capacities", [(None, None), (20, 9)])
-def test_packed_equals_separate(level: str, capacities: tuple[int | None, int | None]) -> None:
-    """Outputs, and the gradients of weights and inputs: each sample with a text of its own length."""
-    model, given, values = tiny(), inputs(*capacities), levels(level)
-    out = ask(model, given, values, level)[:13]
-    out.square().sum().backward()
-    packed = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
-    pieces = []
-    for one, own in alone(given, values, level):
-        pieces.append(one | {"out": ask(model, one, own, level)})
-        pieces[-1]["out"].square().sum().backward()
-    torch.testing.assert_close(out, torch.cat([p["out"][0] for p in pieces]), rtol=1e-11, atol=1e-11)
-    for name in ("x", "given", "text"):
-        whole = torch.cat([p[name].grad[0] for p in pieces])
-        torch.testing.assert_close(given[name].grad[: len(whole)], whole, rtol=1e-11, atol=1e-10)
-        assert not given[name].grad[len(whole) :].any()
-    for name, p in model.named_parameters():
-        torch.testing.assert_close(packed[name], p.grad, rtol=1e-11, atol=1e-10)
+def test_packed_equals_separate(level: Any, capacities: tuple[int | None, int | None]) -> None:
+    check_packed_equals_separate(tiny(), MIXTURE, level, capacities)
 
 
 @pytest.mark.parametrize("padding", [0.0, 7.0, torch.nan])
 def test_padded_text_never_changes_the_result(padding: float) -> None:
-    """Text of a batch in padded rows equals that end to end, whatever the padding holds."""
-    model, given, values = tiny(), inputs(), levels("sample")
-    samples, packed = TokenLayout.dense(3, Grid(1, 2, 2)), TokenLayout.packed([Grid(1, 2, 2)] * 3)
-    noisy = {"x": torch.randn(3, 4, 4, **F64), "given": torch.randn(3, 4, 2, **F64)}
-    rows = torch.full((3, 6, 5), padding, **F64)
-    rows[torch.arange(6) < torch.tensor(TEXT)[:, None]] = given["text"].detach()
-    padded = {"text": rows, "text_layout": TokenLayout.padded(TEXT, 6), "layout": samples, "ofs": given["ofs"]}
-    flat = {name: tokens.flatten(0, 1) for name, tokens in noisy.items()}
-    expected = model(t=packed.rows(values, "sample"), **given | flat | {"layout": packed})
-    got = model(t=samples.rows(values, "sample"), **noisy, **padded)
-    torch.testing.assert_close(got.flatten(0, 1), expected, rtol=1e-11, atol=1e-11)
+    check_padding_never_counts(tiny(), MIXTURE, padding)
 
 
 @pytest.mark.parametrize("level", ["frame", "token"])
 def test_finer_levels_that_are_equal_are_one_level_per_sample(level: Any) -> None:
-    model, given, values = tiny(), inputs(), levels("sample")
-    finer = given["layout"].on("cpu").lift(values, level)
-    got, expected = ask(model, given, finer, level), ask(model, given, values, "sample")
-    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
-    assert error(ask(model, given, levels(level), level), expected) > 1e-3
+    check_finer_levels(tiny(), MIXTURE, level)
 
 
 def test_frames_that_see_only_themselves_are_images_at_their_own_levels() -> None:
@@ -220,21 +153,21 @@ def no_text(samples: int) -> TokenLayout:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_text_has_the_highest_level_of_its_sample_by_default(level: Any) -> None:
-    model, given, values = tiny(), inputs(), levels(level)
+    model, given, values = tiny(), MIXTURE.inputs(), MIXTURE.levels(level)
     owner = given["layout"].on("cpu").lift(torch.arange(3), level)
     highest = torch.stack([values[owner == i].max() for i in range(3)])
-    default = ask(model, given, values, level)
-    told = ask(model, given | {"text_t": given["text_layout"].rows(highest, "sample")}, values, level)
+    default = MIXTURE.ask(model, given, values, level)
+    told = MIXTURE.ask(model, given | {"text_t": given["text_layout"].rows(highest, "sample")}, values, level)
     torch.testing.assert_close(default, told, rtol=1e-11, atol=1e-11)
     lower = given["text_layout"].rows(highest / 2, "sample")
-    assert error(ask(model, given | {"text_t": lower}, values, level), default) > 1e-3
+    assert error(MIXTURE.ask(model, given | {"text_t": lower}, values, level), default) > 1e-3
 
 
 def test_levels_are_fed_as_indices_of_the_discrete_path() -> None:
     """``(i + 1)/1000`` as ``i``, and clean data as index 0."""
     model, seen = tiny(), []
     model.time.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    given = inputs()
+    given = MIXTURE.inputs()
     for t in (0.0, 0.001, 0.5, 1.0):
         model(t=Rows(torch.tensor([t], **F64)), **given)
     torch.testing.assert_close(torch.cat(seen[::2]), torch.tensor([0.0, 0.0, 499.0, 999.0], **F64))
@@ -257,7 +190,7 @@ class Masked(nn.Module):
 @pytest.mark.parametrize("pattern", [Window((2, 1, 2)), FrameCausal(), FrameCausal(window=2)])
 def test_any_pattern_equals_its_mask(pattern: Pattern) -> None:
     """On the merged axis: under a window text and video see each other, under a causal pattern text sees text alone."""
-    model, given, values = tiny(pattern), inputs(), levels("frame")
+    model, given, values = tiny(pattern), MIXTURE.inputs(), MIXTURE.levels("frame")
     index = JointLayout((given["text_layout"], given["layout"])).on("cpu").index
     c, text = index.coords, index.coords[:, 0] < 0
     if isinstance(pattern, Window):
@@ -267,48 +200,28 @@ def test_any_pattern_equals_its_mask(pattern: Pattern) -> None:
         behind = c[:, None, 0] - c[None, :, 0]
         near = (behind >= 0) & (behind < (pattern.window or 99)) & ~text[:, None]
         allowed = near | text[None]
-    got = ask(model, given, values, "frame")
-    assert error(ask(tiny(), given, values, "frame"), got) > 1e-3
+    got = MIXTURE.ask(model, given, values, "frame")
+    assert error(MIXTURE.ask(tiny(), given, values, "frame"), got) > 1e-3
     for block in model.blocks:
         branch = block.branches[0]
         branch.inner = Masked(branch.inner, allowed & (index.sample[:, None] == index.sample))
-    torch.testing.assert_close(got, ask(model, given, values, "frame"), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(got, MIXTURE.ask(model, given, values, "frame"), rtol=1e-11, atol=1e-11)
 
 
 def test_the_prediction_is_zero_at_the_start_and_a_model_made_on_meta_resets_whole() -> None:
-    model = CogVideoXTransformer(TINY, device="meta", **F64).to_empty(device="cpu")
-    for parameter in model.parameters():
-        nn.init.constant_(parameter, torch.nan)
-    model.reset_parameters()
-    assert all(p.isfinite().all() for p in model.parameters())
-    assert not ask(model, inputs(), levels("sample"), "sample").any()
+    model = check_reset(lambda **made: CogVideoXTransformer(TINY, **made), MIXTURE)
     assert model.embed.weight.std() > 0.1 and model.tables[0].table.std() > 0.01
 
 
 @pytest.mark.graph
 def test_one_graph_serves_many_layouts() -> None:
-    """The joint index is made outside, with the layouts; one sample whose tokens lie in order is no other graph."""
-    model, compiles = tiny(), []
+    check_one_graph(tiny(), MIXTURE)
 
-    def counting(graph: torch.fx.GraphModule, example: list[Tensor]) -> object:
-        compiles.append(graph)
-        return graph.forward
 
-    compiled = torch.compile(model, fullgraph=True, backend=counting)
-    for grids in ([Grid(1, 2, 2)], [Grid(2, 2, 2), Grid(1, 1, 3)], [Grid(1, 1, 1)] * 9, [Grid(2, 2, 4)]):
-        video = TokenLayout.packed(grids, capacity=16)
-        words = TokenLayout.packed([None] * len(grids), [(i + 2) % 4 for i in range(len(grids))], capacity=20)
-        where = {
-            "layout": video.on("cpu"),
-            "text_layout": words.on("cpu"),
-            "joint": JointLayout((words, video)).on("cpu"),
-        }
-        capacity = where["layout"].row_counts("sample")[1]
-        t = where["layout"].rows(torch.rand(capacity, **F64), "sample")
-        tokens = {name: torch.randn(n, d, **F64) for name, n, d in (("x", 16, 4), ("given", 16, 2), ("text", 20, 5))}
-        tokens["ofs"] = torch.rand(capacity, **F64)
-        torch.testing.assert_close(compiled(t=t, **tokens, **where), model(t=t, **tokens, **where))
-    assert len(compiles) == 1
+def test_layouts_on_the_host_make_their_joint_index_themselves() -> None:
+    model, given, values = tiny(), MIXTURE.inputs(), MIXTURE.levels("sample")
+    t = given["layout"].on("cpu").rows(values, "sample")
+    assert torch.equal(model(t=t, **given), MIXTURE.ask(model, given, values, "sample"))
 
 
 @pytest.mark.parametrize(
@@ -321,12 +234,12 @@ def test_one_graph_serves_many_layouts() -> None:
         ({"ofs": torch.zeros(2, **F64)}, "values has 2 rows, but the layout has 3"),
         ({"t": Rows(torch.zeros(3, **F64))}, "3 values without an index"),
         ({"text_t": Rows(torch.zeros(3, **F64))}, "3 values without an index"),
-        ({"layout": TokenLayout.packed(GRIDS).on("cpu")}, "are indices: give joint"),
+        ({"layout": MIXTURE.layouts()["layout"].on("cpu")}, "are indices: give joint"),
         ({"joint": JointLayout((TokenLayout.packed([None], [2]),)).on("cpu")}, r"joint merges \(2,\) tokens"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> None:
-    given = inputs() | {"t": Rows(torch.zeros(1, **F64))} | change
+    given = MIXTURE.inputs() | {"t": Rows(torch.zeros(1, **F64))} | change
     with pytest.raises(ValueError, match=says):
         tiny()(**given)
 

@@ -1,5 +1,14 @@
 """Whole models, one readable file each: wiring written out, a frozen flat config, presets as one-line functions."""
 
+from tubelet.models.cogvideox import (
+    CogVideoXConfig,
+    CogVideoXTransformer,
+    cogvideox_1_5_5b,
+    cogvideox_1_5_5b_i2v,
+    cogvideox_2b,
+    cogvideox_5b,
+    cogvideox_5b_i2v,
+)
 from tubelet.models.cosmos import (
     CosmosConfig,
     CosmosTransformer,
@@ -13,14 +22,6 @@ from tubelet.models.cosmos import (
     cosmos_2_t2i_14b,
     cosmos_2_v2w_2b,
     cosmos_2_v2w_14b,
-from tubelet.models.cogvideox import (
-    CogVideoXConfig,
-    CogVideoXTransformer,
-    cogvideox_1_5_5b,
-    cogvideox_1_5_5b_i2v,
-    cogvideox_2b,
-    cogvideox_5b,
-    cogvideox_5b_i2v,
 )
 from tubelet.models.experts import NoiseExperts
 from tubelet.models.ltx import LTXConfig, LTXTransformer, ltx_2b, ltx_13b, ltx_places
@@ -38,12 +39,12 @@ from tubelet.models.wan import (
 )
 
 __all__ = [
+    "CogVideoXConfig",
+    "CogVideoXTransformer",
     "LTXConfig",
     "LTXTransformer",
     "CosmosConfig",
     "CosmosTransformer",
-    "CogVideoXConfig",
-    "CogVideoXTransformer",
     "MochiConfig",
     "MochiTransformer",
     "NoiseExperts",
@@ -51,6 +52,11 @@ __all__ = [
     "VideoDiTConfig",
     "WanConfig",
     "WanTransformer",
+    "cogvideox_1_5_5b",
+    "cogvideox_1_5_5b_i2v",
+    "cogvideox_2b",
+    "cogvideox_5b",
+    "cogvideox_5b_i2v",
     "ltx_2b",
     "ltx_13b",
     "ltx_places",
@@ -64,11 +70,6 @@ __all__ = [
     "cosmos_2_t2i_14b",
     "cosmos_2_v2w_2b",
     "cosmos_2_v2w_14b",
-    "cogvideox_1_5_5b",
-    "cogvideox_1_5_5b_i2v",
-    "cogvideox_2b",
-    "cogvideox_5b",
-    "cogvideox_5b_i2v",
     "mochi_10b",
     "pad_prompts",
     "video_dit_b",
