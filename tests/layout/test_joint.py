@@ -113,6 +113,18 @@ def test_aligned_dense_streams_are_not_permuted() -> None:
     assert not JointLayout((video, text)).on("cpu").identity  # text still comes first
 
 
+def test_the_form_of_a_joint_index_depends_on_the_capacity_alone() -> None:
+    """Streams that happen to lie in order already are permuted too, so that compiled code has one graph."""
+    for words in (2, 1):
+        text, video = TokenLayout.packed([None], [words], capacity=2), TokenLayout.packed([Grid(1, 1, 3)], capacity=4)
+        joint = JointLayout((text, video)).on("cpu")
+        assert not joint.identity
+        assert (
+            joint.merge(torch.arange(2), torch.arange(2, 6)).tolist()
+            == ([0, 1, 2, 3, 4, 5], [0, 2, 3, 4, 1, 5])[2 - words]
+        )
+
+
 def test_bad_streams_name_both_values() -> None:
     one, two = TokenLayout.packed([Grid(1, 1, 2)]), TokenLayout.packed([None, None], [1, 1])
     with pytest.raises(ValueError, match=r"1 samples \(batched=False\) and 2 \(batched=False\)"):

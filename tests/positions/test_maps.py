@@ -6,12 +6,14 @@ import pytest
 import torch
 from diffusers.models import embeddings
 from diffusers.models.transformers.transformer_cosmos import CosmosRotaryPosEmbed
+from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from tubelet.layout import Grid, TokenLayout
 from tubelet.positions import (
+    CentralFit,
     FirstPixel,
     FrameRate,
     Interpolation,
@@ -50,6 +52,23 @@ def test_interpolation_in_halves_per_axis_equals_allegro() -> None:
     assert repr(rope).endswith("layout='half_per_axis', place=Interpolation(scale=(2.0, 3.0, 1.5)))")
 
 
+sides = st.tuples(st.integers(1, 60), st.integers(1, 60))
+
+
+@given(sides, sides)
+def test_central_fit_equals_the_grid_of_cogvideox(base: tuple[int, int], grid: tuple[int, int]) -> None:
+    """Its crop region of the base grid, cut into as many steps as the grid has rows and columns."""
+    start, stop = get_resize_crop_region_for_grid(grid, base[1], base[0])
+    spans = [
+        torch.linspace(start[i], stop[i] * (side - 1) / side, side, dtype=torch.float64) for i, side in enumerate(grid)
+    ]
+    coords = cells(1, *grid)
+    expected = torch.stack([spans[0][coords[:, 1]], spans[1][coords[:, 2]]], -1)
+    places = CentralFit(base)(coords + torch.tensor([2, 0, 0]), torch.tensor([4, *grid]).expand_as(coords))
+    torch.testing.assert_close(places[:, 1:], expected, rtol=0, atol=1e-12)
+    assert (places[:, 0] == 2).all()
+
+
 @given(st.floats(1.0, 16.0), st.sampled_from([(44, 42, 42), (16, 56, 56), (4, 4, 4), (2, 4, 6)]))
 def test_ntk_slows_the_lowest_frequency_by_the_factor_and_keeps_the_highest(
     factor: float, axes: tuple[int, int, int]
@@ -68,8 +87,9 @@ def test_ntk_slows_the_lowest_frequency_by_the_factor_and_keeps_the_highest(
 def test_text_stays_unrotated_under_every_map() -> None:
     index = TokenLayout.packed([Grid(2, 1, 2), Grid(1, 2, 1)], [2, 1]).on("cpu")
     fps = index.rows(torch.tensor([12.0, 48.0]), "sample").expand()
+    fitted = CentralFit((3, 5))(index.coords, index.extent)
     maps = Interpolation((0.5, 2.0, 3.0)), FirstPixel((8, 2, 2)), lambda coords: FrameRate()(coords, fps)
-    for places in (place(index.coords) for place in maps):
+    for places in (fitted, *(place(index.coords) for place in maps)):
         rotary = Rope3d(12)(places)
         assert not rotary.sin[index.frame < 0].any()
         assert rotary.sin[index.frame > 0].any()
@@ -97,6 +117,7 @@ def test_rates_differ_sample_by_sample() -> None:
 def test_bad_input_names_the_values() -> None:
     for make, message in [
         (lambda: Interpolation((1.0, 0.0, 1.0)), r"positive.*\(1.0, 0.0, 1.0\)"),
+        (lambda: CentralFit((3, 0)), r"base must be positive on both axes, got \(3, 0\)"),
         (lambda: FrameRate(-1.0), "positive, got -1.0"),
         (lambda: FrameRate()(torch.zeros(3, 3), torch.ones(2, 1)), r"fps of shape \(2, 1\) for tokens \(3,\)"),
         (lambda: FrameRate()(torch.zeros(3, 3), torch.ones(2)), r"fps of shape \(2,\) for tokens \(3,\)"),

@@ -16,8 +16,10 @@ from torch._dynamo.testing import CompileCounter
 
 from tubelet.layout import Grid, TokenLayout
 from tubelet.positions import (
+    Interpolation,
     LearnedGridPositions,
     LearnedPositions,
+    LearnedTextPositions,
     Rope3d,
     Rotary,
     SinCos3d,
@@ -143,6 +145,31 @@ def test_learned_positions_refuse_what_lies_outside(kind: type) -> None:
     for outside in ([2, 0, 0], [0, 3, 0], [1, 2, 4], [0, -1, 0]):
         with pytest.raises(ValueError, match=r"coords span .*outside extent=\(2, 3, 4\)"):
             positions(torch.tensor([[0, 0, 0], outside]))
+
+
+def test_learned_text_positions_are_one_vector_per_place_in_the_text() -> None:
+    """Zero for the grid and for padding, whatever their coordinates; a text that is too long is an error."""
+    positions, index = LearnedTextPositions(3, 8), mixed().on("cpu")
+    vectors = positions(index.coords)
+    expected = torch.zeros(64, 8)
+    expected[:3], expected[27] = positions.table, positions.table[0]
+    assert torch.equal(vectors, expected)
+    vectors[:28].sum().backward()
+    assert positions.table.grad[:, 0].tolist() == [2, 1, 1]
+    with pytest.raises(ValueError, match=r"coords span .*outside extent=\(1, 1, 3\)"):
+        positions(torch.tensor([[-1, 0, 3]]))
+    assert torch.nn.init.zeros_(positions.table).std() == 0
+    positions.reset_parameters()
+    assert positions.table.std().item() == pytest.approx(0.02, rel=0.5)
+
+
+def test_sinusoids_of_mapped_places_in_any_dtype() -> None:
+    coords = cells(2, 3, 4)
+    placed = SinCos3d(32, place=Interpolation((2.0, 1.5, 1.5)))
+    expected = sincos_3d(coords / torch.tensor([2.0, 1.5, 1.5]).double(), 32, dtype=torch.float64)
+    assert torch.equal(placed(coords, torch.float64), expected)
+    assert torch.equal(placed(coords), expected.float())
+    assert repr(placed) == "SinCos3d(32, base=10000.0, place=Interpolation(scale=(2.0, 1.5, 1.5)))"
 
 
 @pytest.mark.parametrize("kind", [LearnedPositions, LearnedGridPositions])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.files import parsing
+from tubelet.hub.cogvideox import COGVIDEOX
 from tubelet.hub.configs import to_dict
 from tubelet.hub.cosmos import COSMOS
 from tubelet.hub.keys import Family
@@ -27,6 +28,7 @@ from tubelet.hub.weights import build, gather
 __all__ = ["from_diffusers", "load_diffusers", "save_diffusers", "to_diffusers"]
 
 _FAMILIES = (
+    COGVIDEOX,
     COSMOS,
     LTX,
     MOCHI,

@@ -80,8 +80,10 @@ class JointLayout:
                 key[row, start : start + len(places)] = torch.tensor(places, dtype=torch.long) + i * stride
             offset += stream.width
         order = torch.argsort(key, dim=1, stable=True)
-        identity = bool((order == torch.arange(width)).all())
-        index = self.merged.on(device)
+        merged = self.merged
+        # one graph for a capacity: what is compiled must not depend on where the samples happen to lie
+        identity = not merged.bucketed and bool((order == torch.arange(width)).all())
+        index = merged.on(device)
         shape = (batch, width) if self.streams[0].batched else (width,)
         order, back = order.view(shape).to(device), torch.argsort(order, dim=1).view(shape).to(device)
         return JointIndex(index, order, back, tuple(s.width for s in self.streams), identity)

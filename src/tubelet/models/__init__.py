@@ -1,5 +1,14 @@
 """Whole models, one readable file each: wiring written out, a frozen flat config, presets as one-line functions."""
 
+from tubelet.models.cogvideox import (
+    CogVideoXConfig,
+    CogVideoXTransformer,
+    cogvideox_1_5_5b,
+    cogvideox_1_5_5b_i2v,
+    cogvideox_2b,
+    cogvideox_5b,
+    cogvideox_5b_i2v,
+)
 from tubelet.models.cosmos import (
     CosmosConfig,
     CosmosTransformer,
@@ -30,6 +39,8 @@ from tubelet.models.wan import (
 )
 
 __all__ = [
+    "CogVideoXConfig",
+    "CogVideoXTransformer",
     "CosmosConfig",
     "CosmosTransformer",
     "LTXConfig",
@@ -41,6 +52,11 @@ __all__ = [
     "VideoDiTConfig",
     "WanConfig",
     "WanTransformer",
+    "cogvideox_1_5_5b",
+    "cogvideox_1_5_5b_i2v",
+    "cogvideox_2b",
+    "cogvideox_5b",
+    "cogvideox_5b_i2v",
     "cosmos_1_7b",
     "cosmos_1_14b",
     "cosmos_1_v2w_7b",

@@ -1,4 +1,7 @@
-"""Learned tables: per axis, summed (NaViT, arXiv:2307.06304, 2.1), or one vector per cell (ViViT, arXiv:2103.15691)."""
+"""Learned tables: per axis, summed (NaViT, arXiv:2307.06304, 2.1), or one vector per cell (ViViT, arXiv:2103.15691).
+
+Text has a table of its own, one vector per place in the prompt; each table gives zeros for the other kind.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +12,7 @@ from torch.nn import functional as F
 
 from tubelet.positions.angles import zero_text
 
-__all__ = ["LearnedGridPositions", "LearnedPositions"]
+__all__ = ["LearnedGridPositions", "LearnedPositions", "LearnedTextPositions"]
 
 
 class LearnedPositions(nn.Module):
@@ -97,6 +100,51 @@ class LearnedGridPositions(nn.Module):
         """Coordinates ``(*lead, 3)`` to vectors ``(*lead, dim)``."""
         t, h, w = _inside(coords, self.extent).unbind(-1)
         return zero_text(coords, self.table[t, h, w])
+
+    if TYPE_CHECKING:
+
+        def __call__(self, coords: Int[Tensor, "*lead 3"]) -> Float[Tensor, "*lead d"]: ...
+
+
+class LearnedTextPositions(nn.Module):
+    """A learned vector for every place in a text; zero for the grid (the text rows of CogVideoX's joint table).
+
+    Args:
+        tokens: the longest text that it can address.
+        dim: width of the tokens.
+
+    Raises:
+        ValueError: as :class:`LearnedPositions`, of the places in the text.
+
+    Example:
+        >>> positions = LearnedTextPositions(5, 8)
+        >>> positions(torch.tensor([[-1, 0, 4], [2, 3, 3]])).abs().sum(-1) > 0
+        tensor([ True, False])
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        dim: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(tokens, dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """A normal table of standard deviation 0.02."""
+        nn.init.normal_(self.table, std=0.02)
+
+    def forward(self, coords: Int[Tensor, "*lead 3"]) -> Float[Tensor, "*lead d"]:
+        """Coordinates ``(*lead, 3)`` to vectors ``(*lead, dim)``."""
+        place = coords[..., 2]
+        is_text = (coords[..., 0] < 0) & (place >= 0)  # padding has no place
+        along = torch.where(is_text, place, 0)
+        inside = _inside(F.pad(along[..., None], (2, 0)), (1, 1, self.table.shape[0]))[..., 2]
+        return torch.where(is_text[..., None], F.embedding(inside, self.table), 0.0)
 
     if TYPE_CHECKING:
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tubelet.positions.angles import widened
 
-__all__ = ["AreaNormalised", "FirstPixel", "FrameRate", "Interpolation", "ntk_theta"]
+__all__ = ["AreaNormalised", "CentralFit", "FirstPixel", "FrameRate", "Interpolation", "ntk_theta"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,47 @@ class AreaNormalised:
         wide, sides = widened(coords), widened(extent)[..., 1:].clamp(min=1)  # padding has no grid
         plane = (wide[..., 1:] + 0.5 - sides / 2) * (self.area / sides.prod(dim=-1, keepdim=True)).sqrt()
         return torch.cat([wide[..., :1], plane], dim=-1)
+
+
+@dataclass(frozen=True)
+class CentralFit:
+    """Rows and columns of any grid laid over a base grid, centred and as large as fits; frames as they are.
+
+    The sides ``(h, w)`` of a grid are scaled together to the largest whole ``(H, W)`` inside ``base``, which starts at
+    ``top = round((base_h - H) / 2)``; row ``i`` of ``h`` stands at ``top + i·step``, the last one at
+    ``(top + H)·(h - 1)/h``, and columns alike (HunyuanDiT, arXiv:2405.08748, section 2.1; CogVideoX 1.0).
+
+    Raises:
+        ValueError: a side of ``base`` is not positive.
+
+    Example:
+        >>> coords, extent = torch.tensor([[3, 0, 1], [3, 1, 3]]), torch.tensor([[5, 2, 4]] * 2)
+        >>> CentralFit((8, 8))(coords, extent).tolist()
+        [[3.0, 2.0, 2.0], [3.0, 3.0, 6.0]]
+    """
+
+    base: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if min(self.base) < 1:
+            raise ValueError(f"base must be positive on both axes, got {self.base}")
+
+    def __call__(self, coords: Real[Tensor, "*lead 3"], extent: Real[Tensor, "*lead 3"]) -> Float[Tensor, "*lead 3"]:
+        """Coordinates and the sides of their grids to places."""
+        wide, (_, h, w) = widened(coords), widened(extent).clamp(min=1).unbind(-1)  # padding has no grid
+        base_h, base_w = self.base
+        tall = h / w > base_h / base_w
+        rows = torch.where(tall, float(base_h), (base_w / w * h).round())
+        columns = torch.where(tall, (base_h / h * w).round(), float(base_w))
+        places = (_spread(wide[..., 1], h, rows, base_h), _spread(wide[..., 2], w, columns, base_w))
+        return torch.stack([wide[..., 0], *places], dim=-1)
+
+
+def _spread(index: Tensor, side: Tensor, fitted: Tensor, base: int) -> Tensor:
+    """The places of ``index < side`` over a centred part ``fitted`` of ``base``."""
+    start = ((base - fitted) / 2).round()
+    last = (start + fitted) * (side - 1) / side
+    return start + index * (last - start) / (side - 1).clamp(min=1)
 
 
 def ntk_theta(

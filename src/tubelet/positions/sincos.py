@@ -5,6 +5,7 @@ Sinusoids of Vaswani et al. (arXiv:1706.03762, section 3.5) in the ``[sin, cos]`
 the frame fills the first quarter and the plane the rest (CogVideoX, arXiv:2408.06072).
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -81,6 +82,7 @@ class SinCos3d(nn.Module):
     Args:
         dim: width of the tokens, a multiple of 16.
         base: as in :func:`sincos_1d`.
+        place: a map of the coordinates before they become angles, such as :class:`Interpolation`; None for none.
         dtype: of the result.
 
     Raises:
@@ -94,20 +96,31 @@ class SinCos3d(nn.Module):
         (torch.Size([12, 32]), 0.0)
     """
 
-    def __init__(self, dim: int, *, base: float = 10000.0, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        base: float = 10000.0,
+        place: Callable[[Tensor], Tensor] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         if dim % 16:
             raise ValueError(f"dim must be a multiple of 16 to split 1:3 over time and plane, got {dim}")
-        self.dim, self.base, self.dtype = dim, base, dtype
+        self.dim, self.base, self.place, self.dtype = dim, base, place, dtype
 
-    def forward(self, coords: Real[Tensor, "*lead 3"]) -> Float[Tensor, "*lead d"]:
-        """Coordinates ``(*lead, 3)`` to vectors ``(*lead, dim)``."""
-        return zero_text(coords, sincos_3d(coords, self.dim, base=self.base, dtype=self.dtype))
+    def forward(self, coords: Real[Tensor, "*lead 3"], dtype: torch.dtype | None = None) -> Float[Tensor, "*lead d"]:
+        """Coordinates ``(*lead, 3)`` to vectors ``(*lead, dim)``, in ``dtype`` or the module's own."""
+        places = coords if self.place is None else self.place(coords)
+        dtype = self.dtype if dtype is None else dtype
+        return zero_text(coords, sincos_3d(places, self.dim, base=self.base, dtype=dtype))
 
     def extra_repr(self) -> str:
         """Sizes, for ``print``."""
-        return f"{self.dim}, base={self.base}"
+        return f"{self.dim}, base={self.base}" + ("" if self.place is None else f", place={self.place!r}")
 
     if TYPE_CHECKING:
 
-        def __call__(self, coords: Real[Tensor, "*lead 3"]) -> Float[Tensor, "*lead d"]: ...
+        def __call__(
+            self, coords: Real[Tensor, "*lead 3"], dtype: torch.dtype | None = None
+        ) -> Float[Tensor, "*lead d"]: ...
