@@ -18,10 +18,12 @@ from tubelet.positions import (
     FrameRate,
     Interpolation,
     Rope3d,
+    Stretched,
     apply_rope,
     ntk_theta,
     rope_angles,
     rope_axes,
+    sincos_2d,
 )
 
 
@@ -67,6 +69,17 @@ def test_central_fit_equals_the_grid_of_cogvideox(base: tuple[int, int], grid: t
     places = CentralFit(base)(coords + torch.tensor([2, 0, 0]), torch.tensor([4, *grid]).expand_as(coords))
     torch.testing.assert_close(places[:, 1:], expected, rtol=0, atol=1e-12)
     assert (places[:, 0] == 2).all()
+
+
+@pytest.mark.parametrize("grid", [(2, 6, 4), (1, 3, 9), (3, 8, 8)])
+def test_stretched_planes_equal_pixart(grid: tuple[int, int, int]) -> None:
+    """The table of PatchEmbed, whose places span a base size shrunk by a scale; frames keep their numbers."""
+    t, h, w = grid
+    coords = cells(t, h, w)
+    places = Stretched((8 / 1.5, 8 / 1.5))(coords, torch.tensor(grid).expand_as(coords))
+    table = embeddings.get_2d_sincos_pos_embed(16, (h, w), interpolation_scale=1.5, base_size=8)
+    torch.testing.assert_close(sincos_2d(places[:, 1:], 16), table.float().repeat(t, 1), rtol=0, atol=1e-6)
+    assert torch.equal(places[:, 0], coords[:, 0].double())
 
 
 @given(st.floats(1.0, 16.0), st.sampled_from([(44, 42, 42), (16, 56, 56), (4, 4, 4), (2, 4, 6)]))
@@ -116,6 +129,7 @@ def test_rates_differ_sample_by_sample() -> None:
 
 def test_bad_input_names_the_values() -> None:
     for make, message in [
+        (lambda: Stretched((1.0, 0.0)), r"sides must be positive, got \(1.0, 0.0\)"),
         (lambda: Interpolation((1.0, 0.0, 1.0)), r"positive.*\(1.0, 0.0, 1.0\)"),
         (lambda: CentralFit((3, 0)), r"base must be positive on both axes, got \(3, 0\)"),
         (lambda: FrameRate(-1.0), "positive, got -1.0"),

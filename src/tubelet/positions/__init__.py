@@ -9,14 +9,22 @@ modules also know text: a token with a frame index below 0 gets a zero vector, o
 - :class:`Rope3d` and :func:`apply_rope`: rotations of queries and keys, in three layouts of which
   :func:`convert_rope` turns weights of one into those of another;
 - :class:`MixedRope3d` and :class:`FractionalRope3d`: rotations that differ from head to head;
-- :class:`Interpolation`, :class:`FirstPixel`, :class:`FrameRate`, :class:`AreaNormalised`, :class:`CentralFit` and
-  :func:`ntk_theta`: other places and other frequencies than the index's.
+- :class:`Interpolation`, :class:`FirstPixel`, :class:`FrameRate`, :class:`AreaNormalised`, :class:`CentralFit`,
+  :class:`Stretched` and :func:`ntk_theta`: other places and other frequencies than the index's.
 
 Angles are computed in float64 (float32 where the device has none) and rounded once.
 """
 
 from tubelet.positions.learned import LearnedGridPositions, LearnedPositions, LearnedTextPositions
-from tubelet.positions.maps import AreaNormalised, CentralFit, FirstPixel, FrameRate, Interpolation, ntk_theta
+from tubelet.positions.maps import (
+    AreaNormalised,
+    CentralFit,
+    FirstPixel,
+    FrameRate,
+    Interpolation,
+    Stretched,
+    ntk_theta,
+)
 from tubelet.positions.per_head import FractionalRope3d, MixedRope3d
 from tubelet.positions.rotary import Rope3d, Rotary, RotaryLayout, apply_rope, convert_rope, rope_angles, rope_axes
 from tubelet.positions.sincos import SinCos3d, sincos_1d, sincos_2d, sincos_3d
@@ -36,6 +44,7 @@ __all__ = [
     "Rotary",
     "RotaryLayout",
     "SinCos3d",
+    "Stretched",
     "apply_rope",
     "convert_rope",
     "ntk_theta",

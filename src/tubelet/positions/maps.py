@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tubelet.positions.angles import widened
 
-__all__ = ["AreaNormalised", "CentralFit", "FirstPixel", "FrameRate", "Interpolation", "ntk_theta"]
+__all__ = ["AreaNormalised", "CentralFit", "FirstPixel", "FrameRate", "Interpolation", "Stretched", "ntk_theta"]
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,33 @@ def _spread(index: Tensor, side: Tensor, fitted: Tensor, base: int) -> Tensor:
     start = ((base - fitted) / 2).round()
     last = (start + fitted) * (side - 1) / side
     return start + index * (last - start) / (side - 1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Stretched:
+    """Rows and columns spread over the same places in every grid, whatever its sides; frames as they are.
+
+    ``h`` becomes ``h·sides[0] / H``, and ``w`` alike with ``sides[1]`` (PixArt-alpha, Latte).
+
+    Raises:
+        ValueError: a side is not positive.
+
+    Example:
+        >>> Stretched((4.0, 4.0))(torch.tensor([[3, 1, 1]]), torch.tensor([[5, 2, 8]])).tolist()
+        [[3.0, 2.0, 0.5]]
+    """
+
+    sides: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        if min(self.sides) <= 0:
+            raise ValueError(f"sides must be positive, got {self.sides}")
+
+    def __call__(self, coords: Real[Tensor, "*lead 3"], extent: Real[Tensor, "*lead 3"]) -> Float[Tensor, "*lead 3"]:
+        """Coordinates and the sides of their grids to places."""
+        wide, own = widened(coords), widened(extent)[..., 1:].clamp(min=1)  # padding has no grid
+        plane = wide[..., 1:] * torch.tensor(self.sides, dtype=wide.dtype, device=wide.device) / own
+        return torch.cat([wide[..., :1], plane], dim=-1)
 
 
 def ntk_theta(
