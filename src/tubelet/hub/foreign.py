@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.files import parsing
+from tubelet.hub.allegro import ALLEGRO
 from tubelet.hub.cogvideox import COGVIDEOX
 from tubelet.hub.configs import to_dict
 from tubelet.hub.cosmos import COSMOS
 from tubelet.hub.keys import Family
+from tubelet.hub.latte import LATTE
 from tubelet.hub.ltx import LTX
 from tubelet.hub.mochi import MOCHI
 from tubelet.hub.wan import WAN
@@ -28,8 +30,10 @@ from tubelet.hub.weights import build, gather
 __all__ = ["from_diffusers", "load_diffusers", "save_diffusers", "to_diffusers"]
 
 _FAMILIES = (
+    ALLEGRO,
     COGVIDEOX,
     COSMOS,
+    LATTE,
     LTX,
     MOCHI,
     WAN,

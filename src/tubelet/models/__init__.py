@@ -1,5 +1,6 @@
 """Whole models, one readable file each: wiring written out, a frozen flat config, presets as one-line functions."""
 
+from tubelet.models.allegro import AllegroConfig, AllegroTransformer, allegro_3b
 from tubelet.models.cogvideox import (
     CogVideoXConfig,
     CogVideoXTransformer,
@@ -24,6 +25,16 @@ from tubelet.models.cosmos import (
     cosmos_2_v2w_14b,
 )
 from tubelet.models.experts import NoiseExperts
+from tubelet.models.latte import LatteConfig, LatteTransformer, latte_1, latte_positions
+from tubelet.models.latte_class import (
+    LatteClassConfig,
+    LatteClassTransformer,
+    latte_b,
+    latte_l,
+    latte_s,
+    latte_xl,
+)
+from tubelet.models.latte_variants import LatteArrangement, LatteVariant, latte_arrangement, latte_blocks
 from tubelet.models.ltx import LTXConfig, LTXTransformer, ltx_2b, ltx_13b, ltx_places
 from tubelet.models.mochi import MochiConfig, MochiTransformer, mochi_10b
 from tubelet.models.video_dit import VideoDiT, VideoDiTConfig, video_dit_b, video_dit_digits, video_dit_s, video_dit_xl
@@ -39,12 +50,20 @@ from tubelet.models.wan import (
 )
 
 __all__ = [
+    "AllegroConfig",
+    "AllegroTransformer",
     "CogVideoXConfig",
     "CogVideoXTransformer",
     "CosmosConfig",
     "CosmosTransformer",
     "LTXConfig",
     "LTXTransformer",
+    "LatteArrangement",
+    "LatteClassConfig",
+    "LatteClassTransformer",
+    "LatteConfig",
+    "LatteTransformer",
+    "LatteVariant",
     "MochiConfig",
     "MochiTransformer",
     "NoiseExperts",
@@ -52,6 +71,7 @@ __all__ = [
     "VideoDiTConfig",
     "WanConfig",
     "WanTransformer",
+    "allegro_3b",
     "cogvideox_1_5_5b",
     "cogvideox_1_5_5b_i2v",
     "cogvideox_2b",
@@ -67,6 +87,14 @@ __all__ = [
     "cosmos_2_t2i_14b",
     "cosmos_2_v2w_2b",
     "cosmos_2_v2w_14b",
+    "latte_1",
+    "latte_arrangement",
+    "latte_b",
+    "latte_blocks",
+    "latte_l",
+    "latte_positions",
+    "latte_s",
+    "latte_xl",
     "ltx_2b",
     "ltx_13b",
     "ltx_places",

@@ -1,0 +1,110 @@
+"""What the adapters of PixArt-alpha's descendants in diffusers share: checks of configs, and the names of common parts.
+
+Their patch embedding is a convolution over single frames, ours a linear layer on patches; their attention, embeddings
+and tables differ from ours by name alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from tubelet.hub.keys import Entry, renamed
+
+__all__ = ["attention_keys", "checked_config", "ends_keys", "square_patch"]
+
+
+def checked_config(
+    config: Mapping[str, Any], defaults: Mapping[str, Any], fixed: Mapping[str, Any], peer: str
+) -> dict[str, Any]:
+    """Their config over diffusers' ``defaults``; what is ``fixed`` must have the value that it has there.
+
+    Raises:
+        ValueError: keys that the class does not have, or a fixed one with another value.
+
+    Example:
+        >>> checked_config({"heads": 2, "_class_name": "Peer"}, {"heads": 1, "bias": True}, {"bias": True}, "Peer")
+        {'heads': 2, 'bias': True}
+    """
+    unknown = sorted(key for key in config if key not in defaults and not key.startswith("_"))
+    if unknown:
+        raise ValueError(f"config has keys {unknown}, which {peer} does not have")
+    merged = {**defaults, **{key: value for key, value in config.items() if key in defaults}}
+    for key, value in fixed.items():
+        if merged[key] != value:
+            raise ValueError(f"{key}={merged[key]!r}, but this model has {value!r}")
+    return merged
+
+
+def square_patch(patch: tuple[int, int, int]) -> int:
+    """The one side that their patches have.
+
+    Raises:
+        ValueError: the patch is not one frame deep, or not square.
+
+    Example:
+        >>> square_patch((1, 2, 2))
+        2
+    """
+    t, h, w = patch
+    if t != 1 or h != w:
+        raise ValueError(f"patch={patch}, but diffusers' class has square patches of one frame")
+    return h
+
+
+def attention_keys(ours: str, theirs: str) -> Sequence[Entry]:
+    """The four projections of one attention.
+
+    Example:
+        >>> [entry.theirs[0] for entry in attention_keys("a", "attn1")][::2]
+        ['attn1.to_q.weight', 'attn1.to_k.weight', 'attn1.to_v.weight', 'attn1.to_out.0.weight']
+    """
+    return (
+        *(entry for name in "qkv" for entry in renamed(f"{ours}.{name}_proj", f"{theirs}.to_{name}")),
+        *renamed(f"{ours}.out_proj", f"{theirs}.to_out.0"),
+    )
+
+
+def ends_keys(patch: int, channels: Sequence[int]) -> Sequence[Entry]:
+    """What stands before and behind the blocks: patches, time, text, the last table and projection.
+
+    Args:
+        patch: the side of a patch.
+        channels: those of the latents, and those that are predicted beside them: theirs stand beside them in each
+            cell, ours behind them in the patch.
+
+    Example:
+        >>> ends_keys(2, [4, 0])[-1].theirs
+        ('proj_out.bias',)
+    """
+    cells = patch * patch
+
+    def to_ours(weight: Tensor) -> list[Tensor]:
+        return [rearrange(weight, "d c h w -> d (h w c)")]
+
+    def to_theirs(weight: Tensor) -> list[Tensor]:
+        return [rearrange(weight, "d (h w c) -> d c h w", h=patch, w=patch)]
+
+    def split_to_ours(rows: Tensor) -> list[Tensor]:
+        parts = torch.split(rearrange(rows, "(n c) ... -> n c ...", n=cells), list(channels), 1)
+        return [torch.cat([part.flatten(0, 1) for part in parts])]
+
+    def split_to_theirs(rows: Tensor) -> list[Tensor]:
+        parts = torch.split(rows, [cells * c for c in channels])
+        return [torch.cat([part.reshape(cells, -1, *part.shape[1:]) for part in parts if len(part)], 1).flatten(0, 1)]
+
+    embedder = "adaln_single.emb.timestep_embedder"
+    return (
+        Entry(("embed.weight",), ("pos_embed.proj.weight",), to_ours, to_theirs),
+        *renamed("embed", "pos_embed.proj", ["bias"]),
+        *renamed("time.up", f"{embedder}.linear_1"),
+        *renamed("time.down", f"{embedder}.linear_2"),
+        *renamed("modulation", "adaln_single.linear"),
+        *renamed("text.up", "caption_projection.linear_1"),
+        *renamed("text.down", "caption_projection.linear_2"),
+        Entry(("final_modulation.table",), ("scale_shift_table",)),
+        Entry(("project.weight",), ("proj_out.weight",), split_to_ours, split_to_theirs),
+        Entry(("project.bias",), ("proj_out.bias",), split_to_ours, split_to_theirs),
+    )
