@@ -78,7 +78,7 @@ class Question:
         dtype = model.project.weight.dtype
         given = {
             "x": fold(self.latents.to(dtype), self.patch),
-            "t": Rows(self.time.double() / 1000),
+            "t": Rows((self.time.double() + 1) / 1000),
             "text": self.text.to(dtype),
             "layout": TokenLayout.dense(2, GRID),
             "text_layout": TokenLayout.padded(self.lengths, self.text.shape[1]),

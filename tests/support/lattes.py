@@ -81,7 +81,7 @@ class Question:
         dtype = model.project.weight.dtype
         given = {
             "x": fold(self.latents.to(dtype), self.patch),
-            "t": Rows(self.time.double() / 1000),
+            "t": Rows((self.time.double() + 1) / 1000),
             "text": self.text.to(dtype),
             "layout": TokenLayout.dense(2, self.grid),
             "text_layout": TokenLayout.padded(self.lengths, self.text.shape[1]),
@@ -141,7 +141,7 @@ def defined(model: Any, x: Tensor, level: Tensor, grid: Grid, text: Any = None, 
     c, dim = model.config, model.config.dim
     over = latte_arrangement(c.variant, c.depth).blocks
     h = model.embed(x).view(grid.t, -1, dim) + in_frame(dim, (grid.h, grid.w), c.sample_size / c.patch[1])
-    time = model.time.down(F.silu(model.time.up(exact_sinusoid(1000 * level, c.frequencies))))
+    time = model.time.down(F.silu(model.time.up(exact_sinusoid((1000 * level - 1).clamp(min=0), c.frequencies))))
     time = time if label is None else time + model.label.table.weight[label]
     fresh = True
     for kinds, block in zip(over, model.blocks, strict=True):

@@ -86,9 +86,9 @@ def allegro_config_to_diffusers(config: AllegroConfig) -> dict[str, Any]:
         >>> allegro_config_to_diffusers(allegro_3b())["attention_head_dim"]
         96
     """
-    if config.time_scale != 1000 or config.frequencies != 256:
-        found = f"time_scale={config.time_scale} and frequencies={config.frequencies}"
-        raise ValueError(f"{found}, but diffusers feeds times of 0 to 1000 to 256 frequencies")
+    if (config.time_scale, config.time_shift) != (1000, -1) or config.frequencies != 256:
+        found = f"time_scale={config.time_scale}, time_shift={config.time_shift}, frequencies={config.frequencies}"
+        raise ValueError(f"{found}, but diffusers feeds indices of 1000 steps to 256 frequencies")
     return {
         **_DEFAULTS,
         "patch_size": square_patch(config.patch),

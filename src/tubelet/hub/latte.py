@@ -40,7 +40,7 @@ _FIXED: dict[str, Any] = {
     "norm_type": "ada_norm_single",
     "norm_elementwise_affine": False,
 }
-_OURS = {"variant": "interleaved", "temporal_from": 1, "frequencies": 256, "time_scale": 1000.0}
+_OURS = {"variant": "interleaved", "temporal_from": 1, "frequencies": 256, "time_scale": 1000.0, "time_shift": -1.0}
 
 
 def latte_config_from_diffusers(config: Mapping[str, Any]) -> LatteConfig:

@@ -26,7 +26,7 @@ from tubelet.blocks import Branch, TransformerBlock, norm_modulate
 from tubelet.conditioning import AdaLNSingle, ModulationSlice, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_rows, check_tokens, on, reset_children
+from tubelet.models.inputs import check_rows, check_tokens, index_time, on, reset_children
 from tubelet.norms import LayerNorm
 from tubelet.positions import Interpolation, Rope3d
 from tubelet.protocols import Pattern
@@ -41,7 +41,7 @@ class AllegroConfig:
     """Sizes of an :class:`AllegroTransformer`.
 
     ``patch`` is ``(t, h, w)`` in latent cells; ``scale`` what the coordinates of each axis are divided by before they
-    turn queries and keys; ``time_scale`` what a noise level in [0, 1] is multiplied by before its embedding. The MLPs
+    turn queries and keys; a noise level ``t`` in [0, 1] is embedded as ``time_scale·t + time_shift``. The MLPs
     are four times as wide as the tokens.
 
     Raises:
@@ -62,6 +62,7 @@ class AllegroConfig:
     frequencies: int = 256
     eps: float = 1e-6
     time_scale: float = 1000.0
+    time_shift: float = -1.0
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "heads", "latent_channels", "text_dim"):
@@ -174,7 +175,7 @@ class AllegroTransformer(nn.Module):
         check_rows(t, index.shape)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         h: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
-        time = t.map(lambda level: self.time(level * self.config.time_scale))
+        time = t.map(lambda level: self.time(index_time(level, self.config.time_scale, self.config.time_shift)))
         shared = time.map(lambda c: self.modulation(F.silu(c)))
         context: Mapping[str, Any] = {
             "layout": index,

@@ -11,6 +11,14 @@ from tubelet.layout import JointIndex, JointLayout, LayoutIndex, Rows, TokenLayo
 __all__: list[str] = []
 
 
+def index_time(level: Tensor, scale: float, shift: float) -> Tensor:
+    """Noise levels in [0, 1] as the times a network was trained on, ``scale·level + shift``, not below 0.
+
+    Networks of a discrete path count from 0, where level ``(i + 1)/N`` is index ``i``: scale N, shift -1.
+    """
+    return (level * scale + shift).clamp(min=0)
+
+
 def check_rows(t: Rows, lead: tuple[int, ...]) -> None:
     """Refuse indices of a discrete path, and levels of another layout, which would broadcast or be the wrong ones."""
     if t.values.ndim != 1 or not t.values.is_floating_point():

@@ -28,7 +28,7 @@ from tubelet.blocks import norm_modulate
 from tubelet.conditioning import AdaLNSingle, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_rows, check_tokens, on, reset_children
+from tubelet.models.inputs import check_rows, check_tokens, index_time, on, reset_children
 from tubelet.models.latte_variants import LatteVariant, latte_arrangement, latte_blocks
 from tubelet.norms import LayerNorm
 from tubelet.positions import Stretched, sincos_1d, sincos_2d
@@ -47,7 +47,7 @@ class LatteConfig:
     ``patch`` is ``(t, h, w)`` in latent cells; ``sample_size`` is the side of a frame, in cells, over whose places the
     positions of every frame are spread, counted in steps of ``sample_size // 64`` from 128 on; samples of fewer frames
     than ``temporal_from`` pass by what attends over time (2: images do, as in the published joint training; 1: none);
-    ``time_scale`` is what a noise level in [0, 1] is multiplied by before its embedding. The MLPs are four times as
+    a noise level ``t`` in [0, 1] is embedded as ``time_scale·t + time_shift``. The MLPs are four times as
     wide as the tokens.
 
     Raises:
@@ -71,6 +71,7 @@ class LatteConfig:
     frequencies: int = 256
     eps: float = 1e-6
     time_scale: float = 1000.0
+    time_shift: float = -1.0
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "heads", "latent_channels", "text_dim", "temporal_from"):
@@ -244,7 +245,7 @@ class LatteTransformer(nn.Module):
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         h: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
         in_frame, in_time = latte_positions(index, self.config.places, self.config.dim, h.dtype)
-        time = t.map(lambda level: self.time(level * self.config.time_scale))
+        time = t.map(lambda level: self.time(index_time(level, self.config.time_scale, self.config.time_shift)))
         shared = time.map(lambda c: self.modulation(F.silu(c)))
         context: Mapping[str, Any] = {
             "layout": index,

@@ -23,7 +23,7 @@ from tubelet.attention import Spatial, Temporal
 from tubelet.blocks import norm_modulate
 from tubelet.conditioning import AdaLNZero, LabelEmbedding, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
-from tubelet.models.inputs import check_rows, check_tokens, on, reset_children
+from tubelet.models.inputs import check_rows, check_tokens, index_time, on, reset_children
 from tubelet.models.latte import latte_positions
 from tubelet.models.latte_variants import LatteVariant, latte_arrangement, latte_blocks
 from tubelet.norms import LayerNorm
@@ -40,7 +40,7 @@ class LatteClassConfig:
 
     ``classes`` is the number of labels, None without; ``sample_size`` the side of a frame, in latent cells, over whose
     places the positions of every frame are spread; ``depth``, ``variance_channels``, ``patch``, ``temporal_from`` and
-    ``time_scale`` are as in :class:`tubelet.models.LatteConfig`.
+    ``time_scale`` and ``time_shift`` are as in :class:`tubelet.models.LatteConfig`.
 
     Raises:
         ValueError: a size does not divide or is not positive, or the variant has another.
@@ -62,6 +62,7 @@ class LatteClassConfig:
     temporal_from: int = 2
     frequencies: int = 256
     time_scale: float = 1000.0
+    time_shift: float = -1.0
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "heads", "classes", "latent_channels", "temporal_from", "sample_size"):
@@ -217,7 +218,11 @@ class LatteClassTransformer(nn.Module):
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         h: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
         in_frame, in_time = latte_positions(index, self._places(), self.config.dim, h.dtype)
-        cond = self._add_labels(t.map(lambda level: self.time(level * self.config.time_scale)), labels, index)
+        cond = self._add_labels(
+            t.map(lambda level: self.time(index_time(level, self.config.time_scale, self.config.time_shift))),
+            labels,
+            index,
+        )
         context: Mapping[str, Any] = {
             "layout": index,
             "moving": index.extent[..., :1] >= self.config.temporal_from,
