@@ -64,3 +64,5 @@ def test_require() -> None:
     assert require("json").loads("[1]") == [1]
     with pytest.raises(ImportError, match=r"'no_such_package': pip install 'tubelet\[video\]'"):
         require("no_such_package.part")
+    with pytest.raises(ImportError, match=r"asking needs the package 'no_such_package': pip install 'tubelet\[text\]'"):
+        require("no_such_package", extra="text", use="asking")

@@ -88,11 +88,16 @@ def parsing(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ValueError(f"{os.fspath(path)} is damaged or of another format: {error}") from error
 
 
-def require(name: str) -> ModuleType:
-    """Import ``name``, an optional package of the extra ``tubelet[video]``.
+def require(name: str, extra: str = "video", use: str = "reading and writing videos") -> ModuleType:
+    """Import ``name``, an optional package.
+
+    Args:
+        name: the package, or a module in it.
+        extra: of tubelet, which brings it.
+        use: what needs it.
 
     Raises:
-        ImportError: it is not installed; the message names the extra.
+        ImportError: it is not installed; the message says what for, and names the extra.
 
     Example:
         >>> require("PIL.Image").__name__
@@ -101,9 +106,7 @@ def require(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(
-            f"reading and writing videos needs the package {name.split('.')[0]!r}: pip install 'tubelet[video]'"
-        ) from error
+        raise ImportError(f"{use} needs the package {name.split('.')[0]!r}: pip install 'tubelet[{extra}]'") from error
 
 
 def _flush(path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tubelet.layout import Grid, LayoutIndex, Rows, TokenInfo
+from tubelet.layout import Grid, LayoutIndex, Rows, TokenInfo, TokenLayout
 
 __all__ = [
     "Answer",
@@ -301,12 +301,18 @@ class TextTokens(NamedTuple):
     """Encoded prompts end to end, without padding: ``tokens (n, d)`` and how many belong to each prompt.
 
     Example:
-        >>> TextTokens(torch.zeros(5, 8), (2, 3)).lengths
-        (2, 3)
+        >>> text = TextTokens(torch.zeros(5, 8), (2, 3))
+        >>> text.lengths, text.layout.shape
+        ((2, 3), (5,))
     """
 
     tokens: Float[Tensor, "n d"]
     lengths: tuple[int, ...]
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Where the prompts lie: packed samples of text alone."""
+        return TokenLayout.packed([None] * len(self.lengths), self.lengths)
 
 
 @runtime_checkable

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tubelet.layout import TokenLayout
 from tubelet.protocols import TextEncoder, TextTokens
-from tubelet.text import WordEncoder, WordEncoderConfig, WordTokenizer, split_words
+from tubelet.text import WordEncoder, WordEncoderConfig, WordTokenizer
+from tubelet.text.words import split_words
 
 WORDS = ("a", "drifting", "left", "seven", "two")
 

@@ -1,14 +1,8 @@
-"""Text encoders: prompts in, compacted tokens and their lengths out.
+"""The smallest text encoder, for closed vocabularies, trained along with the denoiser.
 
-``encoder(prompts) -> TextTokens(tokens (n, d), lengths)``, as :class:`tubelet.protocols.TextEncoder` says: the tokens
-of all prompts one after another, without padding; ``lengths[i]`` of them belong to prompt i. That is what
-:meth:`tubelet.layout.TokenLayout.packed` takes as ``text_lengths`` and what cross-attention wants as a key/value
-sequence, so no mask is ever needed.
-
-:class:`WordEncoder` is the smallest such encoder, for closed vocabularies: a learned vector per word plus a learned
-vector per position (the input layer of BERT, Devlin et al. 2018, arXiv:1810.04805), trained along with the denoiser.
-The empty prompt becomes one learned *null* token: the unconditional input of classifier-free guidance
-(Ho & Salimans 2022, arXiv:2207.12598).
+A learned vector per word plus a learned vector per position (the input layer of BERT, Devlin et al. 2018,
+arXiv:1810.04805). The empty prompt becomes one learned *null* token: the unconditional input of classifier-free
+guidance (Ho & Salimans 2022, arXiv:2207.12598).
 """
 
 import difflib
