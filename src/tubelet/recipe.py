@@ -229,7 +229,7 @@ def train_denoiser(
     checkpoint: Path | None = None,
     on_progress: Callable[[int, int], Progress] | None = None,
 ) -> History:
-    """Train the text encoder and the denoiser on packed latents; at the end they hold the averaged weights.
+    """Train the denoiser, and the text encoder if it is a module, on packed latents; at the end they hold the averages.
 
     Args:
         model: its autoencoder stays as it is.
@@ -257,7 +257,7 @@ def train_denoiser(
         >>> history["tokens"], history["padding"]
         ([8.0, 8.0], [0.0, 0.0])
     """
-    trained = nn.ModuleDict({"text": model.text, "denoiser": model.denoiser})
+    trained = nn.ModuleDict({name: part for name, part in model.parts().items() if name != "vae"})
     optimizers = _optimizers(trained, recipe)
     ema, history, process = EMA(trained, recipe.ema), History(), recipe.process
     lengths = data.lengths(model.denoiser.config.patch)

@@ -74,11 +74,13 @@ def run(arguments: argparse.Namespace) -> None:
     from tubelet.data import write_video
     from tubelet.demo.shipped import load_model
     from tubelet.pipeline import generate
+    from tubelet.text import WordEncoder
 
     t, h, w = arguments.size
     if arguments.image is not None and t == 1:
         raise ValueError(f"--image is the first frame, which leaves nothing to make in --size 1,{h},{w}: ask for more")
     model = load_model(arguments.model)
+    assert isinstance(model.text, WordEncoder)
     prefix = None
     if arguments.image is not None:
         prefix = _first_frame(arguments.image, (h, w), gray=model.vae.config.in_channels == 1)

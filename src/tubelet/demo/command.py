@@ -35,6 +35,7 @@ from tubelet.demo.pictures import loss_curves, reconstruction_sheet
 from tubelet.demo.shipped import NAME, load_model
 from tubelet.files import replacing
 from tubelet.pipeline import TextToVideo
+from tubelet.text import WordEncoder
 from tubelet.training import History, Progress
 
 __all__ = ["full", "judged", "live_and_shipped"]
@@ -145,6 +146,7 @@ def _record(plan: Plan, histories: dict[str, History], metrics: dict[str, Any], 
 def _check_world(model: TextToVideo, checkpoint: Path | None) -> None:
     """That a model knows the demo's captions and makes grey video."""
     words = {word for prompt in digits.PROMPTS for word in prompt.split()}
+    assert isinstance(model.text, WordEncoder)
     if (missing := sorted(words - set(model.text.config.words))) or model.vae.config.in_channels != 1:
         lacks = f"does not know {', '.join(missing)}" if missing else "makes coloured video"
         raise ValueError(f"--judge reads drifting digits, but the model of {checkpoint} {lacks}")

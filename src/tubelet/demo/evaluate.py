@@ -22,7 +22,7 @@ from tubelet.demo.metrics import (
 )
 from tubelet.demo.reconstruction import BlockPCA, compression, psnr_db
 from tubelet.diffusion import Process
-from tubelet.layout import Rows, TokenLayout
+from tubelet.layout import Rows
 from tubelet.pipeline import LatentBatch, TextToVideo, decode_latents, encode_videos, generate
 from tubelet.recipe import encode_clips
 
@@ -106,9 +106,8 @@ def _loss_at(
     index, t = batch.layout.on("cpu"), Rows(torch.tensor([time]))
     noise = torch.randn(batch.patches.shape, generator=generator)
     text = model.text(batch.prompts)
-    text_layout = TokenLayout.packed([None] * len(batch.prompts), text.lengths)
     noisy = process.noise(batch.patches, noise, t)
-    prediction = model.denoiser(noisy, t, text.tokens, index, text_layout)
+    prediction = model.denoiser(noisy, t, text.tokens, index, text.layout)
     return float(process.loss(prediction, batch.patches, noise, t))
 
 
