@@ -7,8 +7,8 @@ ends a prompt, Llama begins it, CLIP and BERT do both.
 from typing import Any
 
 import torch
+from parity import randomise
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch import nn
 from transformers import (
     BertConfig,
     BertModel,
@@ -49,7 +49,6 @@ def tokenizer(family: str, *, pad: bool = True, **options: Any) -> Any:
 
 def model(family: str, *, projection: bool = False, dtype: torch.dtype = torch.float64) -> Any:
     """The family's encoder with random weights, 16 wide, 3 layers (CLIP's and BERT's with 12 positions)."""
-    torch.manual_seed(0)
     t5 = {"vocab_size": 12, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_heads": 2}
     flat = {
         "vocab_size": 10, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
@@ -68,12 +67,4 @@ def model(family: str, *, projection: bool = False, dtype: torch.dtype = torch.f
         case "clip":
             kind = CLIPTextModelWithProjection if projection else CLIPTextModel
             made = kind(CLIPTextConfig(**clip, projection_dim=6, pad_token_id=8))
-    return randomise(made).to(dtype).eval()
-
-
-def randomise(module: nn.Module) -> nn.Module:
-    """Weights large enough that words, places and masks all matter."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape) * (0.4 if parameter.ndim > 1 else 0.2) + (parameter.ndim == 1))
-    return module
+    return randomise(made).to(dtype)

@@ -17,6 +17,7 @@ import inspect
 import itertools
 import json
 import os
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -176,8 +177,8 @@ class TransformersEncoder:
         for prompt, row in ids.items():
             if len(row) > limit:
                 raise ValueError(
-                    f"the prompt {prompt!r} has {len(row) - self.crop} tokens, more than max_length={self.max_length}; "
-                    "truncate=True cuts it"
+                    f"the prompt {reprlib.repr(prompt)} has {len(row) - self.crop} tokens, more than "
+                    f"max_length={self.max_length}; truncate=True cuts it"
                 )
         return ids
 
