@@ -5,6 +5,9 @@ BIN = $(VENV)/bin
 PY = $(BIN)/python
 STAMP = $(VENV)/.installed
 PYTEST_ARGS ?=
+# Each worker takes whole files; JOBS=0 runs in one process.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -q -n $(JOBS) --dist loadfile
 SLOW_ARGS ?=
 
 .PHONY: setup demo test check lint format names types docs notebooks slow kernels bench dist mutate coverage clean
@@ -24,10 +27,10 @@ demo: setup
 	$(BIN)/tubelet demo $(DEMO_ARGS)
 
 test: setup
-	$(PY) -m pytest -q $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 check: lint types
-	$(PY) -m pytest -q -x --ignore=tests/demo --ignore=tests/models $(PYTEST_ARGS)
+	$(PYTEST) -x --ignore=tests/demo --ignore=tests/models $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -51,7 +54,7 @@ notebooks: dist
 	PYTHON=$(PY) scripts/notebooks.sh
 
 slow: setup
-	$(PY) -m pytest -q -m "slow and not gpu" $(SLOW_ARGS)
+	$(PYTEST) -m "slow and not gpu" $(SLOW_ARGS)
 
 kernels: setup
 	$(BIN)/tubelet kernels check
@@ -69,7 +72,7 @@ mutate: setup
 	$(PY) scripts/mutate.py
 
 coverage: setup
-	$(PY) -m pytest -q --cov=tubelet --cov-report=term-missing:skip-covered --cov-fail-under=90 $(PYTEST_ARGS)
+	$(PYTEST) --cov=tubelet --cov-report=term-missing:skip-covered --cov-fail-under=90 $(PYTEST_ARGS)
 
 clean:
 	rm -rf dist build docs/_build .pytest_cache .mypy_cache .ruff_cache

@@ -7,12 +7,15 @@ fail, or cannot be collected, for another reason than the bug.
 
 import argparse
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,18 +41,23 @@ class Mutation:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="WORD", help="run the mutations whose name or file holds it")
-    words = parser.parse_args().words
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trees to work on; default one a core")
+    arguments = parser.parse_args()
+    words, jobs = arguments.words, arguments.jobs
     mutations = [m for m in read() if not words or any(w in m.name or w in m.file for w in words)]
     if stale := [m for m in mutations if m.path(ROOT).read_text().count(m.old) != 1]:
         print(*(f"{m.name}: `old` must occur exactly once in {m.file}" for m in stale), sep="\n")
         return 1
     with tempfile.TemporaryDirectory() as folder:
-        tree = copy_tree(Path(folder))
+        trees: queue.Queue[Path] = queue.Queue()
+        for job in range(jobs):
+            trees.put(copy_tree(Path(folder) / str(job)))
         every = sorted({test for mutation in mutations for test in mutation.tests})
-        if run_tests(tree, every) != 0:
+        if run_tests(trees.queue[0], every, jobs) != 0:
             print("the tests fail without any mutation: nothing can be learnt from them")
             return 1
-        caught = sum(is_caught(mutation, tree) for mutation in mutations)
+        with ThreadPoolExecutor(jobs) as pool:
+            caught = sum(pool.map(lambda mutation: is_caught(mutation, trees), mutations))
     print(f"{caught} of {len(mutations)} mutations caught")
     return 0 if caught >= NEEDED * len(mutations) else 1
 
@@ -70,8 +78,9 @@ def copy_tree(folder: Path) -> Path:
     return tree
 
 
-def is_caught(mutation: Mutation, tree: Path) -> bool:
-    """Run the mutation's tests on the mutated copy, then undo it."""
+def is_caught(mutation: Mutation, trees: "queue.Queue[Path]") -> bool:
+    """Run the mutation's tests on a copy that nobody works on, mutated; then undo it."""
+    tree = trees.get()
     path, start = mutation.path(tree), time.perf_counter()
     original = path.read_text()
     path.write_text(original.replace(mutation.old, mutation.new))
@@ -79,12 +88,13 @@ def is_caught(mutation: Mutation, tree: Path) -> bool:
         code = run_tests(tree, mutation.tests)
     finally:
         path.write_text(original)
+        trees.put(tree)
     verdict = {0: "SURVIVED", 1: "caught"}.get(code, f"BROKEN (pytest exit status {code})")
     print(f"{verdict:9} {time.perf_counter() - start:5.1f} s  {mutation.name} ({mutation.file})", flush=True)
     return code == 1
 
 
-def run_tests(tree: Path, tests: tuple[str, ...] | list[str]) -> int:
+def run_tests(tree: Path, tests: Sequence[str], jobs: int = 1) -> int:
     """Pytest's exit status on the copy; a run that never ends counts as a failure of its tests."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=line"]
     environment = {
@@ -93,6 +103,8 @@ def run_tests(tree: Path, tests: tuple[str, ...] | list[str]) -> int:
         "PYTHONDONTWRITEBYTECODE": "1",
         "HYPOTHESIS_PROFILE": "dev",
     }
+    if jobs > 1:
+        command += ["-n", str(jobs), "--dist", "loadfile"]
     command += [f"tests/{test}" for test in tests]
     seconds = SECONDS * (len(tests) if len(tests) > 3 else 1)
     try:
