@@ -36,6 +36,13 @@ from tubelet.models.latte_class import (
 )
 from tubelet.models.latte_variants import LatteArrangement, LatteVariant, latte_arrangement, latte_blocks
 from tubelet.models.ltx import LTXConfig, LTXTransformer, ltx_2b, ltx_13b, ltx_places
+from tubelet.models.hunyuan import (
+    HunyuanVideoConfig,
+    HunyuanVideoTransformer,
+    hunyuan_video,
+    hunyuan_video_i2v,
+    hunyuan_video_i2v_concat,
+)
 from tubelet.models.mochi import MochiConfig, MochiTransformer, mochi_10b
 from tubelet.models.video_dit import VideoDiT, VideoDiTConfig, video_dit_b, video_dit_digits, video_dit_s, video_dit_xl
 from tubelet.models.wan import (
@@ -64,6 +71,8 @@ __all__ = [
     "LatteConfig",
     "LatteTransformer",
     "LatteVariant",
+    "HunyuanVideoConfig",
+    "HunyuanVideoTransformer",
     "MochiConfig",
     "MochiTransformer",
     "NoiseExperts",
@@ -98,6 +107,9 @@ __all__ = [
     "ltx_2b",
     "ltx_13b",
     "ltx_places",
+    "hunyuan_video",
+    "hunyuan_video_i2v",
+    "hunyuan_video_i2v_concat",
     "mochi_10b",
     "pad_prompts",
     "video_dit_b",

@@ -40,6 +40,17 @@ def check_tokens(name: str, x: Tensor, width: int, layout: LayoutIndex, samples:
         raise ValueError(f"layout has {samples.samples} samples, but that of {name} has {layout.samples}")
 
 
+def check_per_sample(name: str, values: Tensor, shape: tuple[int, ...], layout: LayoutIndex) -> None:
+    """Refuse values of other samples; a full table's number of real samples is not read, so graphs hold no guard on it.
+
+    ``shape`` is that of one sample's value.
+    """
+    real, capacity = layout.row_counts("sample")
+    found = tuple(values.shape)
+    if found[1:] != shape or len(found) != 1 + len(shape) or (found[0] != capacity and found[0] != real):
+        raise ValueError(f"{name} has shape {found}, but layout has {real} samples of {shape}")
+
+
 def on(layout: TokenLayout | LayoutIndex, x: Tensor) -> LayoutIndex:
     """The layout's index where ``x`` lies."""
     return layout.on(x.device) if isinstance(layout, TokenLayout) else layout
