@@ -131,7 +131,7 @@ def hunyuan_video_keys(config: HunyuanVideoConfig) -> KeyMap:
     Example:
         >>> from tubelet.models import hunyuan_video
         >>> keys = hunyuan_video_keys(hunyuan_video())
-        >>> groups, unknown = keys.groups(["single_blocks.3.branches.0.inner.down.bias"], "ours")
+        >>> groups, unknown = keys.groups(["blocks.single.3.branches.0.inner.down.bias"], "ours")
         >>> groups[0].theirs, unknown
         (('single_transformer_blocks.3.proj_out.bias',), [])
     """
@@ -139,12 +139,12 @@ def hunyuan_video_keys(config: HunyuanVideoConfig) -> KeyMap:
         (
             Entry(("embed.weight",), ("x_embedder.proj.weight",), *_patches_in(config)),
             *renamed("embed", "x_embedder.proj", ["bias"]),
-            *_embeddings("time", "time_text_embed.timestep_embedder"),
-            *_embeddings("pooled", "time_text_embed.text_embedder"),
-            *_embeddings("guidance", "time_text_embed.guidance_embedder"),
+            *_embeddings("condition.time", "time_text_embed.timestep_embedder"),
+            *_embeddings("condition.pooled", "time_text_embed.text_embedder"),
+            *_embeddings("condition.guidance", "time_text_embed.guidance_embedder"),
             *_refiner("refiner", "context_embedder"),
-            *_dual("dual_blocks.*", "transformer_blocks.*"),
-            *_single("single_blocks.*.branches.0", "single_transformer_blocks.*"),
+            *_dual("blocks.dual.*", "transformer_blocks.*"),
+            *_single("blocks.single.*.branches.0", "single_transformer_blocks.*"),
             *(
                 Entry((f"final_modulation.proj.{leaf}",), (f"norm_out.linear.{leaf}",), _swapped, _swapped)
                 for leaf in ("weight", "bias")

@@ -44,6 +44,7 @@ from tubelet.models.hunyuan import (
     hunyuan_video_i2v_concat,
 )
 from tubelet.models.mochi import MochiConfig, MochiTransformer, mochi_10b
+from tubelet.models.open_sora import OpenSoraConfig, OpenSoraTransformer, open_sora_2
 from tubelet.models.video_dit import VideoDiT, VideoDiTConfig, video_dit_b, video_dit_digits, video_dit_s, video_dit_xl
 from tubelet.models.wan import (
     WanConfig,
@@ -76,6 +77,8 @@ __all__ = [
     "MochiConfig",
     "MochiTransformer",
     "NoiseExperts",
+    "OpenSoraConfig",
+    "OpenSoraTransformer",
     "VideoDiT",
     "VideoDiTConfig",
     "WanConfig",
@@ -111,6 +114,7 @@ __all__ = [
     "hunyuan_video_i2v",
     "hunyuan_video_i2v_concat",
     "mochi_10b",
+    "open_sora_2",
     "pad_prompts",
     "video_dit_b",
     "video_dit_digits",

@@ -1,9 +1,10 @@
 """HunyuanVideo, the open video transformer of Tencent (Kong et al., 2024, arXiv:2412.03603), over packed latents.
 
-The recipe (section 4.3): blocks of two streams, text and video with weights of their own and one attention, then blocks
-of one stream with attention and MLP side by side. Rotary positions turn the video alone. The text, of a language model,
-first passes a small transformer without positions, the token refiner, gated by the noise level and the prompt's mean;
-a pooled CLIP vector and, in guidance-distilled models, the guidance strength join the noise level.
+The recipe ("Unified image and video generative architecture"): blocks of two streams, text and video with weights of
+their own and one attention, then blocks of one stream with attention and MLP side by side. Rotary positions turn the
+video alone. The text, of a language model, first passes a small transformer without positions, the token refiner, gated
+by the noise level and the prompt's mean; a pooled CLIP vector and, in guidance-distilled models, the guidance strength
+join the noise level.
 
 Image to video comes in two ways (HunyuanVideo-I2V). ``"latent_concat"`` reads the image's latents and a mask beside the
 noisy ones: the given channels. ``"token_replace"`` puts the image's latents in the place of the first frame, at noise
@@ -31,8 +32,18 @@ from tubelet.blocks import Branch, TransformerBlock, norm_modulate
 from tubelet.conditioning import AdaLNZero, ModulationSlice, TimestepEmbedding
 from tubelet.layout import JointIndex, LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.flux_blocks import dual_block, single_block
-from tubelet.models.inputs import check_per_sample, check_rows, check_tokens, highest_levels, joined, on, reset_children
+from tubelet.models.flux import FluxBlocks, FluxCondition
+from tubelet.models.inputs import (
+    check_given,
+    check_guidance,
+    check_per_sample,
+    check_rows,
+    check_tokens,
+    highest_levels,
+    joined,
+    on,
+    reset_children,
+)
 from tubelet.norms import LayerNorm
 from tubelet.pooling import mean_pool
 from tubelet.positions import Rope3d
@@ -180,22 +191,28 @@ class HunyuanVideoTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        dim, sizes = config.dim, (config.dim, config.heads, config.mlp_dim, pattern)
-        self.embed = nn.Linear(config.patch_dim + config.given_dim, dim, device=device, dtype=dtype)
-        self.rope = Rope3d(dim // config.heads, config.rope_axes, config.rope_theta)
-        self.refiner = _TextRefiner(config, device=device, dtype=dtype)
-        self.time = TimestepEmbedding(dim, device=device, dtype=dtype)
-        self.pooled = MLP(config.pooled_dim, dim, act=nn.SiLU(), out=dim, device=device, dtype=dtype)
-        self.guidance = TimestepEmbedding(dim, device=device, dtype=dtype) if config.guidance else None
-        # clean frames are not told the guidance where they are given ones
-        self.guided_above = 0.0 if config.image_condition == "token_replace" else -1.0
-        self.dual_blocks = nn.ModuleList(dual_block(*sizes, device=device, dtype=dtype) for _ in range(config.depth))
-        self.single_blocks = nn.ModuleList(
-            single_block(*sizes, device=device, dtype=dtype) for _ in range(config.single_depth)
+        dim = config.dim
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.embed = nn.Linear(config.patch_dim + config.given_dim, dim, **made)
+        self.refiner = _TextRefiner(config, **made)
+        # a first frame that is given is not told the guidance
+        unguided = 0.0 if config.image_condition == "token_replace" else -1.0
+        self.condition = FluxCondition(
+            dim, config.pooled_dim, guidance=config.guidance, unguided=unguided, scale=config.time_scale, **made
         )
-        self.final_norm = LayerNorm(dim, affine=False)
-        self.final_modulation = AdaLNZero(dim, dim, parts=2, device=device, dtype=dtype)
-        self.project = nn.Linear(dim, config.patch_dim, device=device, dtype=dtype)
+        self.blocks = FluxBlocks(
+            dim,
+            config.heads,
+            config.mlp_dim,
+            depth=config.depth,
+            single_depth=config.single_depth,
+            rope=Rope3d(dim // config.heads, config.rope_axes, config.rope_theta),
+            pattern=pattern,
+            **made,
+        )
+        self.final_norm = LayerNorm(dim, affine=False, **made)
+        self.final_modulation = AdaLNZero(dim, dim, parts=2, **made)
+        self.project = nn.Linear(dim, config.patch_dim, **made)
         self._reset_own()
 
     def reset_parameters(self) -> None:
@@ -204,10 +221,8 @@ class HunyuanVideoTransformer(nn.Module):
         self._reset_own()
 
     def _reset_own(self) -> None:
-        """Xavier input, normal embeddings, zero output; the children have initialised themselves."""
+        """Xavier input, zero output; the children have initialised themselves."""
         nn.init.xavier_uniform_(self.embed.weight)
-        for linear in (self.pooled.up, self.pooled.down):
-            nn.init.normal_(linear.weight, std=0.02)
         nn.init.zeros_(self.project.weight)
         for linear in (self.embed, self.project):
             nn.init.zeros_(linear.bias)
@@ -241,67 +256,22 @@ class HunyuanVideoTransformer(nn.Module):
             ValueError: shapes and layouts disagree, or the config asks for inputs that are not there or has none such.
         """
         index, text_index = on(layout, x), on(text_layout, x)
-        self._check(x, t, text, index, text_index, pooled, guidance, given)
+        check_tokens("x", x, self.config.patch_dim, index, index)
+        check_tokens("text", text, self.config.text_dim, text_index, index)
+        check_rows(t, index.shape)
+        check_per_sample("pooled", pooled, (self.config.pooled_dim,), index)
+        check_guidance(guidance, self.config.guidance, index)
+        check_given(given, self.config.given_channels, self.config.given_dim, index)
         joint = joined(text_layout, layout, joint, x)
-        cond = self._condition(t, index, pooled, guidance)
         levels = highest_levels(t, index, text_index)
-        shared = cond.index is None  # by view, one row per batch element: then it is the text's too
-        text_cond = cond if shared else self._condition(levels, text_index, pooled, guidance)
-
+        conds = self.condition((levels, t), (text_index, index), pooled, guidance)
         inputs = x if given is None else torch.cat([x, given], dim=-1)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         video: Tensor = self.embed(torch.where(index.valid[..., None], inputs, 0))
-        streams = self.refiner(text, levels, text_index), video
-        wide = torch.promote_types(video.dtype, torch.float32)
-        context: dict[str, Any] = {"joint": joint, "ropes": (None, self.rope(index.coords, wide))}
-        for block in self.dual_blocks:
-            streams = block(streams, (text_cond, cond), context)
-
-        h, rows = joint.merge(*streams), joint.merge_rows(text_cond, cond)
-        context = {"layout": joint.index, "rope": self.rope(joint.index.coords, wide)}
-        for block in self.single_blocks:
-            h = block(h, rows, context)
-        video = joint.split(h)[1]
-        shift, scale = self.final_modulation(cond).chunk(2)
+        video = self.blocks(self.refiner(text, levels, text_index), video, conds, index, joint)
+        shift, scale = self.final_modulation(conds[1]).chunk(2)
         out: Tensor = self.project(norm_modulate(self.final_norm, video, shift, scale))
         return out
-
-    def _condition(self, t: Rows, layout: LayoutIndex, pooled: Tensor, guidance: Tensor | None) -> Rows:
-        """Noise level, pooled text and guidance strength of each row, ``(r, dim)``."""
-        scale = self.config.time_scale
-        rows = layout.add_per_sample(t.map(lambda level: self.time(level * scale)), self.pooled(pooled))
-        if self.guidance is None or guidance is None:
-            return rows
-        strength = layout.add_per_sample(t.map(torch.zeros_like), guidance.to(t.values.dtype))
-        told = self.guidance(strength.values * scale) * (t.values > self.guided_above)[:, None]
-        return rows.map(lambda c: c + told)
-
-    def _check(
-        self,
-        x: Tensor,
-        t: Rows,
-        text: Tensor,
-        layout: LayoutIndex,
-        text_layout: LayoutIndex,
-        pooled: Tensor,
-        guidance: Tensor | None,
-        given: Tensor | None,
-    ) -> None:
-        config = self.config
-        check_tokens("x", x, config.patch_dim, layout, layout)
-        check_tokens("text", text, config.text_dim, text_layout, layout)
-        check_rows(t, layout.shape)
-        check_per_sample("pooled", pooled, (config.pooled_dim,), layout)
-        if (guidance is None) == config.guidance:
-            found = "None" if guidance is None else f"of shape {tuple(guidance.shape)}"
-            raise ValueError(f"guidance is {found}, but the model has guidance={config.guidance}")
-        if guidance is not None:
-            check_per_sample("guidance", guidance, (), layout)
-        if (given is None) != (config.given_channels == 0):
-            found = "None" if given is None else f"of shape {tuple(given.shape)}"
-            raise ValueError(f"given is {found}, but the model has given_channels={config.given_channels}")
-        if given is not None:
-            check_tokens("given", given, config.given_dim, layout, layout)
 
     if TYPE_CHECKING:
 
@@ -320,7 +290,7 @@ class HunyuanVideoTransformer(nn.Module):
 
 
 class _TextRefiner(nn.Module):
-    """A language model's tokens to the width of the model, through blocks that attend both ways (section 4.3).
+    """A language model's tokens to the width of the model, through blocks that attend both ways.
 
     The noise level and the mean of the prompt close and open the branches; norms are affine and unmodulated.
     """
@@ -334,13 +304,12 @@ class _TextRefiner(nn.Module):
     ) -> None:
         super().__init__()
         dim = config.dim
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.time_scale = config.time_scale
-        self.embed = nn.Linear(config.text_dim, dim, device=device, dtype=dtype)
-        self.time = TimestepEmbedding(dim, device=device, dtype=dtype)
-        self.mean = MLP(config.text_dim, dim, act=nn.SiLU(), out=dim, device=device, dtype=dtype)
-        self.blocks = nn.ModuleList(
-            _refiner_block(dim, config.heads, device, dtype) for _ in range(config.refiner_depth)
-        )
+        self.embed = nn.Linear(config.text_dim, dim, **made)
+        self.time = TimestepEmbedding(dim, **made)
+        self.mean = MLP(config.text_dim, dim, act=nn.SiLU(), out=dim, **made)
+        self.blocks = nn.ModuleList(_refiner_block(dim, config.heads, **made) for _ in range(config.refiner_depth))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -365,21 +334,19 @@ class _TextRefiner(nn.Module):
         ) -> Float[Tensor, "*lead d"]: ...
 
 
-def _refiner_block(
-    dim: int, heads: int, device: torch.device | str | None, dtype: torch.dtype | None
-) -> TransformerBlock:
+def _refiner_block(dim: int, heads: int, **made: Any) -> TransformerBlock:
     """Self-attention and a SiLU MLP whose gates alone are modulated."""
     attention = Branch(
-        Attention(dim, heads, device=device, dtype=dtype),
-        LayerNorm(dim, device=device, dtype=dtype),
+        Attention(dim, heads, **made),
+        LayerNorm(dim, **made),
         modulation=ModulationSlice(dim, 0, parts=1),
         parts=("gate",),
         takes=("layout",),
     )
     mlp = Branch(
-        MLP(dim, 4 * dim, act=nn.SiLU(), device=device, dtype=dtype),
-        LayerNorm(dim, device=device, dtype=dtype),
+        MLP(dim, 4 * dim, act=nn.SiLU(), **made),
+        LayerNorm(dim, **made),
         modulation=ModulationSlice(dim, 1, parts=1),
         parts=("gate",),
     )
-    return TransformerBlock([attention, mlp], AdaLNZero(dim, dim, parts=2, device=device, dtype=dtype))
+    return TransformerBlock([attention, mlp], AdaLNZero(dim, dim, parts=2, **made))
