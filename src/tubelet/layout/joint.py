@@ -84,7 +84,7 @@ class JointLayout:
         # one graph for a capacity: what is compiled must not depend on where the samples happen to lie
         identity = not merged.bucketed and bool((order == torch.arange(width)).all())
         ends = torch.argsort(order, dim=1) + torch.arange(batch)[:, None] * width
-        parts = ends.split([s.width for s in self.streams], dim=1)
+        parts = torch.split(ends, [s.width for s in self.streams], dim=1)
         index = merged.on(device)
         own = (part.reshape(s.shape).to(device) for part, s in zip(parts, self.streams, strict=True))
         return JointIndex(index, tuple(own), identity)
