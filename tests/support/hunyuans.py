@@ -22,29 +22,29 @@ KINDS = ("text", "guided", "latent_concat", "token_replace")
 """Text alone; distilled with a guidance strength; latents given as channels; a clean first frame, also distilled."""
 
 
-def peer(kind: str, seed: int = 0) -> HunyuanVideoTransformer3DModel:
-    """A model of diffusers' in float32 whose every parameter is random."""
+def peer(kind: str, seed: int = 0, **sizes: Any) -> HunyuanVideoTransformer3DModel:
+    """A model of diffusers' in float32 whose every parameter is random, with drawn sizes or given ones."""
     draw = random.Random(seed)
     axes = draw.choice([(4, 4, 4), (2, 6, 4), (4, 2, 2)])
-    model = HunyuanVideoTransformer3DModel(
-        in_channels=5 if kind == "latent_concat" else 2,
-        out_channels=2,
-        num_attention_heads=draw.randint(1, 3),
-        attention_head_dim=sum(axes),
-        num_layers=draw.randint(1, 2),
-        num_single_layers=draw.randint(1, 2),
-        num_refiner_layers=draw.randint(1, 2),
-        mlp_ratio=draw.choice([1.5, 2.0]),
-        patch_size=draw.choice([1, 2]),
-        patch_size_t=draw.choice([1, 2]) if kind != "token_replace" else 1,
-        guidance_embeds=kind in ("guided", "token_replace"),
-        text_embed_dim=draw.choice([6, 10]),
-        pooled_projection_dim=draw.choice([3, 7]),
-        rope_theta=draw.choice([256.0, 100.0]),
-        rope_axes_dim=axes,
-        image_condition_type=kind if kind in ("latent_concat", "token_replace") else None,
-    )
-    return randomise(model, seed)
+    drawn: dict[str, Any] = {
+        "in_channels": 5 if kind == "latent_concat" else 2,
+        "out_channels": 2,
+        "num_attention_heads": draw.randint(1, 3),
+        "attention_head_dim": sum(axes),
+        "num_layers": draw.randint(1, 2),
+        "num_single_layers": draw.randint(1, 2),
+        "num_refiner_layers": draw.randint(1, 2),
+        "mlp_ratio": draw.choice([1.5, 2.0]),
+        "patch_size": draw.choice([1, 2]),
+        "patch_size_t": draw.choice([1, 2]) if kind != "token_replace" else 1,
+        "guidance_embeds": kind in ("guided", "token_replace"),
+        "text_embed_dim": draw.choice([6, 10]),
+        "pooled_projection_dim": draw.choice([3, 7]),
+        "rope_theta": draw.choice([256.0, 100.0]),
+        "rope_axes_dim": axes,
+        "image_condition_type": kind if kind in ("latent_concat", "token_replace") else None,
+    }
+    return randomise(HunyuanVideoTransformer3DModel(**drawn | sizes), seed)
 
 
 @dataclass

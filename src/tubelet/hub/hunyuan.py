@@ -137,7 +137,7 @@ def hunyuan_video_keys(config: HunyuanVideoConfig) -> KeyMap:
     """
     return KeyMap(
         (
-            Entry(("embed.weight",), ("x_embedder.proj.weight",), *_patches_in(config)),
+            Entry(("embed.weight",), ("x_embedder.proj.weight",), *patches_in(config)),
             *renamed("embed", "x_embedder.proj", ["bias"]),
             *_embeddings("condition.time", "time_text_embed.timestep_embedder"),
             *_embeddings("condition.pooled", "time_text_embed.text_embedder"),
@@ -150,7 +150,7 @@ def hunyuan_video_keys(config: HunyuanVideoConfig) -> KeyMap:
                 for leaf in ("weight", "bias")
             ),
             *(
-                Entry((f"project.{leaf}",), (f"proj_out.{leaf}",), *_patches_out(config))
+                Entry((f"project.{leaf}",), (f"proj_out.{leaf}",), *patches_out(config))
                 for leaf in ("weight", "bias")
             ),
         )
@@ -223,7 +223,7 @@ def _swapped(tensor: Tensor) -> list[Tensor]:
     return [torch.cat(tensor.chunk(2)[::-1])]
 
 
-def _patches_in(config: HunyuanVideoConfig) -> tuple[Change, Change]:
+def patches_in(config: HunyuanVideoConfig) -> tuple[Change, Change]:
     """A convolution of stride its own size as a linear layer on patches ``(pt ph pw c)``, given channels behind."""
     t, h, w = config.patch
     channels = [config.latent_channels, config.given_channels]
@@ -240,7 +240,7 @@ def _patches_in(config: HunyuanVideoConfig) -> tuple[Change, Change]:
     return to_ours, to_theirs
 
 
-def _patches_out(config: HunyuanVideoConfig) -> tuple[Change, Change]:
+def patches_out(config: HunyuanVideoConfig) -> tuple[Change, Change]:
     """The rows of the last layer from the order ``(c pt ph pw)`` to ``(pt ph pw c)``."""
     t, h, w = config.patch
     return (

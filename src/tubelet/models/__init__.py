@@ -43,6 +43,7 @@ from tubelet.models.hunyuan import (
     hunyuan_video_i2v,
     hunyuan_video_i2v_concat,
 )
+from tubelet.models.ltx import LTXConfig, LTXTransformer, ltx_2b, ltx_13b, ltx_places
 from tubelet.models.mochi import MochiConfig, MochiTransformer, mochi_10b
 from tubelet.models.open_sora import OpenSoraConfig, OpenSoraTransformer, open_sora_2
 from tubelet.models.video_dit import VideoDiT, VideoDiTConfig, video_dit_b, video_dit_digits, video_dit_s, video_dit_xl
@@ -74,6 +75,8 @@ __all__ = [
     "LatteVariant",
     "HunyuanVideoConfig",
     "HunyuanVideoTransformer",
+    "LTXConfig",
+    "LTXTransformer",
     "MochiConfig",
     "MochiTransformer",
     "NoiseExperts",
@@ -113,6 +116,9 @@ __all__ = [
     "hunyuan_video",
     "hunyuan_video_i2v",
     "hunyuan_video_i2v_concat",
+    "ltx_2b",
+    "ltx_13b",
+    "ltx_places",
     "mochi_10b",
     "open_sora_2",
     "pad_prompts",
