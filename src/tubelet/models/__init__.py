@@ -25,6 +25,13 @@ from tubelet.models.cosmos import (
     cosmos_2_v2w_14b,
 )
 from tubelet.models.experts import NoiseExperts
+from tubelet.models.hunyuan import (
+    HunyuanVideoConfig,
+    HunyuanVideoTransformer,
+    hunyuan_video,
+    hunyuan_video_i2v,
+    hunyuan_video_i2v_concat,
+)
 from tubelet.models.latte import LatteConfig, LatteTransformer, latte_1, latte_positions
 from tubelet.models.latte_class import (
     LatteClassConfig,
@@ -35,14 +42,6 @@ from tubelet.models.latte_class import (
     latte_xl,
 )
 from tubelet.models.latte_variants import LatteArrangement, LatteVariant, latte_arrangement, latte_blocks
-from tubelet.models.ltx import LTXConfig, LTXTransformer, ltx_2b, ltx_13b, ltx_places
-from tubelet.models.hunyuan import (
-    HunyuanVideoConfig,
-    HunyuanVideoTransformer,
-    hunyuan_video,
-    hunyuan_video_i2v,
-    hunyuan_video_i2v_concat,
-)
 from tubelet.models.ltx import LTXConfig, LTXTransformer, ltx_2b, ltx_13b, ltx_places
 from tubelet.models.mochi import MochiConfig, MochiTransformer, mochi_10b
 from tubelet.models.open_sora import OpenSoraConfig, OpenSoraTransformer, open_sora_2
@@ -65,6 +64,8 @@ __all__ = [
     "CogVideoXTransformer",
     "CosmosConfig",
     "CosmosTransformer",
+    "HunyuanVideoConfig",
+    "HunyuanVideoTransformer",
     "LTXConfig",
     "LTXTransformer",
     "LatteArrangement",
@@ -73,10 +74,6 @@ __all__ = [
     "LatteConfig",
     "LatteTransformer",
     "LatteVariant",
-    "HunyuanVideoConfig",
-    "HunyuanVideoTransformer",
-    "LTXConfig",
-    "LTXTransformer",
     "MochiConfig",
     "MochiTransformer",
     "NoiseExperts",
@@ -102,6 +99,9 @@ __all__ = [
     "cosmos_2_t2i_14b",
     "cosmos_2_v2w_2b",
     "cosmos_2_v2w_14b",
+    "hunyuan_video",
+    "hunyuan_video_i2v",
+    "hunyuan_video_i2v_concat",
     "latte_1",
     "latte_arrangement",
     "latte_b",
@@ -110,12 +110,6 @@ __all__ = [
     "latte_positions",
     "latte_s",
     "latte_xl",
-    "ltx_2b",
-    "ltx_13b",
-    "ltx_places",
-    "hunyuan_video",
-    "hunyuan_video_i2v",
-    "hunyuan_video_i2v_concat",
     "ltx_2b",
     "ltx_13b",
     "ltx_places",
