@@ -136,3 +136,22 @@ def test_bad_streams_name_both_values() -> None:
     joint = JointLayout((one, TokenLayout.packed([None], [3]))).on("cpu")
     with pytest.raises(ValueError, match=r"streams have \(3, 2\) tokens, but the joint layout has \(2, 3\)"):
         joint.merge(torch.zeros(3), torch.zeros(2))
+
+
+def test_layouts_of_a_capacity_never_count_as_joined() -> None:
+    """One graph serves them all, so that none may be one that happens to need no order."""
+    for capacity, identity in ((None, True), (4, False)):
+        text, video = TokenLayout.packed([None], [2]), TokenLayout.packed([Grid(1, 2, 2)], capacity=capacity)
+        joint = JointLayout((text, video)).on("cpu")
+        assert joint.identity == identity
+        assert joint.merge(torch.arange(2), torch.arange(2, 6)).tolist() == list(range(6))
+
+
+def test_gradients_of_merged_streams_are_split_and_of_split_ones_merged() -> None:
+    joint = JointLayout((TokenLayout.padded([1, 3], 3), TokenLayout.dense(2, Grid(1, 1, 2)))).on("cpu")
+    streams = [torch.randn(2, n, 4, requires_grad=True) for n in (3, 2)]
+    gradient = torch.randn(2, 5, 4, requires_grad=True)
+    got = torch.autograd.grad(joint.merge(*streams), streams, gradient)
+    parts = joint.split(gradient)
+    assert all(torch.equal(a, b) for a, b in zip(got, parts, strict=True))
+    assert torch.equal(torch.autograd.grad(parts, gradient, streams)[0], joint.merge(*streams))

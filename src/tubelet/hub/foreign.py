@@ -20,6 +20,7 @@ from tubelet.hub.allegro import ALLEGRO
 from tubelet.hub.cogvideox import COGVIDEOX
 from tubelet.hub.configs import to_dict
 from tubelet.hub.cosmos import COSMOS
+from tubelet.hub.hunyuan import HUNYUAN_VIDEO
 from tubelet.hub.keys import Family
 from tubelet.hub.latte import LATTE
 from tubelet.hub.ltx import LTX
@@ -35,6 +36,7 @@ _FAMILIES = (
     COSMOS,
     LATTE,
     LTX,
+    HUNYUAN_VIDEO,
     MOCHI,
     WAN,
 )

@@ -104,7 +104,7 @@ class LayoutIndex:
         """Give each token its row of ``values``: one per sample, per (sample, frame) or per token.
 
         At ``"frame"`` a sample with text has one more row, first, for its text. Rows beyond the real ones
-        (capacity) are zeros; padding tokens use row 0.
+        (capacity) are zeros; padding tokens use some row. Rows per sample of a batched layout are by view.
 
         Raises:
             ValueError: ``values`` has another number of rows than the level.
@@ -120,7 +120,7 @@ class LayoutIndex:
         if values.shape[0] != capacity and values.shape[0] != real:
             raise ValueError(f"values has {values.shape[0]} rows, but the layout has {real} at level {level!r}")
         values = _fit(values, capacity)
-        by_view = level == "sample" and self.dense
+        by_view = level == "sample" and len(self.shape) == 2
         return Rows(values, None if by_view else self._row_index(level), self._owner(level))
 
     def row_counts(self, level: Level) -> tuple[int, int]:

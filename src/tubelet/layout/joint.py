@@ -83,10 +83,11 @@ class JointLayout:
         merged = self.merged
         # one graph for a capacity: what is compiled must not depend on where the samples happen to lie
         identity = not merged.bucketed and bool((order == torch.arange(width)).all())
+        ends = torch.argsort(order, dim=1) + torch.arange(batch)[:, None] * width
+        parts = torch.split(ends, [s.width for s in self.streams], dim=1)
         index = merged.on(device)
-        shape = (batch, width) if self.streams[0].batched else (width,)
-        order, back = order.view(shape).to(device), torch.argsort(order, dim=1).view(shape).to(device)
-        return JointIndex(index, order, back, tuple(s.width for s in self.streams), identity)
+        own = (part.reshape(s.shape).to(device) for part, s in zip(parts, self.streams, strict=True))
+        return JointIndex(index, tuple(own), identity)
 
     def _merged_positions(self) -> list[list[list[int]]]:
         """Per stream and sample, the canonical position on the merged axis of each of its tokens."""
@@ -104,7 +105,9 @@ class JointLayout:
 
 @dataclass(frozen=True, eq=False)
 class JointIndex:
-    """The merged index of several streams, and the permutation between streams and merged axis.
+    """The merged index of several streams, and where on its flattened axis each of their tokens stands.
+
+    With ``identity`` the streams stand one behind the other, row by row.
 
     Example:
         >>> from tubelet.layout import Grid
@@ -115,19 +118,27 @@ class JointIndex:
     """
 
     index: LayoutIndex
-    order: Int[Tensor, "*lead"]
-    back: Int[Tensor, "*lead"]
-    widths: tuple[int, ...]
+    places: tuple[Int[Tensor, "..."], ...]
     identity: bool
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Tokens on the axis of each stream."""
+        return tuple(places.shape[-1] for places in self.places)
+
     def merge(self, *streams: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """Streams ``(*lead_i, ...)``, in the order of the joint layout, to one tensor ``(*lead, ...)``."""
-        axis = self.order.ndim - 1
+        """Streams ``(*lead_i, ...)`` of one dtype, in the order of the joint layout, to one tensor ``(*lead, ...)``."""
+        axis = len(self.index.shape) - 1
         got = tuple(s.shape[axis] for s in streams)
         if got != self.widths:
             raise ValueError(f"streams have {got} tokens, but the joint layout has {self.widths}")
-        joined = torch.cat(streams, dim=axis)
-        return joined if self.identity else _permute(joined, self.order)
+        if self.identity:
+            return torch.cat(streams, dim=axis)
+        rest = streams[0].shape[axis + 1 :]
+        merged = streams[0].new_empty(self.index.sample.numel(), *rest)
+        for stream, places in zip(streams, self.places, strict=True):  # written once, instead of joined and gathered
+            merged.index_copy_(0, places.flatten(), stream.flatten(0, axis))
+        return merged.view(*self.index.shape, *rest)
 
     def merge_rows(self, *rows: Rows) -> Rows:
         """Rows of each stream, in the order of the joint layout, as rows of the merged axis.
@@ -157,7 +168,7 @@ class JointIndex:
 
     def _tokens(self, rows: Rows, width: int) -> Int[Tensor, "*lead"]:
         """The row of each token of one stream."""
-        shape = (*self.order.shape[:-1], width)
+        shape = (*self.index.shape[:-1], width)
         if rows.index is not None:
             if tuple(rows.index.shape) != shape:
                 raise ValueError(f"rows have tokens {tuple(rows.index.shape)}, but the stream has {shape}")
@@ -165,20 +176,15 @@ class JointIndex:
         count = rows.values.shape[0]
         if count != 1 and (len(shape) == 1 or count != shape[0]):
             raise ValueError(f"rows has {count} values without an index, but the stream has tokens {shape}")
-        each = torch.arange(count, device=self.order.device)
+        each = torch.arange(count, device=self.index.sample.device)
         return each.expand(shape) if count == 1 else each[:, None].expand(shape)
 
     def split(self, merged: Shaped[Tensor, "..."]) -> tuple[Shaped[Tensor, "..."], ...]:
         """Undo :meth:`merge`."""
-        axis = self.order.ndim - 1
+        axis = len(self.index.shape) - 1
         if merged.shape[axis] != sum(self.widths):
             raise ValueError(f"merged has {merged.shape[axis]} tokens, but the joint layout has {sum(self.widths)}")
-        parts = merged if self.identity else _permute(merged, self.back)
-        return torch.split(parts, list(self.widths), dim=axis)
-
-
-def _permute(x: Tensor, order: Tensor) -> Tensor:
-    """Reorder the token axis of ``(n, ...)`` or, row by row, of ``(b, n, ...)``."""
-    if order.ndim == 1:
-        return x[order]
-    return x[torch.arange(order.shape[0], device=x.device)[:, None], order]
+        if self.identity:
+            return torch.split(merged, list(self.widths), dim=axis)
+        flat, rest = merged.flatten(0, axis), merged.shape[axis + 1 :]
+        return tuple(flat.index_select(0, places.flatten()).view(*places.shape, *rest) for places in self.places)

@@ -25,6 +25,13 @@ from tubelet.models.cosmos import (
     cosmos_2_v2w_14b,
 )
 from tubelet.models.experts import NoiseExperts
+from tubelet.models.hunyuan import (
+    HunyuanVideoConfig,
+    HunyuanVideoTransformer,
+    hunyuan_video,
+    hunyuan_video_i2v,
+    hunyuan_video_i2v_concat,
+)
 from tubelet.models.latte import LatteConfig, LatteTransformer, latte_1, latte_positions
 from tubelet.models.latte_class import (
     LatteClassConfig,
@@ -37,6 +44,7 @@ from tubelet.models.latte_class import (
 from tubelet.models.latte_variants import LatteArrangement, LatteVariant, latte_arrangement, latte_blocks
 from tubelet.models.ltx import LTXConfig, LTXTransformer, ltx_2b, ltx_13b, ltx_places
 from tubelet.models.mochi import MochiConfig, MochiTransformer, mochi_10b
+from tubelet.models.open_sora import OpenSoraConfig, OpenSoraTransformer, open_sora_2
 from tubelet.models.video_dit import VideoDiT, VideoDiTConfig, video_dit_b, video_dit_digits, video_dit_s, video_dit_xl
 from tubelet.models.wan import (
     WanConfig,
@@ -56,6 +64,8 @@ __all__ = [
     "CogVideoXTransformer",
     "CosmosConfig",
     "CosmosTransformer",
+    "HunyuanVideoConfig",
+    "HunyuanVideoTransformer",
     "LTXConfig",
     "LTXTransformer",
     "LatteArrangement",
@@ -67,6 +77,8 @@ __all__ = [
     "MochiConfig",
     "MochiTransformer",
     "NoiseExperts",
+    "OpenSoraConfig",
+    "OpenSoraTransformer",
     "VideoDiT",
     "VideoDiTConfig",
     "WanConfig",
@@ -87,6 +99,9 @@ __all__ = [
     "cosmos_2_t2i_14b",
     "cosmos_2_v2w_2b",
     "cosmos_2_v2w_14b",
+    "hunyuan_video",
+    "hunyuan_video_i2v",
+    "hunyuan_video_i2v_concat",
     "latte_1",
     "latte_arrangement",
     "latte_b",
@@ -99,6 +114,7 @@ __all__ = [
     "ltx_13b",
     "ltx_places",
     "mochi_10b",
+    "open_sora_2",
     "pad_prompts",
     "video_dit_b",
     "video_dit_digits",

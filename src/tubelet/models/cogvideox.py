@@ -31,7 +31,7 @@ from tubelet.blocks import Branch, TransformerBlock, norm_modulate
 from tubelet.conditioning import AdaLNZero, ModulationSlice, TimestepEmbedding
 from tubelet.layout import JointIndex, LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_rows, check_tokens, highest_levels, joined, on, reset_children
+from tubelet.models.inputs import check_given, check_rows, check_tokens, highest_levels, joined, on, reset_children
 from tubelet.norms import LayerNorm
 from tubelet.positions import (
     CentralFit,
@@ -315,11 +315,7 @@ class CogVideoXTransformer(nn.Module):
         check_tokens("x", x, self.config.patch_dim, layout, layout)
         check_tokens("text", text, self.config.text_dim, text_layout, layout)
         check_rows(t, layout.shape)
-        if (given is None) != (self.config.given_channels == 0):
-            found = "None" if given is None else f"of shape {tuple(given.shape)}"
-            raise ValueError(f"given is {found}, but the model has given_channels={self.config.given_channels}")
-        if given is not None:
-            check_tokens("given", given, self.config.given_dim, layout, layout)
+        check_given(given, self.config.given_channels, self.config.given_dim, layout)
         if (ofs is not None) != self.config.ofs:
             found = "None" if ofs is None else f"of shape {tuple(ofs.shape)}"
             raise ValueError(f"ofs is {found}, but the model has ofs={self.config.ofs}")

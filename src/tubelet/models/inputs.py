@@ -40,6 +40,35 @@ def check_tokens(name: str, x: Tensor, width: int, layout: LayoutIndex, samples:
         raise ValueError(f"layout has {samples.samples} samples, but that of {name} has {layout.samples}")
 
 
+def check_per_sample(name: str, values: Tensor, shape: tuple[int, ...], layout: LayoutIndex) -> None:
+    """Refuse values of other samples; a full table's number of real samples is not read, so graphs hold no guard on it.
+
+    ``shape`` is that of one sample's value.
+    """
+    real, capacity = layout.row_counts("sample")
+    found = tuple(values.shape)
+    if found[1:] != shape or len(found) != 1 + len(shape) or (found[0] != capacity and found[0] != real):
+        raise ValueError(f"{name} has shape {found}, but layout has {real} samples of {shape}")
+
+
+def check_guidance(guidance: Tensor | None, told: bool, layout: LayoutIndex) -> None:
+    """Refuse strengths that a model is not told, their lack in one that is, and those of other samples."""
+    if (guidance is None) == told:
+        found = "None" if guidance is None else f"of shape {tuple(guidance.shape)}"
+        raise ValueError(f"guidance is {found}, but the model has guidance={told}")
+    if guidance is not None:
+        check_per_sample("guidance", guidance, (), layout)
+
+
+def check_given(given: Tensor | None, channels: int, width: int, layout: LayoutIndex) -> None:
+    """Refuse given patches that a model does not read, their lack in one that does, and those of another width."""
+    if (given is None) != (channels == 0):
+        found = "None" if given is None else f"of shape {tuple(given.shape)}"
+        raise ValueError(f"given is {found}, but the model has given_channels={channels}")
+    if given is not None:
+        check_tokens("given", given, width, layout, layout)
+
+
 def on(layout: TokenLayout | LayoutIndex, x: Tensor) -> LayoutIndex:
     """The layout's index where ``x`` lies."""
     return layout.on(x.device) if isinstance(layout, TokenLayout) else layout

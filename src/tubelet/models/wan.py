@@ -31,7 +31,7 @@ from tubelet.blocks import Branch, TransformerBlock, norm_modulate
 from tubelet.conditioning import AdaLNSingle, ModulationSlice, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_rows, check_tokens, on, reset_children
+from tubelet.models.inputs import check_given, check_rows, check_tokens, on, reset_children
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rope3d
 from tubelet.protocols import Pattern
@@ -306,11 +306,7 @@ class WanTransformer(nn.Module):
         check_tokens("x", x, self.config.patch_dim, layout, layout)
         check_tokens("text", text, self.config.text_dim, text_layout, layout)
         check_rows(t, layout.shape)
-        if (given is None) != (self.config.given_channels == 0):
-            found = "None" if given is None else f"of shape {tuple(given.shape)}"
-            raise ValueError(f"given is {found}, but the model has given_channels={self.config.given_channels}")
-        if given is not None:
-            check_tokens("given", given, self.config.given_dim, layout, layout)
+        check_given(given, self.config.given_channels, self.config.given_dim, layout)
 
     if TYPE_CHECKING:
 
