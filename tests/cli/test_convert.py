@@ -65,7 +65,7 @@ def test_help_has_an_example(capsys: Any) -> None:
         ),
         (("--from", "tubelet", "--to", "diffusers", "OURS", "there/file/new"), "file is a file, not a folder"),
         (("--from", "diffusers", "--to", "tubelet", "OURS", "new"), "is a folder of tubelet's own form"),
-        (("--from", "original", "--to", "tubelet", "empty", "new"), "there is one for WanModel"),
+        (("--from", "original", "--to", "tubelet", "empty", "new"), "WanModel (WanTransformer, family wan)"),
         (("--from", "tubelet", "--to", "tubelet", "--dtype", "int8", "OURS", "new"), "expected one of float32"),
         (("--from", "tubelet", "--to", "tubelet", "--max-shard-size", "2", "OURS", "new"), "such as 500MB"),
     ],

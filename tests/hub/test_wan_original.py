@@ -199,7 +199,7 @@ def test_what_says_too_little_or_too_much_is_refused(tmp_path: Path) -> None:
         from_original({}, state, family="wan")
     with pytest.raises(ValueError, match="a config without a class as family 'want' has no adapter"):
         from_original({}, state, family="want")
-    with pytest.raises(ValueError, match="VaceWanModel has no adapter; there is one for WanModel"):
+    with pytest.raises(ValueError, match="VaceWanModel has no adapter; there is one for .*WanModel"):
         from_original({"_class_name": "VaceWanModel"}, state)
     with pytest.raises(ValueError, match="the state dict: the tensors are not WanModel's: there is no patch_embedding"):
         from_original({"_class_name": "WanModel"}, {"a": torch.zeros(1)})
