@@ -9,10 +9,12 @@ Any ``nn.Module`` takes part that has a frozen dataclass as its ``config`` and i
   diffusers' checkpoints, and the same four with ``original`` those to the files of a model's authors; a
   :class:`Family` is one more;
 - :func:`convert` turns a checkpoint of one form into another without building a model;
+- :func:`use_attend` makes a model of diffusers' attend by :func:`tubelet.attend`;
 - :func:`read_metadata` reads what was noted beside either;
 - :func:`to_dict` and :func:`from_dict` are the configs' own two ways.
 """
 
+from tubelet.hub.attention import Attending, use_attend
 from tubelet.hub.bundles import load_bundle, save_bundle
 from tubelet.hub.configs import from_dict, to_dict
 from tubelet.hub.convert import convert
@@ -30,6 +32,7 @@ from tubelet.hub.foreign import (
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
 
 __all__ = [
+    "Attending",
     "Entry",
     "Family",
     "KeyMap",
@@ -50,4 +53,5 @@ __all__ = [
     "to_dict",
     "to_diffusers",
     "to_original",
+    "use_attend",
 ]
