@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from tubelet.files import parsing
 from tubelet.hub.allegro import ALLEGRO
 from tubelet.hub.cogvideox import COGVIDEOX
-from tubelet.hub.configs import to_dict
 from tubelet.hub.cosmos import COSMOS
 from tubelet.hub.keys import Family
 from tubelet.hub.latte import LATTE
@@ -47,11 +46,6 @@ _FAMILIES = (
     COSMOS,
     LATTE,
     LTX,
-    MOCHI,
-    WAN,
-)
-_STEM = "diffusion_pytorch_model"
-_FILE = re.compile(_STEM + r"(-\d+-of-\d+)?\.safetensors")
     MOCHI,
     WAN,
     WAN_ORIGINAL,
