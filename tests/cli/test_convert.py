@@ -9,6 +9,8 @@ import torch
 
 from tubelet import hub
 from tubelet.cli import main
+from tubelet.cli.convert import _FORMS
+from tubelet.hub.conversion import FORMS
 from tubelet.models import WanConfig, WanTransformer
 
 
@@ -45,6 +47,10 @@ def test_a_terminal_is_told_how_far_it_is(ours: Path, tmp_path: Path, capsys: An
     assert run("--from", "tubelet", "--to", "tubelet", ours, tmp_path / "b") == 0
     total = len(hub.load(ours).state_dict())
     assert f"tensors {total}/{total}" in capsys.readouterr().err
+
+
+def test_the_forms_are_the_librarys() -> None:
+    assert _FORMS == FORMS  # the command does not import the library before it runs
 
 
 def test_help_has_an_example(capsys: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+import wans
 from parity import error, randomise
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -213,6 +214,30 @@ def test_prompts_without_a_mask_have_their_own_lengths() -> None:
         alone = {name: value[i : i + 1] for name, value in tiny.inputs.items()}
         alone["encoder_hidden_states"] = alone["encoder_hidden_states"][:, :length]
         assert error(together[i : i + 1], Case(tiny.model, alone)()) <= 1e-6
+
+
+def test_image_to_video_attends_to_text_and_to_the_image() -> None:
+    model = wans.peer("image")
+    asked = wans.question("image", model)
+    plain = asked.theirs(model)
+    with use_attend(model, Grid(3, 2, 4)):
+        assert error(asked.theirs(model), plain) <= 1e-6
+    with (
+        use_attend(model, Grid(3, 2, 4), text=TokenLayout.padded([512, 512], 512)),
+        pytest.raises(ValueError, match=r"text has tokens \(2, 512\), but the model attends to \(2, 5\)"),
+    ):
+        asked.theirs(model)
+
+
+@pytest.mark.parametrize("name", ["hunyuan", "wan"])
+def test_bfloat16(name: str) -> None:
+    tiny = case(name)
+    exact = tiny()
+    tiny.model.bfloat16()
+    tiny.inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in tiny.inputs.items()}
+    with use_attend(tiny.model, GRID):
+        ours = error(tiny(), exact)
+    assert ours <= 1.5 * error(tiny(), exact)
 
 
 def test_several_videos_lie_on_one_row_of_ltx() -> None:

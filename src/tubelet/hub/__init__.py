@@ -17,7 +17,7 @@ Any ``nn.Module`` takes part that has a frozen dataclass as its ``config`` and i
 from tubelet.hub.attention import Attending, use_attend
 from tubelet.hub.bundles import load_bundle, save_bundle
 from tubelet.hub.configs import from_dict, to_dict
-from tubelet.hub.convert import convert
+from tubelet.hub.conversion import convert
 from tubelet.hub.files import load, read_metadata, save
 from tubelet.hub.foreign import (
     from_diffusers,

@@ -18,10 +18,10 @@ from tubelet.hub.tensors import Tensors, fetch, new_folder, opened, weight_files
 from tubelet.hub.translation import recast, to_ours, to_theirs
 from tubelet.hub.weights import blueprint, describe, gather, resolve
 
-__all__ = ["FORMS", "convert"]
+__all__ = ["convert"]
 
 FORMS = ("tubelet", "diffusers", "original")
-"""Whose names a checkpoint can have. Example: ``FORMS[0]`` is ours."""
+"""Whose names a checkpoint can have."""
 
 
 def convert(
@@ -41,8 +41,8 @@ def convert(
     Args:
         source: a folder, a file of weights in the original form, or a repository ``"owner/name"``.
         target: a folder that does not exist. It is filled under another name beside its place and then renamed.
-        source_form: one of :data:`FORMS`.
-        target_form: one of :data:`FORMS`.
+        source_form: ``"tubelet"``, ``"diffusers"`` or ``"original"``.
+        target_form: the same.
         family: the architecture, such as ``"wan"``, where the source's config names no class.
         subfolder: where in ``source`` the model lies.
         dtype: of floating-point weights, float32 islands aside; None keeps each tensor's own.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tubelet import hub
-from tubelet.hub.convert import FORMS
+from tubelet.hub.conversion import FORMS
 from tubelet.models import VideoDiT, VideoDiTConfig, WanTransformer
 
 LOAD: dict[str, Any] = {"tubelet": hub.load, "diffusers": hub.load_diffusers, "original": hub.load_original}
