@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tubelet import hub
+from tubelet import hub, models
 from tubelet.cli import main
 from tubelet.cli.convert import _FORMS
 from tubelet.hub.conversion import FORMS
@@ -47,6 +47,20 @@ def test_a_terminal_is_told_how_far_it_is(ours: Path, tmp_path: Path, capsys: An
     assert run("--from", "tubelet", "--to", "tubelet", ours, tmp_path / "b") == 0
     total = len(hub.load(ours).state_dict())
     assert f"tensors {total}/{total}" in capsys.readouterr().err
+
+
+def test_a_preset_says_what_a_file_does_not(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    tiny = models.CosmosConfig(dim=24, depth=1, heads=2, rank=4, text_dim=8)
+    model = models.CosmosTransformer(tiny)
+    torch.save(hub.to_original(model)[1], tmp_path / "model.pt")
+    monkeypatch.setattr(models, "cosmos_1_7b", lambda: tiny)
+    source = ("--from", "original", tmp_path / "model.pt")
+    assert run(*source, "--preset", "cosmos_1_7b", "--to", "tubelet", tmp_path / "a") == 0
+    assert hub.load(tmp_path / "a").config == tiny  # type: ignore[comparison-overlap]
+    assert run(*source, "--preset", "cosmos_9b", "--to", "tubelet", tmp_path / "b") == 2
+    assert "no preset is called cosmos_9b; there are " in capsys.readouterr().err
+    assert run(*source, "--preset", "wan_14b", "--to", "tubelet", tmp_path / "b") == 2
+    assert "its tensors do not fit WanModel" in capsys.readouterr().err
 
 
 def test_the_forms_are_the_librarys() -> None:

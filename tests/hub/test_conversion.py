@@ -148,4 +148,6 @@ def test_bad_requests_are_refused(model: WanTransformer, tmp_path: Path) -> None
     with pytest.raises(FileNotFoundError, match="is a file; a model of diffusers' is a folder"):
         file = source / "model.safetensors"
         hub.convert(file, tmp_path / "a", source_form="diffusers", target_form="tubelet")
+    with pytest.raises(ValueError, match="config is for sources in the original form, got WanConfig"):
+        hub.convert(source, tmp_path / "a", source_form="tubelet", target_form="tubelet", config=model.config)
     assert not (tmp_path / "a").exists()

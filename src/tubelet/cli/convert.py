@@ -3,6 +3,7 @@
 import argparse
 import sys
 from contextlib import ExitStack
+from inspect import isfunction, signature
 from typing import Any
 
 from tubelet.cli.arguments import dtype, new, size
@@ -14,6 +15,7 @@ _FORMS = ("tubelet", "diffusers", "original")
 _EXAMPLE = """examples:
   tubelet convert --from diffusers --to tubelet wan/transformer wan-ours
   tubelet convert --from original --family wan --to diffusers wan2.1_t2v_1.3B.safetensors wan/transformer
+  tubelet convert --from original --preset cosmos_1_7b --to tubelet model.pt cosmos-ours
   tubelet convert --from tubelet --to original --dtype bfloat16 wan-ours wan-theirs
   tubelet convert --from diffusers --subfolder transformer --to tubelet Wan-AI/Wan2.1-T2V-1.3B-Diffusers wan-ours
 
@@ -38,6 +40,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--from", dest="source_form", choices=_FORMS, required=True, help="what SOURCE is")
     parser.add_argument("--to", dest="target_form", choices=_FORMS, required=True, help="what TARGET becomes")
     parser.add_argument("--family", metavar="NAME", help="the architecture, such as wan, where no config names a class")
+    parser.add_argument(
+        "--preset", metavar="NAME", help="our config by name, such as cosmos_1_7b, where a file has none"
+    )
     parser.add_argument("--subfolder", default="", metavar="DIR", help="where in SOURCE the model lies")
     parser.add_argument(
         "--dtype",
@@ -54,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Convert, and say what was written; a terminal is told how far it is.
 
     Raises:
-        ValueError: a model without an adapter, or a checkpoint that does not fit it.
+        ValueError: no such preset, a model without an adapter, or a checkpoint that does not fit it.
         OSError: no source, something at the target, or a full disk.
 
     Example:
@@ -78,6 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
             source_form=arguments.source_form,
             target_form=arguments.target_form,
             family=arguments.family,
+            config=None if arguments.preset is None else _preset(arguments.preset),
             subfolder=arguments.subfolder,
             dtype=arguments.dtype,
             max_shard_size=arguments.max_shard_size,
@@ -86,3 +92,14 @@ def run(arguments: argparse.Namespace) -> None:
     files = list(folder.glob("*.safetensors"))
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     print(f"{folder}: config.json and {len(files)} file{'s' * (len(files) > 1)} of weights, {megabytes:,.1f} MB")
+
+
+def _preset(name: str) -> Any:
+    """The config that a function of :mod:`tubelet.models` gives."""
+    from tubelet import models
+
+    named = {key: getattr(models, key) for key in models.__all__}
+    presets = {key: value for key, value in named.items() if isfunction(value) and not signature(value).parameters}
+    if name not in presets:
+        raise ValueError(f"no preset is called {name}; there are {', '.join(presets)}")
+    return presets[name]()

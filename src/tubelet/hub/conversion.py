@@ -31,6 +31,7 @@ def convert(
     source_form: str,
     target_form: str,
     family: str | None = None,
+    config: Any = None,
     subfolder: str = "",
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = "2GB",
@@ -44,6 +45,7 @@ def convert(
         source_form: ``"tubelet"``, ``"diffusers"`` or ``"original"``.
         target_form: the same.
         family: the architecture, such as ``"wan"``, where the source's config names no class.
+        config: one of ours, such as ``cosmos_1_7b()``, where a source in the original form says too little.
         subfolder: where in ``source`` the model lies.
         dtype: of floating-point weights, float32 islands aside; None keeps each tensor's own.
         max_shard_size: bytes, or a text such as ``"500MB"``; so much memory is used.
@@ -74,15 +76,17 @@ def convert(
             raise ValueError(f"{name} must be one of {', '.join(FORMS)}, got {form!r}")
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be floating-point, got {dtype}, which would round the weights away")
-    with _opened(source, source_form, family, subfolder, dtype) as found:
+    if config is not None and source_form != "original":
+        raise ValueError(f"config is for sources in the original form, got {config} with {source_form=}")
+    with _opened(source, source_form, family, config, subfolder, dtype) as found:
         stem = files.STEM
-        config, tensors = {**describe(found.model), "metadata": found.metadata}, found.tensors
+        written, tensors = {**describe(found.model), "metadata": found.metadata}, found.tensors
         if target_form != "tubelet":
             adapter, stem = foreign.adapter(target_form, type(found.model)), foreign.STEM
-            config, tensors = to_theirs(adapter, found.model.config, found.tensors)
+            written, tensors = to_theirs(adapter, found.model.config, found.tensors)
         with new_folder(target) as folder:
             write(folder, tensors, stem, max_shard_size, on_tensor)
-            write_json(folder / "config.json", config)
+            write_json(folder / "config.json", written)
     return Path(target)
 
 
@@ -96,12 +100,17 @@ class _Ours(NamedTuple):
 
 @contextmanager
 def _opened(
-    source: str | os.PathLike[str], form: str, family: str | None, subfolder: str, dtype: torch.dtype | None
+    source: str | os.PathLike[str],
+    form: str,
+    family: str | None,
+    config: Any,
+    subfolder: str,
+    dtype: torch.dtype | None,
 ) -> Iterator[_Ours]:
     """A checkpoint of any form as ours."""
     if form != "tubelet":
-        with foreign.opened_foreign(form, source, family, subfolder, None) as found:
-            yield _Ours(*to_ours(found.family, found.where, found.config, found.tensors, dtype), {})
+        with foreign.opened_foreign(form, source, family, subfolder, None, ours=config) as found:
+            yield _Ours(*to_ours(found.family, found.where, found.config, found.tensors, dtype, config), {})
         return
     folder = fetch(source, subfolder, None)
     description = files.read_description(folder)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tubelet.files import parsing
 from tubelet.hub.allegro import ALLEGRO
 from tubelet.hub.cogvideox import COGVIDEOX
-from tubelet.hub.cosmos import COSMOS
+from tubelet.hub.cosmos import COSMOS, COSMOS_ORIGINAL
 from tubelet.hub.keys import Family
 from tubelet.hub.latte import LATTE
 from tubelet.hub.ltx import LTX
@@ -27,7 +27,7 @@ from tubelet.hub.tensors import Tensors, fetch, held, opened, weight_files, writ
 from tubelet.hub.translation import to_ours, to_theirs
 from tubelet.hub.wan import WAN
 from tubelet.hub.wan_original import WAN_ORIGINAL
-from tubelet.hub.weights import build, describe, gather
+from tubelet.hub.weights import build, config_type, describe, gather
 
 __all__ = [
     "from_diffusers",
@@ -44,6 +44,7 @@ _FAMILIES = (
     ALLEGRO,
     COGVIDEOX,
     COSMOS,
+    COSMOS_ORIGINAL,
     LATTE,
     LTX,
     MOCHI,
@@ -153,6 +154,7 @@ def load_original(
     source: str | os.PathLike[str],
     *,
     family: str | None = None,
+    config: Any = None,
     subfolder: str = "",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -165,7 +167,8 @@ def load_original(
             ``.pth``, ``.bin`` or ``.ckpt`` of which only tensors are read, never code; or else a repository
             ``"owner/name"``, of which only the subfolder's safetensors and JSON files are fetched.
         family: the architecture, such as ``"wan"``, where no config names a class. What a config would say is then
-            taken from the tensors' shapes.
+            taken from the tensors' shapes, where they say enough.
+        config: one of ours, such as ``cosmos_1_7b()``, instead of what the file says; it makes ``family`` needless.
         subfolder: where in ``source`` the model lies, such as ``"high_noise_model"``.
         device: where the weights go; the CPU by default.
         dtype: of floating-point weights, float32 islands aside; None keeps the file's.
@@ -187,19 +190,21 @@ def load_original(
         >>> type(load_original(folder / "diffusion_pytorch_model.safetensors", family="wan")).__name__
         'WanTransformer'
     """
-    with opened_foreign("original", source, family, subfolder, revision, device) as found:
+    with opened_foreign("original", source, family, subfolder, revision, device, config) as found:
         return _build(found, device, dtype)
 
 
 def from_original(
-    config: Mapping[str, Any],
+    config: Any,
     state: Mapping[str, Tensor],
     *,
     family: str | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """Our model from a config, which may be empty, and a state dict of its authors'; else as :func:`load_original`.
+    """Our model from a state dict of its authors' and a config: theirs, which may be empty, or ours.
+
+    The rest is as in :func:`load_original`.
 
     Example:
         >>> from tubelet.models import WanConfig, WanTransformer
@@ -207,7 +212,8 @@ def from_original(
         >>> from_original({}, state, family="wan").config == from_original(config, state).config
         True
     """
-    return _build(_in_memory("original", config, state, family, device), device, dtype)
+    theirs, ours = (config, None) if isinstance(config, Mapping) else ({}, config)
+    return _build(_in_memory("original", theirs, state, family, device, ours), device, dtype)
 
 
 def to_original(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -226,7 +232,9 @@ def to_original(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def save_original(model: nn.Module, directory: str | os.PathLike[str], *, max_shard_size: int | str = "10GB") -> Path:
-    """Write a model of ours as a folder that its authors' code reads; arguments and errors as in `save_diffusers`.
+    """Write a model of ours as a folder in its authors' names; arguments and errors as in :func:`save_diffusers`.
+
+    Wan's own code reads such a folder. NVIDIA's reads ``torch.save`` of the state dict of :func:`to_original`.
 
     Example:
         >>> import tempfile
@@ -243,12 +251,16 @@ def _whole(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], di
 
 
 class Found(NamedTuple):
-    """A checkpoint of another project's: what errors call it, its adapter, its config and its tensors."""
+    """A checkpoint of another project's: what errors call it, its adapter, its config, its tensors and our config.
+
+    The last is None where their config says enough.
+    """
 
     where: str
     family: Family
     config: Mapping[str, Any]
     tensors: Tensors
+    ours: Any = None
 
 
 @contextmanager
@@ -259,6 +271,7 @@ def opened_foreign(
     subfolder: str,
     revision: str | None,
     device: torch.device | str | None = None,
+    ours: Any = None,
 ) -> Iterator[Found]:
     """A checkpoint in files, while they are open."""
     path = fetch(source, subfolder, revision)
@@ -272,10 +285,10 @@ def opened_foreign(
         raise FileNotFoundError(f"{path} holds no config.json")
     if "_class" in config:
         raise ValueError(f"{path} is a folder of tubelet's own form, which hub.load reads")
-    named = _named(form, config, family)
+    named = _named(form, config, family, ours)
     files = [path] if path.is_file() else weight_files(path, _STEMS[form])
     with opened(files, device) as tensors:
-        yield Found(str(path), named, config, tensors)
+        yield Found(str(path), named, config, tensors, ours)
 
 
 def adapter(form: str, cls: type[nn.Module]) -> Family:
@@ -292,22 +305,24 @@ def islands(cls: type[nn.Module]) -> Callable[[str], bool]:
     return found[0].stays_wide if found else lambda name: False
 
 
-def _named(form: str, config: Mapping[str, Any], name: str | None) -> Family:
-    """The family of a class that a config names, or else of that name."""
-    peer = config.get("_class_name")
-    if peer is None and name is None:
+def _named(form: str, config: Mapping[str, Any], name: str | None, ours: Any = None) -> Family:
+    """The family of a config of ours, or else of the class that their config names, or else of that name."""
+    peer = None if ours is not None else config.get("_class_name")
+    if peer is None and name is None and ours is None:
         raise ValueError(f"the config names no class, so the family must be given; {_known(form)}")
     found = [family for family in _FAMILIES if family.form == form and name in (None, family.name)]
     found = [family for family in found if peer in (None, family.peer)]
+    if ours is not None:
+        found = [family for family in found if config_type(family.model) is type(ours)]
     if not found:
-        asked = f"{peer or 'a config without a class'}" + (f" as family {name!r}" if name is not None else "")
-        raise ValueError(f"{asked} has no adapter; {_known(form)}")
+        asked = type(ours).__name__ if ours is not None else peer or "a config without a class"
+        raise ValueError(f"{asked}{f' as family {name!r}' if name else ''} has no adapter; {_known(form)}")
     return found[0]
 
 
 def _known(form: str) -> str:
     families = [family for family in _FAMILIES if family.form == form]
-    names = [f"{family.peer} ({family.model.__name__}, family {family.name})" for family in families]
+    names = [f"{family.peer or 'files'} ({family.model.__name__}, family {family.name})" for family in families]
     return f"there is one for {', '.join(names)}"
 
 
@@ -317,13 +332,15 @@ def _in_memory(
     state: Mapping[str, Tensor],
     family: str | None,
     device: torch.device | str | None,
+    ours: Any = None,
 ) -> Found:
-    return Found("the state dict", _named(form, config, family), config, held(state, device or "cpu"))
+    named = _named(form, config, family, ours)
+    return Found("the state dict", named, config, held(state, device or "cpu"), ours)
 
 
 def _build(found: Found, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Module:
     """Our model from their config and their tensors."""
-    empty, tensors = to_ours(found.family, found.where, found.config, found.tensors, dtype)
+    empty, tensors = to_ours(found.family, found.where, found.config, found.tensors, dtype, found.ours)
     return build(type(empty), found.where, describe(empty), tensors.shapes, tensors.read, device, None)
 
 

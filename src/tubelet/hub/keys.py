@@ -164,9 +164,10 @@ class Family:
     ``wide`` names those of our tensors that stay in float32 when a model is loaded in a narrower dtype.
 
     ``form`` says whose names these are: ``"diffusers"`` or ``"original"``, the repository of the model's authors; a
-    model known in both has a family for each. Where their config says too little, ``complete`` takes it (it may be
-    empty) with the shapes of all tensors, and returns the config that ``read_config`` reads. ``prefixes`` are what may
-    stand before every name of a file, such as ``"model.diffusion_model."``.
+    model known in both has a family for each. ``peer`` is empty where their files name no class. Where their config
+    says too little, ``complete`` takes it (it may be empty) with the shapes of all tensors, and returns the config that
+    ``read_config`` reads. ``prefixes`` are what may stand before every name of a file, such as
+    ``"model.diffusion_model."``.
 
     Example:
         >>> from tubelet.hub.wan import WAN

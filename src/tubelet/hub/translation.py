@@ -18,20 +18,27 @@ __all__: list[str] = []
 
 
 def to_ours(
-    family: Family, where: str, config: Mapping[str, Any], tensors: Tensors, dtype: torch.dtype | None = None
+    family: Family,
+    where: str,
+    config: Mapping[str, Any],
+    tensors: Tensors,
+    dtype: torch.dtype | None = None,
+    ours: Any = None,
 ) -> tuple[nn.Module, Tensors]:
     """Our model on the meta device and the tensors that belong into it.
 
-    ``dtype`` is that of floating-point tensors, float32 islands aside; ``where`` names the file in errors.
+    ``dtype`` is that of floating-point tensors, float32 islands aside; ``where`` names the file in errors. ``ours`` is
+    our config, where it is known; otherwise theirs is read.
 
     Raises:
         ValueError: a config that makes another model, or tensors that do not fit, in the file's names.
     """
     tensors = _without_prefix(family, tensors)
-    try:
-        ours = family.read_config(family.complete(config, tensors.shapes))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    if ours is None:
+        try:
+            ours = family.read_config(family.complete(config, tensors.shapes))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
     keys, make = family.keys(ours), cast(Any, family.model)
     known = {name: like for name, like in tensors.like.items() if not keys.ignores(name)}
     empty: nn.Module = make(ours, device="meta")
@@ -54,7 +61,7 @@ def to_theirs(family: Family, config: Any, tensors: Tensors) -> tuple[dict[str, 
         ValueError: a config that their class cannot have.
     """
     keys = family.keys(config)
-    written = {"_class_name": family.peer, **family.write_config(config)}
+    written = ({"_class_name": family.peer} if family.peer else {}) | family.write_config(config)
     groups = {name: group for group in keys.groups(tensors.like, "ours")[0] for name in group.theirs}
 
     def read(name: str) -> Tensor:
@@ -96,4 +103,5 @@ def _check(where: str, family: Family, expected: Mapping[str, Tensor], found: Ma
     faults += [f"{name} is {shapes[name]}, expected {wanted[name]}" for name in both if shapes[name] != wanted[name]]
     if faults:
         lines = "\n  ".join(faults)
-        raise ValueError(f"{where}: its tensors do not fit {family.peer} in {len(faults)} places:\n  {lines}")
+        model = family.peer or family.model.__name__
+        raise ValueError(f"{where}: its tensors do not fit {model} in {len(faults)} places:\n  {lines}")

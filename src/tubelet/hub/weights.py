@@ -87,7 +87,7 @@ def blueprint(
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """The model that a file describes, on the meta device, after its tensors were compared with the file's shapes."""
-    kind = _config_type(cls)
+    kind = config_type(cls)
     try:
         config = from_dict(kind, description["config"])
     except ValueError as error:
@@ -131,7 +131,8 @@ def _dotted_name(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _config_type(cls: type[nn.Module]) -> type[Any]:
+def config_type(cls: type[nn.Module]) -> type[Any]:
+    """The dataclass that a model is built from."""
     constructor: Any = getattr(cls, "__init__")  # noqa: B009
     kind = typing.get_type_hints(constructor).get("config")
     if not (isinstance(kind, type) and is_dataclass(kind)):
