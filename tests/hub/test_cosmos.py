@@ -1,5 +1,7 @@
 """Cosmos' adapter: configs both ways, and weights that return bit by bit."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cosmoses
@@ -9,14 +11,14 @@ from diffusers.loaders.single_file_utils import convert_cosmos_transformer_check
 from torch import Tensor
 
 from tubelet import models
-from tubelet.hub import from_diffusers, to_diffusers
+from tubelet.hub import from_diffusers, from_original, load_original, to_diffusers, to_original
 from tubelet.hub.cosmos import (
     cosmos_config_from_diffusers,
     cosmos_config_to_diffusers,
     cosmos_keys,
     cosmos_original_keys,
 )
-from tubelet.models import CosmosConfig
+from tubelet.models import CosmosConfig, mochi_10b
 
 PRESETS = [name for name in models.__all__ if name.startswith("cosmos_")]
 
@@ -98,3 +100,21 @@ def test_names_of_the_original_files_are_those_that_diffusers_converts(kind: str
     back = keys.to_ours(file | unread)
     assert all(torch.equal(tensor, back[name]) for name, tensor in model.state_dict().items())
     assert ("net.blocks.block1.blocks.0.block.attn.to_q.0.weight" in file) == (kind == "video")
+
+
+@pytest.mark.parametrize("kind", ["video", "frames", "projected"])
+def test_original_files_load_by_a_config_of_ours(kind: str, tmp_path: Path) -> None:
+    theirs = cosmoses.peer(kind)
+    model = from_diffusers(dict(theirs.config) | {"_class_name": "CosmosTransformer3DModel"}, theirs.state_dict())
+    config, state = to_original(model)
+    assert config == {}
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"Cosmos' own files hold no config: give ours, such as cosmos_1_7b\(\)"):
+        load_original(tmp_path / "model.pt", family="cosmos")
+    for loaded in (load_original(tmp_path / "model.pt", config=model.config), from_original(model.config, state)):
+        assert loaded.config == model.config
+        assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+    with pytest.raises(ValueError, match="its tensors do not fit CosmosTransformer in"):
+        load_original(tmp_path / "model.pt", config=replace(model.config, depth=1))
+    with pytest.raises(ValueError, match="MochiConfig has no adapter; there is one for files"):
+        load_original(tmp_path / "model.pt", config=mochi_10b())

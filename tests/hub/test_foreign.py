@@ -117,12 +117,21 @@ def test_misfits_are_listed_in_one_error_in_the_files_names(tmp_path: Path) -> N
 
 
 def test_other_classes_and_empty_folders_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "SomeModel"}))
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "WanTransformer3DModel"}))
     with pytest.raises(FileNotFoundError, match=r"no weights file 'diffusion_pytorch_model\.safetensors'"):
         load_diffusers(tmp_path)
-    save_file({}, tmp_path / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(ValueError, match=r"SomeModel has no adapter; there is one for .*WanTransformer3DModel \(Wan"):
+    (tmp_path / "config.json").write_text(json.dumps(["WanTransformer3DModel"]))
+    with pytest.raises(ValueError, match=r"config\.json is damaged or of another format"):
         load_diffusers(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"_class": "tubelet.models.WanTransformer"}))
+    with pytest.raises(ValueError, match=r"is a folder of tubelet's own form, which hub\.load reads"):
+        load_diffusers(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "SomeModel"}))
+    with pytest.raises(
+        ValueError, match=r"SomeModel has no adapter; there is one for .*WanTransformer3DModel \(WanTra"
+    ):
+        load_diffusers(tmp_path)
+    save_file({}, tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "WanTransformer3DModel", "sizes": 1}))
     with pytest.raises(ValueError, match=rf"{tmp_path}: config has keys \['sizes'\]"):
         load_diffusers(tmp_path)

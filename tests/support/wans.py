@@ -20,29 +20,29 @@ KINDS = ("text", "plain", "latents", "image", "two_images", "tokens")
 WIDE = WanTransformer3DModel._keep_in_fp32_modules
 
 
-def peer(kind: str, seed: int = 0) -> WanTransformer3DModel:
-    """A model of diffusers' in float32 whose every parameter is random."""
+def peer(kind: str, seed: int = 0, **sizes: Any) -> WanTransformer3DModel:
+    """A model of diffusers' in float32 whose every parameter is random; ``sizes`` replace those that are drawn."""
     draw = random.Random(seed)
     heads, head_dim = draw.randint(1, 3), draw.choice([8, 12, 16])
     image = kind in ("image", "two_images")
-    model = WanTransformer3DModel(
-        patch_size=draw.choice([(1, 2, 2), (1, 1, 2), (2, 2, 1)]),
-        num_attention_heads=heads,
-        attention_head_dim=head_dim,
-        in_channels=5 if kind in ("latents", "image", "two_images") else 2,
-        out_channels=2,
-        text_dim=draw.choice([6, 10]),
-        freq_dim=draw.choice([8, 32]),
-        ffn_dim=draw.choice([20, 28]),
-        num_layers=draw.randint(2, 3),
-        cross_attn_norm=kind != "plain",
-        eps=draw.choice([1e-6, 1e-5]),
-        image_dim=7 if image else None,
-        added_kv_proj_dim=heads * head_dim if image else None,
-        rope_max_seq_len=32,
-        pos_embed_seq_len=6 if kind == "two_images" else None,
-    )
-    return randomise(model, seed)
+    drawn: dict[str, Any] = {
+        "patch_size": draw.choice([(1, 2, 2), (1, 1, 2), (2, 2, 1)]),
+        "num_attention_heads": heads,
+        "attention_head_dim": head_dim,
+        "in_channels": 5 if kind in ("latents", "image", "two_images") else 2,
+        "out_channels": 2,
+        "text_dim": draw.choice([6, 10]),
+        "freq_dim": draw.choice([8, 32]),
+        "ffn_dim": draw.choice([20, 28]),
+        "num_layers": draw.randint(2, 3),
+        "cross_attn_norm": kind != "plain",
+        "eps": draw.choice([1e-6, 1e-5]),
+        "image_dim": 7 if image else None,
+        "added_kv_proj_dim": heads * head_dim if image else None,
+        "rope_max_seq_len": 32,
+        "pos_embed_seq_len": 6 if kind == "two_images" else None,
+    }
+    return randomise(WanTransformer3DModel(**drawn | sizes), seed)
 
 
 @dataclass

@@ -2,12 +2,30 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 
-__all__ = ["count", "existing", "folder", "names", "number", "positive", "rate", "sides", "video_file", "video_size"]
+import torch
+
+__all__ = [
+    "count",
+    "dtype",
+    "existing",
+    "folder",
+    "names",
+    "new",
+    "number",
+    "positive",
+    "rate",
+    "sides",
+    "size",
+    "video_file",
+    "video_size",
+]
 
 _MOST = 1_000_000
 _MOST_SEED = 2**62  # seeds of single samples count on from here, within the 64 bits that PyTorch takes
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _VIDEO_SUFFIXES = (".mp4", ".gif", ".webp", ".png")
 
 
@@ -124,6 +142,53 @@ def names(text: str) -> tuple[str, ...]:
     if "" in found:
         raise argparse.ArgumentTypeError(f"expected names with commas between them, got {text!r}")
     return found
+
+
+def dtype(text: str) -> torch.dtype:
+    """A floating-point type by name.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+
+    Example:
+        >>> dtype("bfloat16")
+        torch.bfloat16
+    """
+    if text not in _DTYPES:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(_DTYPES)}, got {text!r}")
+    return _DTYPES[text]
+
+
+def size(text: str) -> str:
+    """Bytes with a unit: KB, MB, GB or TB.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+
+    Example:
+        >>> size("500MB")
+        '500MB'
+    """
+    if not re.fullmatch(r"[1-9]\d*[KMGT]B", text):
+        raise argparse.ArgumentTypeError(f"expected a size such as 500MB or 2GB, got {text!r}")
+    return text
+
+
+def new(text: str) -> Path:
+    """A folder that does not exist and can be made.
+
+    Raises:
+        argparse.ArgumentTypeError: something is there, or the folder above may not be written.
+
+    Example:
+        >>> new("runs/wan").name
+        'wan'
+    """
+    path = Path(text)
+    if path.exists():
+        raise argparse.ArgumentTypeError(f"{text} exists already, and nothing is overwritten")
+    _check_writable(path)
+    return path
 
 
 def folder(text: str) -> Path:

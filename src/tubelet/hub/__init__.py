@@ -6,31 +6,52 @@ Any ``nn.Module`` takes part that has a frozen dataclass as its ``config`` and i
 - :func:`save` and :func:`load` keep one model in one folder, sharded, or read it from a Hugging Face repository;
 - :func:`save_bundle` and :func:`load_bundle` keep several models in one file;
 - :func:`load_diffusers`, :func:`save_diffusers`, :func:`from_diffusers` and :func:`to_diffusers` are the adapters to
-  diffusers' checkpoints; a :class:`Family` is one more;
+  diffusers' checkpoints, and the same four with ``original`` those to the files of a model's authors; a
+  :class:`Family` is one more;
+- :func:`convert` turns a checkpoint of one form into another without building a model;
+- :func:`use_attend` makes a model of diffusers' attend by :func:`tubelet.attend`;
 - :func:`read_metadata` reads what was noted beside either;
 - :func:`to_dict` and :func:`from_dict` are the configs' own two ways.
 """
 
+from tubelet.hub.attention import Attending, use_attend
 from tubelet.hub.bundles import load_bundle, save_bundle
 from tubelet.hub.configs import from_dict, to_dict
+from tubelet.hub.conversion import convert
 from tubelet.hub.files import load, read_metadata, save
-from tubelet.hub.foreign import from_diffusers, load_diffusers, save_diffusers, to_diffusers
+from tubelet.hub.foreign import (
+    from_diffusers,
+    from_original,
+    load_diffusers,
+    load_original,
+    save_diffusers,
+    save_original,
+    to_diffusers,
+    to_original,
+)
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
 
 __all__ = [
+    "Attending",
     "Entry",
     "Family",
     "KeyMap",
+    "convert",
     "from_dict",
     "from_diffusers",
+    "from_original",
     "load",
     "load_bundle",
     "load_diffusers",
+    "load_original",
     "read_metadata",
     "renamed",
     "save",
     "save_bundle",
     "save_diffusers",
+    "save_original",
     "to_dict",
     "to_diffusers",
+    "to_original",
+    "use_attend",
 ]

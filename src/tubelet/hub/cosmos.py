@@ -19,8 +19,11 @@ from tubelet.models.cosmos import CosmosConfig, CosmosTransformer
 
 __all__ = [
     "COSMOS",
+    "COSMOS_ORIGINAL",
     "cosmos_config_from_diffusers",
+    "cosmos_config_from_original",
     "cosmos_config_to_diffusers",
+    "cosmos_config_to_original",
     "cosmos_keys",
     "cosmos_original_keys",
 ]
@@ -139,6 +142,31 @@ def cosmos_config_to_diffusers(config: CosmosConfig) -> dict[str, Any]:
         "crossattn_proj_in_channels": config.text_dim if projected else _DEFAULTS["crossattn_proj_in_channels"],
         "encoder_hidden_states_channels": config.context_dim or _DEFAULTS["encoder_hidden_states_channels"],
     }
+
+
+def cosmos_config_from_original(config: Mapping[str, Any]) -> CosmosConfig:
+    """NVIDIA's files hold no config, and the tensors do not tell how positions are scaled.
+
+    Raises:
+        ValueError: always.
+
+    Example:
+        >>> cosmos_config_from_original({})
+        Traceback (most recent call last):
+        ValueError: Cosmos' own files hold no config: give ours, such as cosmos_1_7b()
+    """
+    raise ValueError("Cosmos' own files hold no config: give ours, such as cosmos_1_7b()")
+
+
+def cosmos_config_to_original(config: CosmosConfig) -> dict[str, Any]:
+    """Nothing, since NVIDIA's files hold no config.
+
+    Example:
+        >>> from tubelet.models import cosmos_1_7b
+        >>> cosmos_config_to_original(cosmos_1_7b())
+        {}
+    """
+    return {}
 
 
 def cosmos_keys(config: CosmosConfig) -> KeyMap:
@@ -341,3 +369,14 @@ COSMOS = Family(
     wide=tuple(f"positions.{axis}" for axis in _AXES),
 )
 """The adapter of :class:`tubelet.models.CosmosTransformer` to diffusers' class. Example: ``COSMOS.keys(config)``."""
+
+COSMOS_ORIGINAL = Family(
+    CosmosTransformer,
+    "",
+    cosmos_original_keys,
+    cosmos_config_from_original,
+    cosmos_config_to_original,
+    wide=COSMOS.wide,
+    form="original",
+)
+"""The adapter of :class:`tubelet.models.CosmosTransformer` to NVIDIA's files. Example: ``COSMOS_ORIGINAL.form``."""

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, overload
 from uuid import uuid4
@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from tubelet.files import parsing
+from tubelet.hub.tensors import fetch, held, opened, weight_files, write
 from tubelet.hub.weights import build, check_format, describe, gather, resolve, to_json
 
 __all__ = ["load", "read_metadata", "save"]
 
 M = TypeVar("M", bound=nn.Module)
-_CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_CONFIG, STEM = "config.json", "model"
 _OURS = re.compile(r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
 
@@ -57,14 +58,10 @@ def save(
         >>> sorted(file.name for file in folder.iterdir())
         ['config.json', 'model.safetensors']
     """
-    from huggingface_hub import save_torch_state_dict
-
     text = to_json({**describe(model), "metadata": dict(metadata or {})})
     with _replacing_folder(directory) as folder:
-        save_torch_state_dict(gather(model), folder, max_shard_size=max_shard_size, safe_serialization=True)
+        write(folder, held(gather(model)), STEM, max_shard_size)
         (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
-        for file in folder.glob("*.safetensors"):
-            file.chmod((folder / _CONFIG).stat().st_mode)
     return Path(directory)
 
 
@@ -126,19 +123,11 @@ def load(
         >>> type(loaded).__name__, torch.equal(loaded.embed.weight, encoder.embed.weight)
         ('WordEncoder', True)
     """
-    from safetensors import safe_open
-
-    folder = _fetch(source, revision)
-    description = _read_config(folder)
+    folder = fetch(source, "", revision)
+    description = read_description(folder)
     cls = resolve(description["_class"]) if cls is None else cls
-    with ExitStack() as stack:
-        files = []
-        for path in _weight_files(folder):
-            with parsing(path):
-                files.append(stack.enter_context(safe_open(path, "pt", device=str(device or "cpu"))))
-        where = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in where.items()}
-        return build(cls, str(folder), description, shapes, lambda name: where[name].get_tensor(name), device, dtype)
+    with opened(weight_files(folder, (STEM,)), device) as tensors:
+        return build(cls, str(folder), description, tensors.shapes, tensors.read, device, dtype)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -163,23 +152,13 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     from tubelet.hub.bundles import read_header
 
-    header = _read_config(Path(path)) if Path(path).is_dir() else read_header(path)
+    header = read_description(Path(path)) if Path(path).is_dir() else read_header(path)
     metadata: dict[str, Any] = header["metadata"]
     return metadata
 
 
-def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
-    """The local folder of ``source``, downloaded if need be."""
-    if Path(source).is_dir():
-        return Path(source)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
-        raise FileNotFoundError(f"{source} is neither a folder nor a repository's name 'owner/name'")
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(str(source), revision=revision, allow_patterns=["*.safetensors", "*.json"]))
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
+    """What a folder says about its model: class, config and metadata, checked."""
     if not (folder / _CONFIG).is_file():
         raise FileNotFoundError(f"{folder} holds no {_CONFIG}")
     with parsing(folder / _CONFIG):
@@ -187,18 +166,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
     check_format(description, {"_class", "format_version", "config", "metadata"}, str(folder / _CONFIG))
     checked: dict[str, Any] = description
     return checked
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The one weights file, or the shards that the index names; names only, so they stay in the folder."""
-    names = [_WEIGHTS]
-    if (folder / _INDEX).is_file():
-        with parsing(folder / _INDEX):
-            names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    for name in map(str, names):
-        if not _OURS.fullmatch(name) or not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no weights file {name!r}")
-    return [folder / name for name in names]
 
 
 @contextmanager

@@ -1,16 +1,16 @@
-"""Models of other projects in the Hugging Face layout: diffusers' folders of ``config.json`` and safetensors.
+"""Models of other projects: diffusers' folders of ``config.json`` and safetensors, and the files of a model's authors.
 
-The file is compared with the model before any tensor is read, in the file's own names; then each tensor is read,
-renamed and put on its device in its dtype, one at a time.
+A form is whose names a checkpoint has, ``"diffusers"`` or ``"original"``. Both have the same four functions, to and
+from files and to and from a config with a state dict. The file is compared with the model before any tensor is read,
+in the file's own names; then each tensor is read, renamed and put on its device in its dtype, one at a time.
 """
 
 import json
 import os
-import re
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,27 +21,42 @@ from tubelet.hub.cogvideox import COGVIDEOX
 from tubelet.hub.configs import to_dict
 from tubelet.hub.cosmos import COSMOS
 from tubelet.hub.hunyuan import HUNYUAN_VIDEO
+from tubelet.hub.cosmos import COSMOS, COSMOS_ORIGINAL
 from tubelet.hub.keys import Family
 from tubelet.hub.latte import LATTE
 from tubelet.hub.ltx import LTX
 from tubelet.hub.mochi import MOCHI
+from tubelet.hub.tensors import Tensors, fetch, held, opened, weight_files, write, write_json
+from tubelet.hub.translation import to_ours, to_theirs
 from tubelet.hub.wan import WAN
-from tubelet.hub.weights import build, gather
+from tubelet.hub.wan_original import WAN_ORIGINAL
+from tubelet.hub.weights import build, config_type, describe, gather
 
-__all__ = ["from_diffusers", "load_diffusers", "save_diffusers", "to_diffusers"]
+__all__ = [
+    "from_diffusers",
+    "from_original",
+    "load_diffusers",
+    "load_original",
+    "save_diffusers",
+    "save_original",
+    "to_diffusers",
+    "to_original",
+]
 
 _FAMILIES = (
     ALLEGRO,
     COGVIDEOX,
     COSMOS,
+    COSMOS_ORIGINAL,
     LATTE,
     LTX,
     HUNYUAN_VIDEO,
     MOCHI,
     WAN,
+    WAN_ORIGINAL,
 )
-_STEM = "diffusion_pytorch_model"
-_FILE = re.compile(_STEM + r"(-\d+-of-\d+)?\.safetensors")
+STEM = "diffusion_pytorch_model"
+_STEMS = {"diffusers": (STEM,), "original": (STEM, "model")}
 
 
 def load_diffusers(
@@ -78,19 +93,8 @@ def load_diffusers(
         >>> type(load_diffusers(folder.parent, subfolder="transformer", dtype=torch.bfloat16)).__name__
         'WanTransformer'
     """
-    from safetensors import safe_open
-
-    folder = _fetch(source, subfolder, revision)
-    with parsing(folder / "config.json"):
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    with ExitStack() as stack:
-        files = []
-        for path in _weight_files(folder):
-            with parsing(path):
-                files.append(stack.enter_context(safe_open(path, "pt", device=str(device or "cpu"))))
-        where = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in where.items()}
-        return _build(str(folder), config, shapes, lambda name: where[name].get_tensor(name), device, dtype)
+    with opened_foreign("diffusers", source, None, subfolder, revision, device) as found:
+        return _build(found, device, dtype)
 
 
 def from_diffusers(
@@ -108,12 +112,7 @@ def from_diffusers(
         >>> torch.equal(from_diffusers(*to_diffusers(model)).embed.weight, model.embed.weight)
         True
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-    def read(name: str) -> Tensor:
-        return state[name].detach().to(device or "cpu")
-
-    return _build("the state dict", config, shapes, read, device, dtype)
+    return _build(_in_memory("diffusers", config, state, None, device), device, dtype)
 
 
 def to_diffusers(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -128,11 +127,7 @@ def to_diffusers(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         >>> config["_class_name"], state["patch_embedding.weight"].shape
         ('WanTransformer3DModel', torch.Size([24, 16, 1, 2, 2]))
     """
-    family = _family(lambda family: type(model) is family.model, type(model).__name__)
-    config: Any = model.config
-    written = {"_class_name": family.peer, **family.write_config(config)}
-    state = family.keys(config).to_theirs(gather(model))
-    return written, {name: tensor.contiguous() for name, tensor in state.items()}
+    return _whole(*_theirs("diffusers", model))
 
 
 def save_diffusers(model: nn.Module, directory: str | os.PathLike[str], *, max_shard_size: int | str = "10GB") -> Path:
@@ -156,98 +151,214 @@ def save_diffusers(model: nn.Module, directory: str | os.PathLike[str], *, max_s
         >>> sorted(file.name for file in save_diffusers(model, tempfile.mkdtemp()).iterdir())
         ['config.json', 'diffusion_pytorch_model.safetensors']
     """
-    from huggingface_hub import save_torch_state_dict
+    return _save("diffusers", model, directory, max_shard_size)
 
+
+def load_original(
+    source: str | os.PathLike[str],
+    *,
+    family: str | None = None,
+    config: Any = None,
+    subfolder: str = "",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> nn.Module:
+    """Read a model as its authors publish it.
+
+    Args:
+        source: a folder with or without a ``config.json``; or one file of weights, ``.safetensors``, or ``.pt``,
+            ``.pth``, ``.bin`` or ``.ckpt`` of which only tensors are read, never code; or else a repository
+            ``"owner/name"``, of which only the subfolder's safetensors and JSON files are fetched.
+        family: the architecture, such as ``"wan"``, where no config names a class. What a config would say is then
+            taken from the tensors' shapes, where they say enough.
+        config: one of ours, such as ``cosmos_1_7b()``, instead of what the file says; it makes ``family`` needless.
+        subfolder: where in ``source`` the model lies, such as ``"high_noise_model"``.
+        device: where the weights go; the CPU by default.
+        dtype: of floating-point weights, float32 islands aside; None keeps the file's.
+        revision: branch, tag or commit of a repository.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        FileNotFoundError: no such folder or file, or no model in it.
+        ValueError: nothing says which model it is, a class that has no adapter, a config that makes another model, or
+            tensors that do not fit: one error lists all that are missing, unexpected or of another shape.
+
+    Example:
+        >>> import tempfile
+        >>> from tubelet.models import WanConfig, WanTransformer
+        >>> model = WanTransformer(WanConfig(dim=128, depth=1, heads=1, mlp_dim=32))
+        >>> folder = save_original(model, Path(tempfile.mkdtemp()) / "wan")
+        >>> type(load_original(folder / "diffusion_pytorch_model.safetensors", family="wan")).__name__
+        'WanTransformer'
+    """
+    with opened_foreign("original", source, family, subfolder, revision, device, config) as found:
+        return _build(found, device, dtype)
+
+
+def from_original(
+    config: Any,
+    state: Mapping[str, Tensor],
+    *,
+    family: str | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Our model from a state dict of its authors' and a config: theirs, which may be empty, or ours.
+
+    The rest is as in :func:`load_original`.
+
+    Example:
+        >>> from tubelet.models import WanConfig, WanTransformer
+        >>> config, state = to_original(WanTransformer(WanConfig(dim=128, depth=1, heads=1, mlp_dim=32)))
+        >>> from_original({}, state, family="wan").config == from_original(config, state).config
+        True
+    """
+    theirs, ours = (config, None) if isinstance(config, Mapping) else ({}, config)
+    return _build(_in_memory("original", theirs, state, family, device, ours), device, dtype)
+
+
+def to_original(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A model of ours as the config and the state dict of its authors' class.
+
+    Raises:
+        ValueError: the model's class has no adapter, or its config is one that their class cannot have.
+
+    Example:
+        >>> from tubelet.models import WanConfig, WanTransformer
+        >>> config, state = to_original(WanTransformer(WanConfig(dim=24, depth=1, heads=2, mlp_dim=32)))
+        >>> config["_class_name"], state["head.modulation"].shape
+        ('WanModel', torch.Size([1, 2, 24]))
+    """
+    return _whole(*_theirs("original", model))
+
+
+def save_original(model: nn.Module, directory: str | os.PathLike[str], *, max_shard_size: int | str = "10GB") -> Path:
+    """Write a model of ours as a folder in its authors' names; arguments and errors as in :func:`save_diffusers`.
+
+    Wan's own code reads such a folder. NVIDIA's reads ``torch.save`` of the state dict of :func:`to_original`.
+
+    Example:
+        >>> import tempfile
+        >>> from tubelet.models import WanConfig, WanTransformer
+        >>> model = WanTransformer(WanConfig(dim=24, depth=1, heads=2, mlp_dim=32))
+        >>> sorted(file.name for file in save_original(model, tempfile.mkdtemp()).iterdir())
+        ['config.json', 'diffusion_pytorch_model.safetensors']
+    """
+    return _save("original", model, directory, max_shard_size)
+
+
+def _whole(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    return config, {name: tensors.read(name) for name in tensors.like}
+
+
+class Found(NamedTuple):
+    """A checkpoint of another project's: what errors call it, its adapter, its config, its tensors and our config.
+
+    The last is None where their config says enough.
+    """
+
+    where: str
+    family: Family
+    config: Mapping[str, Any]
+    tensors: Tensors
+    ours: Any = None
+
+
+@contextmanager
+def opened_foreign(
+    form: str,
+    source: str | os.PathLike[str],
+    family: str | None,
+    subfolder: str,
+    revision: str | None,
+    device: torch.device | str | None = None,
+    ours: Any = None,
+) -> Iterator[Found]:
+    """A checkpoint in files, while they are open."""
+    path = fetch(source, subfolder, revision)
+    config: Mapping[str, Any] = {}
+    if path.is_file() and form == "diffusers":
+        raise FileNotFoundError(f"{path} is a file; a model of diffusers' is a folder")
+    if (described := path / "config.json").is_file():
+        with parsing(described):
+            config = {**json.loads(described.read_text(encoding="utf-8"))}
+    elif form == "diffusers":
+        raise FileNotFoundError(f"{path} holds no config.json")
+    if "_class" in config:
+        raise ValueError(f"{path} is a folder of tubelet's own form, which hub.load reads")
+    named = _named(form, config, family, ours)
+    files = [path] if path.is_file() else weight_files(path, _STEMS[form])
+    with opened(files, device) as tensors:
+        yield Found(str(path), named, config, tensors, ours)
+
+
+def adapter(form: str, cls: type[nn.Module]) -> Family:
+    """The family that writes a class of ours in another form."""
+    found = [family for family in _FAMILIES if family.form == form and family.model is cls]
+    if not found:
+        raise ValueError(f"{cls.__name__} has no adapter; {_known(form)}")
+    return found[0]
+
+
+def islands(cls: type[nn.Module]) -> Callable[[str], bool]:
+    """Which tensors of a class of ours stay in float32; none of a class without an adapter."""
+    found = [family for family in _FAMILIES if family.model is cls]
+    return found[0].stays_wide if found else lambda name: False
+
+
+def _named(form: str, config: Mapping[str, Any], name: str | None, ours: Any = None) -> Family:
+    """The family of a config of ours, or else of the class that their config names, or else of that name."""
+    peer = None if ours is not None else config.get("_class_name")
+    if peer is None and name is None and ours is None:
+        raise ValueError(f"the config names no class, so the family must be given; {_known(form)}")
+    found = [family for family in _FAMILIES if family.form == form and name in (None, family.name)]
+    found = [family for family in found if peer in (None, family.peer)]
+    if ours is not None:
+        found = [family for family in found if config_type(family.model) is type(ours)]
+    if not found:
+        asked = type(ours).__name__ if ours is not None else peer or "a config without a class"
+        raise ValueError(f"{asked}{f' as family {name!r}' if name else ''} has no adapter; {_known(form)}")
+    return found[0]
+
+
+def _known(form: str) -> str:
+    families = [family for family in _FAMILIES if family.form == form]
+    names = [f"{family.peer or 'files'} ({family.model.__name__}, family {family.name})" for family in families]
+    return f"there is one for {', '.join(names)}"
+
+
+def _in_memory(
+    form: str,
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    family: str | None,
+    device: torch.device | str | None,
+    ours: Any = None,
+) -> Found:
+    named = _named(form, config, family, ours)
+    return Found("the state dict", named, config, held(state, device or "cpu"), ours)
+
+
+def _build(found: Found, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Module:
+    """Our model from their config and their tensors."""
+    empty, tensors = to_ours(found.family, found.where, found.config, found.tensors, dtype, found.ours)
+    return build(type(empty), found.where, describe(empty), tensors.shapes, tensors.read, device, None)
+
+
+def _theirs(form: str, model: nn.Module) -> tuple[dict[str, Any], Tensors]:
+    family = adapter(form, type(model))
+    return to_theirs(family, model.config, held(gather(model)))
+
+
+def _save(form: str, model: nn.Module, directory: str | os.PathLike[str], max_shard_size: int | str) -> Path:
     folder = Path(directory)
     if folder.is_dir() and (there := sorted(file.name for file in folder.glob("*.safetensors*"))):
         raise ValueError(f"directory {directory} already holds {there}")
-    config, state = to_diffusers(model)
+    config, tensors = _theirs(form, model)
     folder.mkdir(parents=True, exist_ok=True)
-    pattern = _STEM + "{suffix}.safetensors"
-    save_torch_state_dict(state, folder, filename_pattern=pattern, max_shard_size=max_shard_size)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write(folder, tensors, STEM, max_shard_size)
+    write_json(folder / "config.json", config)
     return folder
-
-
-def _build(
-    where: str,
-    theirs: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    read: Callable[[str], Tensor],
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> nn.Module:
-    """Our model from their config and their tensors, of which ``read`` gives one by name."""
-    family = _family(lambda family: family.peer == theirs.get("_class_name"), str(theirs.get("_class_name")))
-    try:
-        config = family.read_config(theirs)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    keys, make = family.keys(config), cast(Any, family.model)
-    known = {name: shape for name, shape in shapes.items() if not keys.ignores(name)}
-    empty: nn.Module = make(config, device="meta")
-    _check(where, family, keys.to_theirs(gather(empty)), known)
-    sources = {name: group for group in keys.groups(known, "theirs")[0] for name in group.ours}
-
-    def read_ours(name: str) -> Tensor:
-        group = sources[name]
-        tensor = group.entry.to_ours(*map(read, group.theirs))[group.ours.index(name)]
-        return tensor if dtype is None else tensor.to(_dtype(family, name, tensor, dtype))
-
-    ours = {name: tuple(tensor.shape) for name, tensor in gather(empty).items()}
-    return build(family.model, where, {"config": to_dict(config)}, ours, read_ours, device, None)
-
-
-def _dtype(family: Family, name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """The dtype asked for, float32 or better in the family's islands; integers keep theirs."""
-    if not tensor.is_floating_point():
-        return tensor.dtype
-    return torch.promote_types(dtype, torch.float32) if family.stays_wide(name) else dtype
-
-
-def _check(where: str, family: Family, expected: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """One error in the file's names for all that does not fit."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    faults = [f"missing {name} {wanted[name]}" for name in wanted if name not in shapes]
-    faults += [f"unexpected {name} {shapes[name]}" for name in shapes if name not in wanted]
-    both = [name for name in wanted if name in shapes]
-    faults += [f"{name} is {shapes[name]}, expected {wanted[name]}" for name in both if shapes[name] != wanted[name]]
-    if faults:
-        lines = "\n  ".join(faults)
-        raise ValueError(f"{where}: its tensors do not fit {family.peer} in {len(faults)} places:\n  {lines}")
-
-
-def _family(fits: Callable[[Family], bool], name: str) -> Family:
-    for family in _FAMILIES:
-        if fits(family):
-            return family
-    known = [f"{family.peer} ({family.model.__name__})" for family in _FAMILIES]
-    raise ValueError(f"{name} has no adapter; there is one for {', '.join(known)}")
-
-
-def _fetch(source: str | os.PathLike[str], subfolder: str, revision: str | None) -> Path:
-    """The local folder, downloaded if need be."""
-    folder = Path(source) / subfolder
-    if not Path(source).is_dir():
-        if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
-            raise FileNotFoundError(f"{source} is neither a folder nor a repository's name 'owner/name'")
-        from huggingface_hub import snapshot_download
-
-        inside = f"{subfolder}/" if subfolder else ""
-        patterns = [f"{inside}*.safetensors", f"{inside}*.json"]
-        folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns)) / subfolder
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no config.json")
-    return folder
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The one weights file, or the shards that the index names; names only, so they stay in the folder."""
-    names, index = [f"{_STEM}.safetensors"], folder / f"{_STEM}.safetensors.index.json"
-    if index.is_file():
-        with parsing(index):
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    for name in map(str, names):
-        if not _FILE.fullmatch(name) or not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no weights file {name!r}")
-    return [folder / name for name in names]

@@ -19,10 +19,15 @@ __all__ = ["Entry", "Family", "KeyMap", "renamed"]
 
 Side = Literal["ours", "theirs"]
 Change = Callable[..., Sequence[Tensor]]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def _unchanged(*tensors: Tensor) -> Sequence[Tensor]:
     return tensors
+
+
+def _as_it_is(config: Mapping[str, Any], shapes: Shapes) -> Mapping[str, Any]:
+    return config
 
 
 @dataclass(frozen=True)
@@ -158,10 +163,16 @@ class Family:
     ``keys`` makes the map for a config, ``read_config`` and ``write_config`` turn their config into ours and back, and
     ``wide`` names those of our tensors that stay in float32 when a model is loaded in a narrower dtype.
 
+    ``form`` says whose names these are: ``"diffusers"`` or ``"original"``, the repository of the model's authors; a
+    model known in both has a family for each. ``peer`` is empty where their files name no class. Where their config
+    says too little, ``complete`` takes it (it may be empty) with the shapes of all tensors, and returns the config that
+    ``read_config`` reads. ``prefixes`` are what may stand before every name of a file, such as
+    ``"model.diffusion_model."``.
+
     Example:
         >>> from tubelet.hub.wan import WAN
-        >>> WAN.peer, WAN.model.__name__
-        ('WanTransformer3DModel', 'WanTransformer')
+        >>> WAN.peer, WAN.model.__name__, WAN.form
+        ('WanTransformer3DModel', 'WanTransformer', 'diffusers')
     """
 
     model: type[nn.Module]
@@ -170,6 +181,14 @@ class Family:
     read_config: Callable[[Mapping[str, Any]], Any]
     write_config: Callable[[Any], dict[str, Any]]
     wide: tuple[str, ...] = ()
+    form: str = "diffusers"
+    complete: Callable[[Mapping[str, Any], Shapes], Mapping[str, Any]] = field(default_factory=lambda: _as_it_is)
+    prefixes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The architecture's short name, that of its file below :mod:`tubelet.models`."""
+        return self.model.__module__.rpartition(".")[2]
 
     def stays_wide(self, name: str) -> bool:
         """Whether one of our tensors is part of a float32 island.

@@ -123,7 +123,7 @@ def wan_keys(config: WanConfig) -> KeyMap:
     image = f"{embedder}.image_embedder"
     return KeyMap(
         (
-            Entry(("embed.weight",), ("patch_embedding.weight",), *_patches(config)),
+            Entry(("embed.weight",), ("patch_embedding.weight",), *patches(config)),
             *renamed("embed", "patch_embedding", ["bias"]),
             *renamed("time.up", f"{embedder}.time_embedder.linear_1"),
             *renamed("time.down", f"{embedder}.time_embedder.linear_2"),
@@ -134,8 +134,8 @@ def wan_keys(config: WanConfig) -> KeyMap:
             *renamed("image.mlp.up", f"{image}.ff.net.0.proj"),
             *renamed("image.mlp.down", f"{image}.ff.net.2"),
             *renamed("image.after", f"{image}.norm2"),
-            _table("image.positions", f"{image}.pos_embed"),
-            _table("blocks.*.modulation.table", "blocks.*.scale_shift_table"),
+            table("image.positions", f"{image}.pos_embed"),
+            table("blocks.*.modulation.table", "blocks.*.scale_shift_table"),
             *_attention("blocks.*.branches.0.inner", "blocks.*.attn1"),
             *_attention("blocks.*.branches.1.inner", "blocks.*.attn2"),
             *renamed("blocks.*.branches.1.inner.image_k_proj", "blocks.*.attn2.add_k_proj"),
@@ -144,7 +144,7 @@ def wan_keys(config: WanConfig) -> KeyMap:
             *renamed("blocks.*.branches.1.norm", "blocks.*.norm2"),
             *renamed("blocks.*.branches.2.inner.up", "blocks.*.ffn.net.0.proj"),
             *renamed("blocks.*.branches.2.inner.down", "blocks.*.ffn.net.2"),
-            _table("final_modulation.table", "scale_shift_table"),
+            table("final_modulation.table", "scale_shift_table"),
             *renamed("project", "proj_out"),
         ),
         ignored=("blocks.*.attn2.norm_added_q.weight",),
@@ -161,12 +161,12 @@ def _attention(ours: str, theirs: str) -> Sequence[Entry]:
     )
 
 
-def _table(ours: str, theirs: str) -> Entry:
+def table(ours: str, theirs: str) -> Entry:
     """A table with a leading axis of one on their side."""
     return Entry((ours,), (theirs,), lambda t: [t.squeeze(0)], lambda t: [t.unsqueeze(0)])
 
 
-def _patches(config: WanConfig) -> tuple[Callable[[Tensor], list[Tensor]], Callable[[Tensor], list[Tensor]]]:
+def patches(config: WanConfig) -> tuple[Callable[[Tensor], list[Tensor]], Callable[[Tensor], list[Tensor]]]:
     """A convolution of stride its own size as a linear layer on patches ``(pt ph pw c)``, given channels behind."""
     t, h, w = config.patch
     channels = [config.latent_channels, config.given_channels]

@@ -11,7 +11,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,25 @@ def gather(model: nn.Module) -> dict[str, Tensor]:
     return {name: t.detach().contiguous() for name, t in model.state_dict().items() if name not in aliases}
 
 
+def blueprint(
+    cls: type[nn.Module],
+    where: str,
+    description: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """The model that a file describes, on the meta device, after its tensors were compared with the file's shapes."""
+    kind = config_type(cls)
+    try:
+        config = from_dict(kind, description["config"])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    make: Any = cls
+    model: nn.Module = make(config, device="meta", dtype=dtype)
+    _check_shapes(model, where, _aliases(model), shapes)
+    return model
+
+
 def build(
     cls: type[nn.Module],
     where: str,
@@ -92,16 +111,10 @@ def build(
 
     ``where`` names the file in errors.
     """
-    kind = _config_type(cls)
-    try:
-        config = from_dict(kind, description["config"])
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    model = cls(config, device="meta", dtype=dtype)
-    aliases = _aliases(model)
-    _check_shapes(model, where, aliases, shapes)
+    model = blueprint(cls, where, description, shapes, dtype)
+    config, aliases = cast(Any, model.config), _aliases(model)
     if set(dict(model.named_buffers())) - set(model.state_dict()):
-        model = cls(config, device=device, dtype=dtype)
+        model = cast(Any, cls)(config, device=device, dtype=dtype)
     tensors = {name: _cast(read(name), dtype) for name in shapes}
     model.load_state_dict(tensors | {name: tensors[first] for name, first in aliases.items()}, assign=True)
     for name, first in aliases.items():
@@ -118,7 +131,8 @@ def _dotted_name(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _config_type(cls: type[nn.Module]) -> type[Any]:
+def config_type(cls: type[nn.Module]) -> type[Any]:
+    """The dataclass that a model is built from."""
     constructor: Any = getattr(cls, "__init__")  # noqa: B009
     kind = typing.get_type_hints(constructor).get("config")
     if not (isinstance(kind, type) and is_dataclass(kind)):

@@ -1,0 +1,107 @@
+"""A checkpoint in one form as tensors of another, each computed when it is asked for.
+
+What a family says about names and configs is applied to tensors on the meta device first, which tells all shapes and
+dtypes and finds every misfit before a number is read.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.hub.keys import Family
+from tubelet.hub.tensors import Tensors
+from tubelet.hub.weights import gather
+
+__all__: list[str] = []
+
+
+def to_ours(
+    family: Family,
+    where: str,
+    config: Mapping[str, Any],
+    tensors: Tensors,
+    dtype: torch.dtype | None = None,
+    ours: Any = None,
+) -> tuple[nn.Module, Tensors]:
+    """Our model on the meta device and the tensors that belong into it.
+
+    ``dtype`` is that of floating-point tensors, float32 islands aside; ``where`` names the file in errors. ``ours`` is
+    our config, where it is known; otherwise theirs is read.
+
+    Raises:
+        ValueError: a config that makes another model, or tensors that do not fit, in the file's names.
+    """
+    tensors = _without_prefix(family, tensors)
+    if ours is None:
+        try:
+            ours = family.read_config(family.complete(config, tensors.shapes))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    keys, make = family.keys(ours), cast(Any, family.model)
+    known = {name: like for name, like in tensors.like.items() if not keys.ignores(name)}
+    empty: nn.Module = make(ours, device="meta")
+    _check(where, family, keys.to_theirs(gather(empty)), known)
+    groups = {name: group for group in keys.groups(known, "theirs")[0] for name in group.ours}
+
+    def read(name: str) -> Tensor:
+        group = groups[name]
+        tensor = group.entry.to_ours(*map(tensors.read, group.theirs))[group.ours.index(name)]
+        return _cast(family.stays_wide, name, tensor, dtype)
+
+    like = keys.to_ours(known)
+    return empty, Tensors({name: _cast(family.stays_wide, name, like[name], dtype) for name in gather(empty)}, read)
+
+
+def to_theirs(family: Family, config: Any, tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """Their config and their tensors.
+
+    Raises:
+        ValueError: a config that their class cannot have.
+    """
+    keys = family.keys(config)
+    written = ({"_class_name": family.peer} if family.peer else {}) | family.write_config(config)
+    groups = {name: group for group in keys.groups(tensors.like, "ours")[0] for name in group.theirs}
+
+    def read(name: str) -> Tensor:
+        group = groups[name]
+        return group.entry.to_theirs(*map(tensors.read, group.ours))[group.theirs.index(name)].contiguous()
+
+    return written, Tensors(keys.to_theirs(tensors.like), read)
+
+
+def recast(tensors: Tensors, dtype: torch.dtype | None, stays_wide: Callable[[str], bool]) -> Tensors:
+    """Tensors of ours in another dtype, but for the float32 islands that ``stays_wide`` names."""
+    like = {name: _cast(stays_wide, name, tensor, dtype) for name, tensor in tensors.like.items()}
+    return Tensors(like, lambda name: _cast(stays_wide, name, tensors.read(name), dtype))
+
+
+def _cast(stays_wide: Callable[[str], bool], name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The dtype asked for, float32 or better in the islands; integers keep theirs."""
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.promote_types(dtype, torch.float32) if stays_wide(name) else dtype)
+
+
+def _without_prefix(family: Family, tensors: Tensors) -> Tensors:
+    """The tensors without what stands before all of their names, where it is one of the family's prefixes."""
+    found = [prefix for prefix in family.prefixes if all(name.startswith(prefix) for name in tensors.like)]
+    if not found:
+        return tensors
+    like = {name.removeprefix(found[0]): tensor for name, tensor in tensors.like.items()}
+    return Tensors(like, lambda name: tensors.read(found[0] + name))
+
+
+def _check(where: str, family: Family, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """One error in the file's names for all that does not fit."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    faults = [f"missing {name} {wanted[name]}" for name in wanted if name not in shapes]
+    faults += [f"unexpected {name} {shapes[name]}" for name in shapes if name not in wanted]
+    both = [name for name in wanted if name in shapes]
+    faults += [f"{name} is {shapes[name]}, expected {wanted[name]}" for name in both if shapes[name] != wanted[name]]
+    if faults:
+        lines = "\n  ".join(faults)
+        model = family.peer or family.model.__name__
+        raise ValueError(f"{where}: its tensors do not fit {model} in {len(faults)} places:\n  {lines}")
