@@ -2,6 +2,7 @@
 
 import inspect
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import hunyuans
@@ -10,7 +11,7 @@ import torch
 from diffusers.loaders import single_file_utils
 from torch import Tensor
 
-from tubelet.hub import from_diffusers
+from tubelet.hub import from_diffusers, from_original, load_original, to_original
 from tubelet.hub.hunyuan_original import (
     hunyuan_video_config_from_original,
     hunyuan_video_config_to_original,
@@ -42,13 +43,26 @@ def converted(state: dict[str, Tensor], dim: int) -> dict[str, Tensor]:
 def test_what_we_write_is_what_diffusers_converter_takes_for_the_original(kind: str) -> None:
     theirs = hunyuans.peer(kind, num_refiner_layers=2)
     model = from_diffusers(dict(theirs.config) | {"_class_name": type(theirs).__name__}, theirs.state_dict())
-    keys = hunyuan_video_original_keys(model.config)
-    state, expected = keys.to_theirs(model.state_dict()), theirs.state_dict()
+    (config, state), expected = to_original(model), theirs.state_dict()
     got = converted(state, model.config.dim)
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
-    again = keys.to_ours(state)
-    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+    again = from_original(config, state)
+    assert again.config == model.config
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_file_alone_as_it_is_published(tmp_path: Path) -> None:
+    """PyTorch's own form, the tensors below ``"module"``, no config."""
+    theirs = hunyuans.peer(
+        "guided", num_refiner_layers=2, attention_head_dim=128, num_attention_heads=1, rope_axes_dim=(16, 56, 56),
+        rope_theta=256.0, patch_size=2, patch_size_t=1, in_channels=16, out_channels=16,
+    )  # fmt: skip
+    model = from_diffusers(dict(theirs.config) | {"_class_name": type(theirs).__name__}, theirs.state_dict())
+    torch.save({"module": to_original(model)[1]}, tmp_path / "mp_rank_00_model_states.pt")
+    again = load_original(tmp_path / "mp_rank_00_model_states.pt", family="hunyuan")
+    assert again.config == model.config
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("config", PRESETS)

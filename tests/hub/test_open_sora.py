@@ -1,17 +1,16 @@
 """Open-Sora 2's adapter: configs both ways, names as published, weights that return bit by bit."""
 
+from pathlib import Path
 from typing import Any
 
 import open_soras
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from tubelet.hub.open_sora import (
-    open_sora_config_from_original,
-    open_sora_config_to_original,
-    open_sora_original_keys,
-)
-from tubelet.models import OpenSoraConfig, OpenSoraTransformer, open_sora_2
+from tubelet.hub import from_original, load_original, to_original
+from tubelet.hub.open_sora import open_sora_config_from_original, open_sora_config_to_original
+from tubelet.models import OpenSoraConfig, open_sora_2
 
 PUBLISHED: dict[str, Any] = {
     "guidance_embed": False, "fused_qkv": False, "use_liger_rope": True, "in_channels": 64, "vec_in_dim": 768,
@@ -31,14 +30,21 @@ def test_the_published_config_is_the_preset() -> None:
 def test_configs_and_weights_return_bit_by_bit(kind: str) -> None:
     config = open_soras.sizes(kind)
     state = open_soras.checkpoint(config)
-    model = OpenSoraTransformer(open_sora_config_from_original(config), device="meta")
-    assert open_sora_config_to_original(model.config) == config
-    keys = open_sora_original_keys(model.config)
-    own = keys.to_ours(state)
-    assert {name: p.shape for name, p in own.items()} == {name: p.shape for name, p in model.state_dict().items()}
-    back = keys.to_theirs(own)
+    model = from_original(config, state, family="open_sora")
+    written, back = to_original(model)
+    assert written == config | {"_class_name": "MMDiTModel"}
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_a_file_alone_as_it_is_published(tmp_path: Path) -> None:
+    config = PUBLISHED | {"hidden_size": 128, "num_heads": 1, "depth": 1, "depth_single_blocks": 2, "in_channels": 12}
+    state = {name: tensor.float() for name, tensor in open_soras.checkpoint(config).items()}
+    save_file(state, tmp_path / "Open_Sora_v2.safetensors")
+    model = load_original(tmp_path / "Open_Sora_v2.safetensors", family="open_sora")
+    assert to_original(model)[0] == config | {"_class_name": "MMDiTModel"}
+    with pytest.raises(ValueError, match=r"there is no img_in\.weight"):
+        from_original({}, {"img.weight": torch.zeros(2)}, family="open_sora")
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,8 @@ from parity import error, randomise, size
 from torch import Tensor
 
 from tubelet.attention import FrameCausal, Joint, Window
-from tubelet.hub.open_sora import (
-    open_sora_config_from_original,
-    open_sora_config_to_original,
-    open_sora_original_keys,
-)
+from tubelet.hub import from_original
+from tubelet.hub.open_sora import open_sora_config_to_original, open_sora_original_keys
 from tubelet.layout import Grid, JointLayout, Rows, TokenLayout
 from tubelet.models import OpenSoraConfig, OpenSoraTransformer, open_sora_2
 from tubelet.protocols import Pattern
@@ -37,9 +34,9 @@ MIXTURE = Mixture({"x": 4, "given": 6}, {"text": 5}, {"pooled": (3,), "guidance"
 
 def ours(state: dict[str, Tensor], config: dict[str, Any]) -> OpenSoraTransformer:
     """The model of a checkpoint, in its dtype."""
-    model = OpenSoraTransformer(open_sora_config_from_original(config), dtype=state["img_in.weight"].dtype)
-    model.load_state_dict(open_sora_original_keys(model.config).to_ours(state))
-    return model.eval()
+    model = from_original(config, state, family="open_sora")
+    assert isinstance(model, OpenSoraTransformer)
+    return model
 
 
 @pytest.mark.parametrize("seed", [0, 1])

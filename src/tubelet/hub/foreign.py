@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from tubelet.files import parsing
 from tubelet.hub.allegro import ALLEGRO
 from tubelet.hub.cogvideox import COGVIDEOX
-from tubelet.hub.configs import to_dict
-from tubelet.hub.cosmos import COSMOS
-from tubelet.hub.hunyuan import HUNYUAN_VIDEO
 from tubelet.hub.cosmos import COSMOS, COSMOS_ORIGINAL
+from tubelet.hub.hunyuan import HUNYUAN_VIDEO
+from tubelet.hub.hunyuan_original import HUNYUAN_VIDEO_ORIGINAL
 from tubelet.hub.keys import Family
 from tubelet.hub.latte import LATTE
 from tubelet.hub.ltx import LTX
 from tubelet.hub.mochi import MOCHI
+from tubelet.hub.open_sora import OPEN_SORA
 from tubelet.hub.tensors import Tensors, fetch, held, opened, weight_files, write, write_json
 from tubelet.hub.translation import to_ours, to_theirs
 from tubelet.hub.wan import WAN
@@ -48,10 +48,12 @@ _FAMILIES = (
     COGVIDEOX,
     COSMOS,
     COSMOS_ORIGINAL,
+    HUNYUAN_VIDEO,
+    HUNYUAN_VIDEO_ORIGINAL,
     LATTE,
     LTX,
-    HUNYUAN_VIDEO,
     MOCHI,
+    OPEN_SORA,
     WAN,
     WAN_ORIGINAL,
 )

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from tubelet.hub.hunyuan import patches_in, patches_out
-from tubelet.hub.keys import Entry, KeyMap, renamed
-from tubelet.models.hunyuan import HunyuanVideoConfig
+from tubelet.hub.keys import Entry, Family, KeyMap, renamed
+from tubelet.models.hunyuan import HunyuanVideoConfig, HunyuanVideoTransformer
 
 __all__ = [
+    "HUNYUAN_VIDEO_ORIGINAL",
     "hunyuan_video_config_from_original",
     "hunyuan_video_config_to_original",
     "hunyuan_video_original_config",
@@ -257,3 +258,19 @@ def _single(ours: str, theirs: str, config: HunyuanVideoConfig) -> Sequence[Entr
         *renamed(f"{attention}.k_norm", f"{theirs}.k_norm", ["weight"]),
         *renamed(f"{ours}.inner.down", f"{theirs}.linear2"),
     )
+
+
+HUNYUAN_VIDEO_ORIGINAL = Family(
+    HunyuanVideoTransformer,
+    "HYVideoDiffusionTransformer",
+    hunyuan_video_original_keys,
+    hunyuan_video_config_from_original,
+    hunyuan_video_config_to_original,
+    form="original",
+    complete=hunyuan_video_original_config,
+    prefixes=("model.diffusion_model.", "model.model."),
+)
+"""The adapter between :class:`tubelet.models.HunyuanVideoTransformer` and its authors' class.
+
+Example: ``HUNYUAN_VIDEO_ORIGINAL.peer``.
+"""

@@ -2,11 +2,13 @@
 
 What differs beyond names: their patches have the order ``c ph pw``, ours ``ph pw c``; a block of one stream has values
 and MLP in one matrix, ours in two. Of their two ways to store queries, keys and values this is that of the published
-model, one matrix each (``fused_qkv=False``).
+model, one matrix each (``fused_qkv=False``). Their file has no config, so that one is read from the tensors' shapes;
+which features of a head turn together (``use_liger_rope``) no shape tells.
 
 Source: https://github.com/hpcaitech/Open-Sora, ``opensora/models/mmdit``.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +16,16 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from tubelet.hub.keys import Entry, KeyMap, renamed
-from tubelet.models.open_sora import OpenSoraConfig
+from tubelet.hub.keys import Entry, Family, KeyMap, renamed
+from tubelet.models.open_sora import OpenSoraConfig, OpenSoraTransformer
 
-__all__ = ["open_sora_config_from_original", "open_sora_config_to_original", "open_sora_original_keys"]
+__all__ = [
+    "OPEN_SORA",
+    "open_sora_config_from_original",
+    "open_sora_config_to_original",
+    "open_sora_original_config",
+    "open_sora_original_keys",
+]
 
 Change = Callable[[Tensor], list[Tensor]]
 
@@ -40,6 +48,52 @@ _DEFAULTS: dict[str, Any] = {
     "patch_size": 2,
 }
 """The published model's; their class has no defaults for most."""
+
+
+def open_sora_original_config(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What a config of theirs leaves open, from the shapes of the tensors.
+
+    Args:
+        config: what is known; empty for a file alone.
+        shapes: of every tensor, by their names.
+
+    Returns:
+        A config that :func:`open_sora_config_from_original` reads.
+
+    Raises:
+        ValueError: tensors that every Open-Sora 2 has are missing.
+
+    Example:
+        >>> open_sora_original_config({}, {"img_in.weight": (64, 16)})
+        Traceback (most recent call last):
+        ValueError: the tensors are not MMDiTModel's: there is no double_blocks.0.img_attn.norm.query_norm.scale
+    """
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in shapes:
+            raise ValueError(f"the tensors are not MMDiTModel's: there is no {name}")
+        return shapes[name]
+
+    def depth(prefix: str) -> int:
+        names = (re.match(rf"{prefix}\.(\d+)\.", name) for name in shapes)
+        return 1 + max((int(match[1]) for match in names if match), default=-1)
+
+    dim, channels = shape("img_in.weight")
+    heads = dim // shape("double_blocks.0.img_attn.norm.query_norm.scale")[0]
+    return {
+        "in_channels": channels,
+        "vec_in_dim": shape("vector_in.in_layer.weight")[1],
+        "context_in_dim": shape("txt_in.weight")[1],
+        "hidden_size": dim,
+        "mlp_ratio": shape("double_blocks.0.img_mlp.0.weight")[0] / dim,
+        "num_heads": heads,
+        "depth": depth("double_blocks"),
+        "depth_single_blocks": depth("single_blocks"),
+        "qkv_bias": "double_blocks.0.img_attn.q_proj.bias" in shapes,
+        "guidance_embed": "guidance_in.in_layer.weight" in shapes,
+        "cond_embed": "cond_in.weight" in shapes,
+        **config,
+    }
 
 
 def open_sora_config_from_original(config: Mapping[str, Any]) -> OpenSoraConfig:
@@ -219,3 +273,18 @@ def _patches_out(config: OpenSoraConfig) -> tuple[Change, Change]:
         lambda rows: [rearrange(rows, "(c h w) ... -> (h w c) ...", h=h, w=w)],
         lambda rows: [rearrange(rows, "(h w c) ... -> (c h w) ...", h=h, w=w)],
     )
+
+
+OPEN_SORA = Family(
+    OpenSoraTransformer,
+    "MMDiTModel",
+    open_sora_original_keys,
+    open_sora_config_from_original,
+    open_sora_config_to_original,
+    form="original",
+    complete=open_sora_original_config,
+)
+"""The adapter between :class:`tubelet.models.OpenSoraTransformer` and its authors' class.
+
+Example: ``OPEN_SORA.peer``.
+"""
