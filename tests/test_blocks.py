@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tubelet.attention import Attention, CrossAttention
-from tubelet.blocks import Branch, Part, TransformerBlock, gated, modulate
+from tubelet.blocks import Branch, ModulatedNorm, Part, TransformerBlock, gated, modulate
 from tubelet.conditioning import AdaLNSingle, AdaLNZero, LabelEmbedding, ModulationSlice, TimestepEmbedding
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.mlp import MLP
@@ -204,6 +204,18 @@ def test_an_unmodulated_branch_adds_and_hands_on_what_it_takes() -> None:
 def test_a_modulated_branch_needs_conditioning() -> None:
     with pytest.raises(ValueError, match="cond is None"):
         Branch(nn.Identity(), modulation=AdaLNZero(2, 2))(torch.ones(1, 2))
+
+
+def test_a_modulated_norm_is_its_formula_and_a_plain_one_the_norm() -> None:
+    x, cond = torch.randn(2, 5, 8, **F64), Rows(torch.randn(2, 8, **F64))
+    source = AdaLNZero(8, 8, parts=2, **F64)
+    nn.init.normal_(source.proj.weight)
+    shift, scale = (source.proj(nn.functional.silu(cond.values))).chunk(2, dim=-1)
+    expected = nn.functional.layer_norm(x, (8,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+    torch.testing.assert_close(ModulatedNorm(LayerNorm(8, affine=False), source)(x, cond), expected)
+    assert torch.equal(ModulatedNorm(LayerNorm(8, **F64))(x, cond), LayerNorm(8, **F64)(x))
+    with pytest.raises(ValueError, match="cond is None, but this norm"):
+        ModulatedNorm(LayerNorm(8), source)(x)
 
 
 def test_closed_gates_leave_tokens_as_they_are() -> None:

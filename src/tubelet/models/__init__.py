@@ -24,6 +24,7 @@ from tubelet.models.cosmos import (
     cosmos_2_v2w_2b,
     cosmos_2_v2w_14b,
 )
+from tubelet.models.dit import Conditioning, DiT, DiTConfig, dit_adaln_zero, dit_b, dit_l, dit_s, dit_xl
 from tubelet.models.experts import NoiseExperts
 from tubelet.models.hunyuan import (
     HunyuanVideoConfig,
@@ -62,10 +63,13 @@ __all__ = [
     "AllegroTransformer",
     "CogVideoXConfig",
     "CogVideoXTransformer",
+    "Conditioning",
     "CosmosConfig",
     "CosmosTransformer",
     "HunyuanVideoConfig",
     "HunyuanVideoTransformer",
+    "DiT",
+    "DiTConfig",
     "LTXConfig",
     "LTXTransformer",
     "LatteArrangement",
@@ -110,6 +114,11 @@ __all__ = [
     "latte_positions",
     "latte_s",
     "latte_xl",
+    "dit_adaln_zero",
+    "dit_b",
+    "dit_l",
+    "dit_s",
+    "dit_xl",
     "ltx_2b",
     "ltx_13b",
     "ltx_places",

@@ -11,6 +11,13 @@ modules also know text: a token with a frame index below 0 gets a zero vector, o
 - :class:`MixedRope3d` and :class:`FractionalRope3d`: rotations that differ from head to head;
 - :class:`Interpolation`, :class:`FirstPixel`, :class:`FrameRate`, :class:`AreaNormalised`, :class:`CentralFit`,
   :class:`Stretched` and :func:`ntk_theta`: other places and other frequencies than the index's.
+- :class:`Interpolation`, :class:`FirstPixel`, :class:`FrameRate`, :class:`AreaNormalised`, :class:`CentralFit` and
+  :func:`ntk_theta`: other places and other frequencies than the index's.
+- :func:`sincos_1d`, :func:`sincos_2d`, :func:`sincos_3d`, :class:`SinCos2d` and :class:`SinCos3d`: sinusoids to add;
+- :class:`LearnedPositions`, :class:`LearnedGridPositions`: tables to add;
+- :class:`Rope3d` and :func:`apply_rope`: rotations of queries and keys, in three layouts of which
+  :func:`convert_rope` turns weights of one into those of another;
+- :class:`MixedRope3d` and :class:`FractionalRope3d`: rotations that differ from head to head;
 
 Angles are computed in float64 (float32 where the device has none) and rounded once.
 """
@@ -27,7 +34,7 @@ from tubelet.positions.maps import (
 )
 from tubelet.positions.per_head import FractionalRope3d, MixedRope3d
 from tubelet.positions.rotary import Rope3d, Rotary, RotaryLayout, apply_rope, convert_rope, rope_angles, rope_axes
-from tubelet.positions.sincos import SinCos3d, sincos_1d, sincos_2d, sincos_3d
+from tubelet.positions.sincos import SinCos2d, SinCos3d, sincos_1d, sincos_2d, sincos_3d
 
 __all__ = [
     "AreaNormalised",
@@ -43,6 +50,7 @@ __all__ = [
     "Rope3d",
     "Rotary",
     "RotaryLayout",
+    "SinCos2d",
     "SinCos3d",
     "Stretched",
     "apply_rope",
