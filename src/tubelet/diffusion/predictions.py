@@ -106,7 +106,7 @@ def split_channels(prediction: Float[Tensor, "*lead e"], channels: Sequence[int]
     if min(channels) < 1 or prediction.shape[-1] % sum(channels):
         raise ValueError(f"prediction is {prediction.shape[-1]} wide, which are no cells of channels={tuple(channels)}")
     cells = rearrange(prediction, "... (p c) -> ... p c", c=sum(channels))
-    return tuple(part.flatten(-2) for part in cells.split(list(channels), dim=-1))
+    return tuple(part.flatten(-2) for part in torch.split(cells, list(channels), dim=-1))
 
 
 def to_x0_eps(
