@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -10,16 +10,16 @@ import dits
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
+from dits import multiply_adds, parameters, per_depth
 from parity import error, in_bfloat16, randomise, size
 from torch import Tensor, nn
 
 from tubelet import models
-from tubelet.attention import Attention, CrossAttention, FrameCausal, Joint, Spatial, Window
+from tubelet.attention import FrameCausal, Joint, Spatial, Window
 from tubelet.hub import from_diffusers
 from tubelet.hub.dit import dit_keys
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.models import DiT, DiTConfig
-from tubelet.norms import LayerNorm
 from tubelet.protocols import Pattern
 
 F64 = {"dtype": torch.float64}
@@ -85,39 +85,6 @@ PUBLISHED = {
     "dit_l": {8: (5.01, 458_594_816), 4: (19.70, 458_053_760), 2: (80.71, 458_102_816)},
     "dit_xl": {8: (7.39, 675_683_072), 4: (29.05, 675_074_432), 2: (118.64, 675_129_632)},
 }
-
-
-def per_depth(measure: Callable[[DiTConfig], float], config: DiTConfig) -> float:
-    """What grows by the same amount with every block, from two models of one and of two."""
-    one, two = (measure(dataclasses.replace(config, depth=depth)) for depth in (1, 2))
-    return one + (config.depth - 1) * (two - one)
-
-
-def parameters(config: DiTConfig) -> int:
-    return size(DiT(config, device="meta"))
-
-
-def multiply_adds(config: DiTConfig, side: int = 32, **options: Any) -> float:
-    """Billions for one image of so many latent cells a side, counted where they happen; a norm has one a number."""
-    model, patch, total = DiT(config, device="meta", **options), config.patch[1], 0
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        nonlocal total
-        if isinstance(module, nn.Linear):
-            total += out.numel() * module.in_features
-        elif isinstance(module, Attention):
-            total += 2 * inputs[0].shape[-2] * inputs[0].numel()  # scores, and the sum of values
-        elif isinstance(module, CrossAttention):
-            total += 2 * 2 * inputs[0].numel()  # two keys
-        elif isinstance(module, LayerNorm):
-            total += out.numel()
-
-    for module in model.modules():
-        module.register_forward_hook(count)
-    layout = TokenLayout.dense(1, Grid(1, side // patch, side // patch)).on("meta")
-    t = layout.rows(torch.zeros(1, device="meta"), "sample")
-    model(torch.zeros(1, (side // patch) ** 2, patch * patch * 4, device="meta"), t, LABELS[:1].to("meta"), layout)
-    return total / 1e9
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)
@@ -228,7 +195,7 @@ class Masked(nn.Module):
         self.inner, self.allowed = inner, allowed
 
     def forward(self, x: Tensor, layout: Any) -> Tensor:
-        q, k, v = self.inner._qkv(x, None)
+        q, k, v = self.inner.qkv(x, None)
         scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
         weights = scores.masked_fill(~self.allowed, -torch.inf).softmax(-1)
         return self.inner.out_proj(torch.einsum("hqk,khd->qhd", weights, v).flatten(1))

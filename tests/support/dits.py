@@ -1,6 +1,8 @@
 """Tiny DiTs of diffusers' with drawn sizes and random weights, and one input for either implementation."""
 
+import dataclasses
 import random
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -8,11 +10,13 @@ from typing import Any
 import torch
 from diffusers import DiTTransformer2DModel
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
-from parity import randomise
-from torch import Tensor
+from parity import randomise, size
+from torch import Tensor, nn
 
+from tubelet.attention import Attention, CrossAttention
 from tubelet.layout import Grid, TokenLayout
-from tubelet.models import DiT
+from tubelet.models import DiT, DiTConfig
+from tubelet.norms import LayerNorm
 from tubelet.patchify import fold, unfold
 
 KINDS = ("trained", "larger", "smaller")
@@ -93,3 +97,41 @@ def in_float64(model: DiTTransformer2DModel, monkeypatch: Any) -> Any:
         embed.pos_embed = get_2d_sincos_pos_embed(embed.pos_embed.shape[-1], embed.height, base_size=embed.height)[None]
         patch.setattr(model.transformer_blocks[0].norm1.emb.time_proj, "forward", sinusoid)
         yield model
+
+
+def per_depth(measure: Callable[[DiTConfig], float], config: DiTConfig) -> float:
+    """What grows by the same amount with every block, from two models of one and of two."""
+    one, two = (measure(dataclasses.replace(config, depth=depth)) for depth in (1, 2))
+    return one + (config.depth - 1) * (two - one)
+
+
+def parameters(config: DiTConfig, **options: Any) -> int:
+    return size(DiT(config, device="meta", **options))
+
+
+def multiply_adds(config: DiTConfig, side: int = 32, **options: Any) -> float:
+    """Billions for one image of so many latent cells a side, counted where they happen; a norm has one a number."""
+    model, patch, total = DiT(config, device="meta", **options), config.patch[1], 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Linear):
+            total += out.numel() * module.in_features
+        elif isinstance(module, Attention):
+            total += 2 * inputs[0].shape[-2] * inputs[0].numel()  # scores, and the sum of values
+        elif isinstance(module, CrossAttention):
+            total += 2 * 2 * inputs[0].numel()  # two keys
+        elif isinstance(module, LayerNorm):
+            total += out.numel()
+
+    for module in model.modules():
+        module.register_forward_hook(count)
+    layout = TokenLayout.dense(1, Grid(1, side // patch, side // patch)).on("meta")
+    t = layout.rows(torch.zeros(1, device="meta"), "sample")
+    model(
+        torch.zeros(1, (side // patch) ** 2, patch * patch * 4, device="meta"),
+        t,
+        torch.zeros(1, dtype=torch.long, device="meta"),
+        layout,
+    )
+    return total / 1e9

@@ -20,8 +20,8 @@ from tubelet.hub.allegro import ALLEGRO
 from tubelet.hub.cogvideox import COGVIDEOX
 from tubelet.hub.configs import to_dict
 from tubelet.hub.cosmos import COSMOS
-from tubelet.hub.hunyuan import HUNYUAN_VIDEO
 from tubelet.hub.dit import DIT
+from tubelet.hub.hunyuan import HUNYUAN_VIDEO
 from tubelet.hub.keys import Family
 from tubelet.hub.latte import LATTE
 from tubelet.hub.ltx import LTX

@@ -25,6 +25,7 @@ from tubelet.models.cosmos import (
     cosmos_2_v2w_14b,
 )
 from tubelet.models.dit import Conditioning, DiT, DiTConfig, dit_adaln_zero, dit_b, dit_l, dit_s, dit_xl
+from tubelet.models.dit_conditioning import dit_adaln, dit_cross_attention, dit_in_context
 from tubelet.models.experts import NoiseExperts
 from tubelet.models.hunyuan import (
     HunyuanVideoConfig,
@@ -66,10 +67,10 @@ __all__ = [
     "Conditioning",
     "CosmosConfig",
     "CosmosTransformer",
-    "HunyuanVideoConfig",
-    "HunyuanVideoTransformer",
     "DiT",
     "DiTConfig",
+    "HunyuanVideoConfig",
+    "HunyuanVideoTransformer",
     "LTXConfig",
     "LTXTransformer",
     "LatteArrangement",
@@ -103,6 +104,14 @@ __all__ = [
     "cosmos_2_t2i_14b",
     "cosmos_2_v2w_2b",
     "cosmos_2_v2w_14b",
+    "dit_adaln",
+    "dit_adaln_zero",
+    "dit_b",
+    "dit_cross_attention",
+    "dit_in_context",
+    "dit_l",
+    "dit_s",
+    "dit_xl",
     "hunyuan_video",
     "hunyuan_video_i2v",
     "hunyuan_video_i2v_concat",
@@ -114,11 +123,6 @@ __all__ = [
     "latte_positions",
     "latte_s",
     "latte_xl",
-    "dit_adaln_zero",
-    "dit_b",
-    "dit_l",
-    "dit_s",
-    "dit_xl",
     "ltx_2b",
     "ltx_13b",
     "ltx_places",

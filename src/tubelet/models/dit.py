@@ -25,7 +25,7 @@ from tubelet.blocks import Branch, ModulatedNorm, TransformerBlock
 from tubelet.conditioning import AdaLNZero, LabelEmbedding, ModulationSlice, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_labels, check_rows, check_tokens, on, reset_children
+from tubelet.models.inputs import check_per_sample, check_rows, check_tokens, on, reset_children
 from tubelet.norms import LayerNorm
 from tubelet.positions import SinCos2d, SinCos3d, Stretched
 from tubelet.protocols import Pattern
@@ -205,7 +205,11 @@ class DiT(nn.Module):
         self.config = config
         dim = config.dim
         self.embed = nn.Linear(config.patch_dim, dim, device=device, dtype=dtype)
-        self.places = _as_they_are if config.base_grid is None else Stretched((float(config.base_grid[0]), float(config.base_grid[1])))
+        self.places = (
+            _as_they_are
+            if config.base_grid is None
+            else Stretched((float(config.base_grid[0]), float(config.base_grid[1])))
+        )
         self.positions = {2: SinCos2d, 3: SinCos3d}[config.position_axes](dim)
         self.time = TimestepEmbedding(dim, config.frequencies, freq_shift=config.freq_shift, device=device, dtype=dtype)
         self.label = LabelEmbedding(config.classes, dim, device=device, dtype=dtype)
@@ -251,7 +255,7 @@ class DiT(nn.Module):
         index = on(layout, x)
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_rows(t, index.shape)
-        check_labels(labels, index)
+        check_per_sample("labels", labels, (), index)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         h: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
         places = self.places(index.coords, index.extent)
