@@ -67,6 +67,10 @@ def test_embeddings_of_time_and_label_equal_dits() -> None:
 def test_labels_outside_the_table_are_named() -> None:
     with pytest.raises(ValueError, match="labels lie between -1 and 3, but the table has 0 to 10"):
         LabelEmbedding(10, 4)(torch.tensor([3, -1]))
+    without = LabelEmbedding(10, 4, null=False)
+    with pytest.raises(ValueError, match="labels lie between 2 and 10, but the table has 0 to 9"):
+        without(torch.tensor([10, 2]))
+    assert without.null is None and without(torch.tensor([9])).shape == (1, 4)
 
 
 def test_adaln_is_closed_at_the_start_and_is_linear_of_silu() -> None:

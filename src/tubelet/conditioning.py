@@ -107,6 +107,7 @@ class LabelEmbedding(nn.Module):
     Args:
         classes: number of labels; label ``classes`` is the null one (arXiv:2207.12598, section 3).
         dim: width of the vectors.
+        null: whether there is a null label; without, the attribute ``null`` is None.
 
     Raises:
         ValueError: at the call on the CPU, a label is outside the table (on other devices the lookup itself fails).
@@ -118,11 +119,17 @@ class LabelEmbedding(nn.Module):
     """
 
     def __init__(
-        self, classes: int, dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        classes: int,
+        dim: int,
+        *,
+        null: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.null = classes
-        self.table = nn.Embedding(classes + 1, dim, device=device, dtype=dtype)
+        self.null = classes if null else None
+        self.table = nn.Embedding(classes + null, dim, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -133,8 +140,8 @@ class LabelEmbedding(nn.Module):
         """``(r,)`` labels to ``(r, dim)``."""
         if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
             low, high = (int(side) for side in labels.aminmax())
-            if low < 0 or high > self.null:
-                raise ValueError(f"labels lie between {low} and {high}, but the table has 0 to {self.null}")
+            if low < 0 or high >= (rows := self.table.num_embeddings):
+                raise ValueError(f"labels lie between {low} and {high}, but the table has 0 to {rows - 1}")
         out: Tensor = self.table(labels)
         return out
 
