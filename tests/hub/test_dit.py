@@ -1,15 +1,18 @@
 """DiT's adapters: configs both ways, and weights that return bit by bit, of diffusers' form and of the authors'."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import dits
 import pytest
 import torch
+from diffusers import DiTTransformer2DModel
 from parity import error
+from safetensors.torch import load_file
 from torch import Tensor
 
-from tubelet.hub import from_diffusers, to_diffusers
+from tubelet.hub import from_diffusers, load_diffusers, save_diffusers, to_diffusers
 from tubelet.hub.dit import dit_config_from_diffusers, dit_config_to_diffusers, dit_keys, dit_published_keys
 from tubelet.layout import Grid, TokenLayout
 from tubelet.models import DiT, DiTConfig, dit_b, dit_l, dit_s, dit_xl
@@ -40,6 +43,17 @@ def test_their_configs_and_weights_return_bit_by_bit(seed: int) -> None:
     assert len({tensor.data_ptr() for tensor in back.values()}) == len(back)  # files hold no tensor twice
     keys = dit_keys(model.config)
     assert all(torch.equal(t, model.state_dict()[name]) for name, t in keys.to_ours(back).items())
+
+
+def test_what_we_save_they_read_and_we(tmp_path: Path) -> None:
+    theirs = dits.peer()
+    config = dict(theirs.config) | {"_class_name": "DiTTransformer2DModel"}
+    folder = save_diffusers(from_diffusers(config, theirs.state_dict()), tmp_path / "ours")
+    again = DiTTransformer2DModel.from_config(DiTTransformer2DModel.load_config(folder)).eval()
+    again.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
+    asked = dits.question("trained", theirs)
+    assert torch.equal(asked.theirs(again), asked.theirs(theirs))
+    assert error(asked.ours(load_diffusers(folder)), asked.theirs(theirs)) <= 1e-5
 
 
 def test_blocks_with_different_embeddings_are_refused() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tubelet import models
 from tubelet.attention import FrameCausal, Joint, Spatial, Window
+from tubelet.diffusion import VP, Process, cfg, ddim_step, sample, split_channels
 from tubelet.hub import from_diffusers
 from tubelet.hub.dit import dit_keys
 from tubelet.layout import Grid, Rows, TokenLayout
@@ -251,6 +252,25 @@ def test_the_prediction_is_zero_at_the_start_and_a_model_made_on_meta_resets_who
         assert torch.equal(block(h, cond, {"layout": index}), h)  # each block is the identity
     for linear, std in ((model.time.up, 0.02), (model.time.down, 0.02), (model.label.table, 0.02)):
         assert 0.01 < linear.weight.std() < 0.03, std
+
+
+def test_guided_samples_of_a_mixture_are_those_of_each_alone() -> None:
+    """The published way: the noise of a model that learned its variance too, guided on some channels, through DDIM."""
+    model, process = tiny(config=dataclasses.replace(TINY, out_channels=4)), Process(path=VP.linear(), prediction="eps")
+
+    def sampled(x: Tensor, labels: Tensor, layout: TokenLayout) -> Tensor:
+        def predict(labels: Tensor, x: Tensor, t: Rows) -> Tensor:
+            return split_channels(model(x, t, labels, layout), (2, 2))[0]
+
+        both = partial(predict, labels), partial(predict, torch.full_like(labels, model.label.null))
+        with torch.no_grad():
+            return sample(cfg(*both, 2.0, channels=(1, 2)), x, process.times(4, **F64), process=process, step=ddim_step)
+
+    given = inputs()
+    got = sampled(given["x"].detach(), LABELS, given["layout"])
+    ones = (one for one, _ in alone(given, levels("sample"), "sample"))
+    pieces = [sampled(one["x"].detach(), one["labels"], one["layout"])[0] for one in ones]
+    torch.testing.assert_close(got, torch.cat(pieces), rtol=1e-9, atol=1e-9)
 
 
 def test_it_learns() -> None:
