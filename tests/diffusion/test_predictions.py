@@ -17,11 +17,9 @@ from tubelet.diffusion import (
     coefficients,
     from_x0_eps,
     level,
-    split_channels,
     to_x0_eps,
 )
 from tubelet.layout import Grid, Rows, TokenLayout
-from tubelet.patchify import fold, unfold
 from tubelet.protocols import Path
 
 KINDS = get_args(Prediction)
@@ -32,17 +30,6 @@ def pair(seed: int, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x0, eps = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
     return x0, eps
-
-
-def test_parts_of_every_cell_are_the_parts_of_the_video() -> None:
-    video = torch.randn(2, 6, 4, 2, 6)
-    parts = split_channels(fold(video, (2, 1, 3)), (1, 3, 2))
-    assert all(
-        torch.equal(unfold(part, Grid(2, 2, 2), (2, 1, 3)), whole)
-        for part, whole in zip(parts, video.split([1, 3, 2], dim=1), strict=True)
-    )
-    with pytest.raises(ValueError, match=r"36 wide, which are no cells of channels=\(4, 4\)"):
-        split_channels(fold(video, (2, 1, 3)), (4, 4))
 
 
 @pytest.mark.parametrize("path", PATHS)

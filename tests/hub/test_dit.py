@@ -16,7 +16,7 @@ from tubelet.hub import from_diffusers, load_diffusers, save_diffusers, to_diffu
 from tubelet.hub.dit import dit_config_from_diffusers, dit_config_to_diffusers, dit_keys, dit_published_keys
 from tubelet.layout import Grid, TokenLayout
 from tubelet.models import DiT, DiTConfig, dit_b, dit_l, dit_s, dit_xl
-from tubelet.patchify import fold, unfold
+from tubelet.patchify import fold
 
 PRESETS = [make(patch) for make in (dit_s, dit_b, dit_l, dit_xl) for patch in (8, 4, 2)]
 
@@ -69,9 +69,10 @@ def test_blocks_with_different_embeddings_are_refused() -> None:
     ("config", "says"),
     [
         ({"sizes": 3}, r"config has keys \['sizes'\]"),
-        ({"activation_fn": "geglu"}, "activation_fn='geglu', but DiT's is 'gelu-approximate'"),
+        ({"activation_fn": "geglu"}, "activation_fn='geglu', but this model has 'gelu-approximate'"),
         ({"norm_elementwise_affine": True}, "norm_elementwise_affine=True"),
         ({"dropout": 0.1}, "dropout=0.1"),
+        ({"out_channels": 3}, "out_channels=3 are fewer than in_channels=4"),
         ({"sample_size": 33}, "sample_size=33 is not a multiple of patch_size=2"),
     ],
 )
@@ -105,8 +106,8 @@ def published(config: DiTConfig, side: int) -> dict[str, Tensor]:
         "t_embedder.mlp.0.weight": (d, 256), "t_embedder.mlp.0.bias": (d,),
         "t_embedder.mlp.2.weight": (d, d), "t_embedder.mlp.2.bias": (d,),
         "y_embedder.embedding_table.weight": (config.classes + 1, d),
-        "final_layer.linear.weight": (p * p * config.out_channels, d),
-        "final_layer.linear.bias": (p * p * config.out_channels,),
+        "final_layer.linear.weight": (config.out_dim, d),
+        "final_layer.linear.bias": (config.out_dim,),
         "final_layer.adaLN_modulation.1.weight": (2 * d, d), "final_layer.adaLN_modulation.1.bias": (2 * d,),
     }  # fmt: skip
     for i in range(config.depth):
@@ -171,7 +172,7 @@ def test_the_published_files_make_the_published_model(patch: int) -> None:
     layout = TokenLayout.dense(2, grid)
     t = layout.rows((steps.double() + 1) / 1000, "sample")
     with torch.no_grad():
-        got = unfold(model(fold(z[:, :, None], config.patch), t, labels, layout), grid, config.patch)[:, :, 0]
+        got = dits.as_images(model, model(fold(z[:, :, None], config.patch), t, layout, labels), grid)
     # their table of positions is rounded to float32
     assert error(got, by_definition(state, config, z, steps, labels)) <= 1e-6
     exact = dict(state)

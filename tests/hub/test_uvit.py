@@ -44,6 +44,6 @@ def test_the_published_files_make_the_published_model(kind: str) -> None:
 
 
 def test_models_of_videos_have_no_such_file() -> None:
-    for change in ({"patch": (2, 2, 2)}, {"grid": (2, 3, 3)}):
-        with pytest.raises(ValueError, match="the published models have no frames"):
+    for change, says in (({"patch": (2, 2, 2)}, "square and of one frame"), ({"grid": (2, 3, 3)}, "no frames")):
+        with pytest.raises(ValueError, match=says):
             uvit_published_keys(uvits.tiny("plain", **change))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tubelet import models
 from tubelet.attention import FrameCausal, Joint, Spatial, Window
-from tubelet.diffusion import VP, Process, cfg, ddim_step, sample, split_channels
+from tubelet.diffusion import VP, Process, cfg, ddim_step, sample
 from tubelet.hub import from_diffusers
 from tubelet.hub.dit import dit_keys
 from tubelet.layout import Grid, Rows, TokenLayout
@@ -25,8 +25,8 @@ from tubelet.protocols import Pattern
 
 F64 = {"dtype": torch.float64}
 TINY = DiTConfig(
-    dim=32, depth=2, heads=2, mlp_dim=20, latent_channels=2, out_channels=3, classes=5, patch=(1, 1, 2), frequencies=8,
-    position_axes=3, base_grid=(3, 2),
+    dim=32, depth=2, heads=2, mlp_dim=20, latent_channels=2, variance_channels=1, classes=5, patch=(1, 1, 2),
+    frequencies=8, position_axes=3, base_grid=(3, 2),
 )  # fmt: skip
 GRIDS, LABELS = [Grid(2, 2, 1), Grid(1, 1, 3), Grid(3, 1, 2)], torch.tensor([4, 5, 0])  # 4 + 3 + 6 tokens
 LEVELS = ("sample", "frame", "token")
@@ -225,8 +225,8 @@ def test_a_video_under_spatial_attention_is_its_frames_as_images() -> None:
     model = tiny(Spatial(), dataclasses.replace(TINY, position_axes=2))
     x, levels = torch.randn(1, 3, 4, 4, **F64), torch.rand(3, **F64)
     layout, images = TokenLayout.dense(1, Grid(3, 2, 2)), TokenLayout.dense(3, Grid(1, 2, 2))
-    got = model(x.flatten(1, 2), layout.rows(levels, "frame"), LABELS[:1], layout)
-    expected = model(x[0], images.rows(levels, "sample"), LABELS[:1].expand(3), images)
+    got = model(x.flatten(1, 2), layout.rows(levels, "frame"), layout, LABELS[:1])
+    expected = model(x[0], images.rows(levels, "sample"), images, LABELS[:1].expand(3))
     torch.testing.assert_close(got[0], expected.flatten(0, 1), rtol=1e-11, atol=1e-11)
 
 
@@ -234,7 +234,7 @@ def test_frames_have_places_of_their_own_where_the_config_asks_for_them() -> Non
     layout = TokenLayout.dense(1, Grid(2, 1, 2))
     t, frame = Rows(torch.tensor([0.5], **F64)), torch.randn(1, 2, 4, **F64)
     for axes, alike in ((2, True), (3, False)):
-        out = tiny(config=dataclasses.replace(TINY, position_axes=axes))(frame.repeat(1, 2, 1), t, LABELS[:1], layout)
+        out = tiny(config=dataclasses.replace(TINY, position_axes=axes))(frame.repeat(1, 2, 1), t, layout, LABELS[:1])
         assert torch.allclose(out[0, :2], out[0, 2:], rtol=1e-9, atol=1e-9) == alike
 
 
@@ -256,11 +256,11 @@ def test_the_prediction_is_zero_at_the_start_and_a_model_made_on_meta_resets_who
 
 def test_guided_samples_of_a_mixture_are_those_of_each_alone() -> None:
     """The published way: the noise of a model that learned its variance too, guided on some channels, through DDIM."""
-    model, process = tiny(config=dataclasses.replace(TINY, out_channels=4)), Process(path=VP.linear(), prediction="eps")
+    model, process = tiny(), Process(path=VP.linear(), prediction="eps")
 
     def sampled(x: Tensor, labels: Tensor, layout: TokenLayout) -> Tensor:
         def predict(labels: Tensor, x: Tensor, t: Rows) -> Tensor:
-            return split_channels(model(x, t, labels, layout), (2, 2))[0]
+            return model(x, t, layout, labels)[..., :4]
 
         both = partial(predict, labels), partial(predict, torch.full_like(labels, model.label.null))
         with torch.no_grad():
@@ -276,14 +276,14 @@ def test_guided_samples_of_a_mixture_are_those_of_each_alone() -> None:
 def test_it_learns() -> None:
     """Eight labelled latents by heart: the loss falls by more than ten."""
     torch.manual_seed(0)
-    model = DiT(dataclasses.replace(TINY, classes=8, out_channels=2, position_axes=2, base_grid=None))
+    model = DiT(dataclasses.replace(TINY, classes=8, variance_channels=0, position_axes=2, base_grid=None))
     latents, noise = torch.randn(8, 4, 4), torch.randn(8, 4, 4)
     layout = TokenLayout.dense(8, Grid(1, 2, 2)).on("cpu")
     t = layout.rows(torch.full((8,), 0.7), "sample")
     x = (1 - 0.7) * latents + 0.7 * noise
     optimiser, losses = torch.optim.AdamW(model.parameters(), 3e-3), []
     for _ in range(120):
-        loss = (model(x, t, torch.arange(8), layout) - noise).square().mean()
+        loss = (model(x, t, layout, torch.arange(8)) - noise).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -305,7 +305,7 @@ def test_one_graph_serves_many_layouts() -> None:
         t = index.rows(torch.rand(len(grids), **F64), "sample")
         labels = index.rows(torch.arange(len(grids)) % 6, "sample").values
         x = torch.randn(16, 4, **F64)
-        torch.testing.assert_close(compiled(x, t, labels, index), model(x, t, labels, index))
+        torch.testing.assert_close(compiled(x, t, index, labels), model(x, t, index, labels))
     assert len(compiles) == 1
 
 
@@ -332,6 +332,7 @@ def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> 
         ({"heads": 5}, "dim=32 is not a multiple of heads=5"),
         ({"dim": 24}, "dim=24 is not a multiple of 16, which position_axes=3 need"),
         ({"position_axes": 1}, "position_axes must be 2 or 3, got 1"),
+        ({"variance_channels": -1}, "variance_channels must not be negative, got -1"),
         ({"frequencies": 7}, "even and positive, got 7"),
         ({"patch": (1, 0, 2)}, r"patch=\(1, 0, 2\)"),
         ({"base_grid": (0, 2)}, r"base_grid=\(0, 2\) is too small"),

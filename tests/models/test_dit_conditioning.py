@@ -16,8 +16,8 @@ from tubelet.models import DiT, DiTConfig, dit_adaln, dit_adaln_zero, dit_cross_
 
 F64 = {"dtype": torch.float64}
 TINY = DiTConfig(
-    dim=16, depth=2, heads=2, mlp_dim=20, latent_channels=2, out_channels=3, classes=5, patch=(1, 1, 2), frequencies=8,
-    eps=1e-5, mlp_eps=1e-3,
+    dim=16, depth=2, heads=2, mlp_dim=20, latent_channels=2, variance_channels=1, classes=5, patch=(1, 1, 2),
+    frequencies=8, eps=1e-5, mlp_eps=1e-3,
 )  # fmt: skip
 WAYS = [dit_adaln_zero, dit_adaln, dit_cross_attention, dit_in_context]
 GRIDS, LABELS = [Grid(2, 2, 1), Grid(1, 1, 3), Grid(3, 1, 2)], torch.tensor([4, 5, 0])
@@ -80,10 +80,10 @@ def attended(inner: nn.Module, x: Tensor, keys: Tensor) -> Tensor:
 def test_each_is_its_formula(way: Any) -> None:
     model, x = tiny(way), torch.randn(5, 4, **F64)
     layout = TokenLayout.dense(1, Grid(1, 1, 5))
-    got = model(x[None], layout.rows(torch.tensor([0.3], **F64), "sample"), torch.tensor([3]), layout)[0]
+    got = model(x[None], layout.rows(torch.tensor([0.3], **F64), "sample"), layout, torch.tensor([3]))[0]
     torch.testing.assert_close(got, by_definition(model, way, x, 0.3, 3), rtol=1e-11, atol=1e-11)
-    assert error(model(x[None], Rows(torch.tensor([0.4], **F64)), torch.tensor([3]), layout)[0], got) > 1e-3
-    assert error(model(x[None], Rows(torch.tensor([0.3], **F64)), torch.tensor([2]), layout)[0], got) > 1e-3
+    assert error(model(x[None], Rows(torch.tensor([0.4], **F64)), layout, torch.tensor([3]))[0], got) > 1e-3
+    assert error(model(x[None], Rows(torch.tensor([0.3], **F64)), layout, torch.tensor([2]))[0], got) > 1e-3
 
 
 @pytest.mark.parametrize("capacity", [None, 20])
@@ -94,7 +94,7 @@ def test_packed_equals_separate(way: Any, capacity: int | None) -> None:
     levels = torch.tensor([0.2, 0.5, 0.9], **F64)
     x = torch.randn(13, 4, **F64)
     padded = torch.cat([x, torch.full((layout.width - 13, 4), torch.nan, **F64)])
-    got = model(padded, layout.rows(levels, "sample"), LABELS, layout)[:13]
+    got = model(padded, layout.rows(levels, "sample"), layout, LABELS)[:13]
     got.square().sum().backward()
     packed = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -102,7 +102,7 @@ def test_packed_equals_separate(way: Any, capacity: int | None) -> None:
         x.split([4, 3, 6]), got.split([4, 3, 6]), levels, LABELS, GRIDS, strict=True
     ):
         alone = TokenLayout.dense(1, grid)
-        expected = model(one[None], alone.rows(level[None], "sample"), label[None], alone)[0]
+        expected = model(one[None], alone.rows(level[None], "sample"), alone, label[None])[0]
         torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-11)
         expected.square().sum().backward()
     for name, p in model.named_parameters():
@@ -113,7 +113,7 @@ def test_packed_equals_separate(way: Any, capacity: int | None) -> None:
 def test_conditions_as_tokens_take_one_level_a_sample(way: Any) -> None:
     layout, x = TokenLayout.packed(GRIDS), torch.randn(13, 4, **F64)
     with pytest.raises(ValueError, match="t has 6 noise levels, but conditions are tokens of 3 samples"):
-        tiny(way)(x, layout.rows(torch.rand(6, **F64), "frame"), LABELS, layout)
+        tiny(way)(x, layout.rows(torch.rand(6, **F64), "frame"), layout, LABELS)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -123,7 +123,7 @@ def test_all_start_at_zero_and_reset_whole(way: Any) -> None:
         nn.init.constant_(parameter, torch.nan)
     model.reset_parameters()
     layout = TokenLayout.packed(GRIDS)
-    out = model(torch.randn(13, 4, **F64), layout.rows(torch.rand(3, **F64), "sample"), LABELS, layout)
+    out = model(torch.randn(13, 4, **F64), layout.rows(torch.rand(3, **F64), "sample"), layout, LABELS)
     assert torch.equal(out, torch.zeros(13, 6, **F64))
 
 
@@ -142,5 +142,5 @@ def test_one_graph_serves_many_layouts(way: Any) -> None:
         t = index.rows(torch.rand(len(grids), **F64), "sample")
         labels = index.rows(torch.arange(len(grids)) % 6, "sample").values
         x = torch.randn(16, 4, **F64)
-        torch.testing.assert_close(compiled(x, t, labels, index), model(x, t, labels, index))
+        torch.testing.assert_close(compiled(x, t, index, labels), model(x, t, index, labels))
     assert len(compiles) == 1

@@ -66,7 +66,14 @@ class Question:
         x = fold(self.latents[:, :, None].to(model.project.weight.dtype), patch)
         with torch.set_grad_enabled(grad):
             t = layout.rows((self.time.double() + 1) / 1000, "sample")
-            return unfold(model(x, t, self.labels, layout), grid, patch)[:, :, 0]
+            return as_images(model, model(x, t, layout, self.labels), grid)
+
+
+def as_images(model: DiT, prediction: Tensor, grid: Grid) -> Tensor:
+    """Noise and variance of patches as channels (b, c, h, w)."""
+    width, patch = model.config.patch_dim, model.config.patch
+    parts = prediction.split([width, model.config.out_dim - width], dim=-1)
+    return torch.cat([unfold(part, grid, patch)[:, :, 0] for part in parts if part.shape[-1]], dim=1)
 
 
 def question(kind: str, model: DiTTransformer2DModel, seed: int = 0) -> Question:
@@ -128,10 +135,6 @@ def multiply_adds(config: DiTConfig, side: int = 32, **options: Any) -> float:
         module.register_forward_hook(count)
     layout = TokenLayout.dense(1, Grid(1, side // patch, side // patch)).on("meta")
     t = layout.rows(torch.zeros(1, device="meta"), "sample")
-    model(
-        torch.zeros(1, (side // patch) ** 2, patch * patch * 4, device="meta"),
-        t,
-        torch.zeros(1, dtype=torch.long, device="meta"),
-        layout,
-    )
+    labels = torch.zeros(1, dtype=torch.long, device="meta")
+    model(torch.zeros(1, (side // patch) ** 2, patch * patch * 4, device="meta"), t, layout, labels)
     return total / 1e9

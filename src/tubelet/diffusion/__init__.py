@@ -11,15 +11,7 @@ from tubelet.diffusion.known import Known
 from tubelet.diffusion.losses import masked_mean, squared_error
 from tubelet.diffusion.noise import noise_like, noise_stream
 from tubelet.diffusion.paths import VP, RectifiedFlow
-from tubelet.diffusion.predictions import (
-    Coefficients,
-    Prediction,
-    coefficients,
-    from_x0_eps,
-    level,
-    split_channels,
-    to_x0_eps,
-)
+from tubelet.diffusion.predictions import Coefficients, Prediction, coefficients, from_x0_eps, level, to_x0_eps
 from tubelet.diffusion.process import Density, Process, constant, discrete, identity, logit_normal, shift_warp, uniform
 from tubelet.diffusion.samplers import ddim_step, euler_step, heun_step, hold, one_row, sample
 
@@ -50,7 +42,6 @@ __all__ = [
     "one_row",
     "sample",
     "shift_warp",
-    "split_channels",
     "squared_error",
     "to_x0_eps",
     "uniform",

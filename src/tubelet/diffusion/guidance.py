@@ -1,9 +1,9 @@
 """Guidance: functions from denoisers to a denoiser. Shapes: those of the denoisers, ``(*lead, c)``.
 
 Classifier-free guidance (Ho and Salimans, 2022, arXiv:2207.12598) in the convention ``u + scale·(c - u)``: 1 is the
-conditional prediction, 0 the unconditional one. (U-ViT writes ``c + s·(c - u)``; its ``s`` is ``scale - 1``.) It may be
-restricted to the first channels of every cell: DiT (Peebles and Xie, 2022, arXiv:2212.09748, section 5) leaves the last
-of four latent channels and the predicted variances alone.
+conditional prediction, 0 the unconditional one. (U-ViT writes ``c + s·(c - u)``; its ``s`` is ``scale - 1``.) What a
+model predicts beyond the width of its input, a learned variance, is never guided, and DiT (Peebles and Xie, 2022,
+arXiv:2212.09748) guides three of its four latent channels alone.
 """
 
 import math
@@ -34,13 +34,12 @@ def cfg(
         conditional: the denoiser with its condition.
         unconditional: the denoiser without.
         scale: the guidance scale, or a function from noise levels ``(r,)`` to scales ``(r,)``: :func:`interval`.
-        channels: ``(k, c)`` guides the first ``k`` of the ``c`` channels of a cell, which are the last axis of a patch
-            ``(pt ph pw c)``, and leaves the others as the conditional denoiser has them. The published DiT has (3, 8);
-            (4, 8) guides its whole noise. None: all.
+        channels: ``(k, c)`` guides the first ``k`` of the ``c`` channels of each cell of a patch ``(pt ph pw c)``, and
+            leaves the others as the conditional denoiser has them: (3, 4) for the published DiT. None: all.
 
     Raises:
         ValueError: ``scale`` is a number that is not finite, or ``channels`` are not ``0 < k <= c``; at the call, the
-            two predictions differ in shape, or are not made of ``c`` channels.
+            two predictions differ in shape, or ``x`` is not made of ``c`` channels.
 
     Example:
         >>> guided = cfg(lambda x, t: x, lambda x, t: 0 * x, 3.0)
@@ -63,7 +62,9 @@ def cfg(
         difference = with_condition - without
         factor = level(t.map(scale), difference).to(difference.dtype) if callable(scale) else scale
         moved = without + factor * difference
-        return moved if channels is None else torch.where(_first(moved, channels), moved, with_condition)
+        if channels is None and moved.shape[-1] == x.shape[-1]:
+            return moved
+        return torch.where(_guided(moved, x.shape[-1], channels), moved, with_condition)
 
     return guided
 
@@ -85,12 +86,13 @@ def interval(scale: float, low: float, high: float) -> Callable[[Tensor], Tensor
     return partial(_inside, scale=scale, low=low, high=high)
 
 
-def _first(x: Tensor, channels: tuple[int, int]) -> Bool[Tensor, " e"]:
-    """Which numbers of a patch are the first channels of a cell."""
-    k, c = channels
-    if x.shape[-1] % c:
-        raise ValueError(f"predictions are {x.shape[-1]} wide, which are no cells of channels={channels}")
-    return torch.arange(x.shape[-1], device=x.device) % c < k
+def _guided(prediction: Tensor, width: int, channels: tuple[int, int] | None) -> Bool[Tensor, " e"]:
+    """Which numbers of a prediction from so wide an input are those of guided channels."""
+    k, c = (width, width) if channels is None else channels
+    if width % c:
+        raise ValueError(f"x is {width} wide, which are no cells of channels={channels}")
+    place = torch.arange(prediction.shape[-1], device=prediction.device)
+    return (place < width) & (place % c < k)
 
 
 def _inside(t: Tensor, scale: float, low: float, high: float) -> Tensor:

@@ -11,18 +11,16 @@ Each pair of equations is solved for (x0, eps) directly: ``v`` and ``velocity`` 
 hold at zero signal-to-noise ratio and on clean data. Shapes: ``(*lead, c)`` with noise levels as ``Rows``.
 """
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from tubelet.layout import Rows
 from tubelet.protocols import Path
 
-__all__ = ["Coefficients", "Prediction", "coefficients", "from_x0_eps", "level", "split_channels", "to_x0_eps"]
+__all__ = ["Coefficients", "Prediction", "coefficients", "from_x0_eps", "level", "to_x0_eps"]
 
 Prediction = Literal["eps", "x0", "v", "velocity"]
 """The names of what a network may predict. Example: ``"velocity"``."""
@@ -84,29 +82,6 @@ def coefficients(path: Path, t: Rows, like: Float[Tensor, "..."]) -> Coefficient
     times = t.map(lambda values: values.to(dtype))
     functions = (path.alpha, path.sigma, path.alpha_dot, path.sigma_dot)
     return Coefficients(*(level(times.map(fn), like) for fn in functions))
-
-
-def split_channels(prediction: Float[Tensor, "*lead e"], channels: Sequence[int]) -> tuple[Float[Tensor, "..."], ...]:
-    """The parts of a prediction that has several for each cell, such as DiT's noise and variance.
-
-    Args:
-        prediction: patches ``(pt ph pw c)`` whose cells hold the parts' channels end to end.
-        channels: how many each part has: (4, 4) for the published DiT.
-
-    Returns:
-        Patches of each part.
-
-    Raises:
-        ValueError: ``channels`` are not positive, or do not make cells of the prediction.
-
-    Example:
-        >>> [part.tolist() for part in split_channels(torch.tensor([[1.0, 2.0, 9.0, 3.0, 4.0, 8.0]]), (2, 1))]
-        [[[1.0, 2.0, 3.0, 4.0]], [[9.0, 8.0]]]
-    """
-    if min(channels) < 1 or prediction.shape[-1] % sum(channels):
-        raise ValueError(f"prediction is {prediction.shape[-1]} wide, which are no cells of channels={tuple(channels)}")
-    cells = rearrange(prediction, "... (p c) -> ... p c", c=sum(channels))
-    return tuple(part.flatten(-2) for part in torch.split(cells, list(channels), dim=-1))
 
 
 def to_x0_eps(

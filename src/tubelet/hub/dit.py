@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
+from tubelet.hub.pixart import attention_keys, checked_config, embed_keys, project_keys, square_patch
 from tubelet.models.dit import DiT, DiTConfig
-from tubelet.patchify import conv3d_weight_to_linear, linear_weight_to_conv3d
 from tubelet.positions import sincos_2d
 
 __all__ = [
@@ -68,13 +68,10 @@ def dit_config_from_diffusers(config: Mapping[str, Any]) -> DiTConfig:
         >>> dit_config_from_diffusers({"num_layers": 12, "out_channels": 8}).base_grid
         (16, 16)
     """
-    unknown = sorted(key for key in config if key not in _DEFAULTS and not key.startswith("_"))
-    if unknown:
-        raise ValueError(f"config has keys {unknown}, which DiTTransformer2DModel does not have")
-    c = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
-    for name in _FIXED:
-        if c[name] != _DEFAULTS[name]:
-            raise ValueError(f"{name}={c[name]!r}, but DiT's is {_DEFAULTS[name]!r}")
+    c = checked_config(config, _DEFAULTS, {name: _DEFAULTS[name] for name in _FIXED}, "DiTTransformer2DModel")
+    out = c["out_channels"] or c["in_channels"]
+    if out < c["in_channels"]:
+        raise ValueError(f"out_channels={out} are fewer than in_channels={c['in_channels']}")
     if c["sample_size"] % c["patch_size"]:
         raise ValueError(f"sample_size={c['sample_size']} is not a multiple of patch_size={c['patch_size']}")
     dim, side = c["num_attention_heads"] * c["attention_head_dim"], c["sample_size"] // c["patch_size"]
@@ -84,7 +81,7 @@ def dit_config_from_diffusers(config: Mapping[str, Any]) -> DiTConfig:
         heads=c["num_attention_heads"],
         mlp_dim=4 * dim,
         latent_channels=c["in_channels"],
-        out_channels=c["out_channels"] or c["in_channels"],
+        variance_channels=out - c["in_channels"],
         classes=c["num_embeds_ada_norm"],
         patch=(1, c["patch_size"], c["patch_size"]),
         freq_shift=1,
@@ -106,8 +103,7 @@ def dit_config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
         >>> dit_config_to_diffusers(theirs)["sample_size"]
         32
     """
-    t, h, w = config.patch
-    base = config.base_grid
+    base, side = config.base_grid, square_patch(config.patch)
     fixed = {
         "freq_shift": 1,
         "eps": 1e-6,
@@ -120,8 +116,6 @@ def dit_config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
     for name, value in fixed.items():
         if (found := getattr(config, name)) != value:
             raise ValueError(f"{name}={found}, but DiTTransformer2DModel has {value}")
-    if t != 1 or h != w:
-        raise ValueError(f"patch={config.patch}, but DiTTransformer2DModel has square patches of one frame")
     if base is None or base[0] != base[1]:
         raise ValueError(f"base_grid={base}, but DiTTransformer2DModel has the side of one square")
     return {
@@ -129,10 +123,10 @@ def dit_config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
         "num_attention_heads": config.heads,
         "attention_head_dim": config.dim // config.heads,
         "in_channels": config.latent_channels,
-        "out_channels": config.out_channels,
+        "out_channels": config.latent_channels + config.variance_channels,
         "num_layers": config.depth,
-        "sample_size": base[0] * h,
-        "patch_size": h,
+        "sample_size": base[0] * side,
+        "patch_size": side,
         "num_embeds_ada_norm": config.classes,
         "norm_eps": config.mlp_eps,
     }
@@ -146,25 +140,19 @@ def dit_keys(config: DiTConfig) -> KeyMap:
         >>> dit_keys(dit_s()).groups(["label.table.weight"], "ours")[0][0].theirs[11]
         'transformer_blocks.11.norm1.emb.class_embedder.embedding_table.weight'
     """
-    theirs = "transformer_blocks.*"
+    theirs, side = "transformer_blocks.*", square_patch(config.patch)
     return KeyMap(
         (
-            _patches("pos_embed.proj.weight", config),
-            *renamed("embed", "pos_embed.proj", ["bias"]),
+            *embed_keys("pos_embed.proj", side),
             *_copied("time.up", "timestep_embedder.linear_1", config),
             *_copied("time.down", "timestep_embedder.linear_2", config),
             *_copied("label.table", "class_embedder.embedding_table", config, ["weight"]),
             *renamed("blocks.*.modulation.proj", f"{theirs}.norm1.linear"),
-            *(
-                entry
-                for name in "qkv"
-                for entry in renamed(f"blocks.*.branches.0.inner.{name}_proj", f"{theirs}.attn1.to_{name}")
-            ),
-            *renamed("blocks.*.branches.0.inner.out_proj", f"{theirs}.attn1.to_out.0"),
+            *attention_keys("blocks.*.branches.0.inner", f"{theirs}.attn1"),
             *renamed("blocks.*.branches.1.inner.up", f"{theirs}.ff.net.0.proj"),
             *renamed("blocks.*.branches.1.inner.down", f"{theirs}.ff.net.2"),
             *renamed("final_norm.modulation.proj", "proj_out_1"),
-            *renamed("project", "proj_out_2"),
+            *project_keys("proj_out_2", side, [config.latent_channels, config.variance_channels]),
         )
     )
 
@@ -177,7 +165,7 @@ def dit_published_keys(config: DiTConfig, grid: tuple[int, int] = (16, 16)) -> K
         grid: rows and columns of tokens for which the file has its table of positions: (32, 32) at 512 pixels.
 
     Raises:
-        ValueError: patches of several frames; while reading, a table of other positions.
+        ValueError: patches of several frames or not square; while reading, a table of other positions.
 
     Example:
         >>> from tubelet.models import DiT, DiTConfig
@@ -187,12 +175,10 @@ def dit_published_keys(config: DiTConfig, grid: tuple[int, int] = (16, 16)) -> K
         (torch.Size([1, 4, 16]), torch.Size([48, 16]))
         >>> _ = model.load_state_dict(dit_published_keys(model.config, grid=(2, 2)).to_ours(file))
     """
-    if config.patch[0] != 1:
-        raise ValueError(f"patch={config.patch}, but the published models have patches of one frame")
+    side = square_patch(config.patch)
     return KeyMap(
         (
-            _patches("x_embedder.proj.weight", config),
-            *renamed("embed", "x_embedder.proj", ["bias"]),
+            *embed_keys("x_embedder.proj", side),
             _positions("pos_embed", config.dim, grid),
             *renamed("time.up", "t_embedder.mlp.0"),
             *renamed("time.down", "t_embedder.mlp.2"),
@@ -203,18 +189,8 @@ def dit_published_keys(config: DiTConfig, grid: tuple[int, int] = (16, 16)) -> K
             *renamed("blocks.*.branches.1.inner.up", "blocks.*.mlp.fc1"),
             *renamed("blocks.*.branches.1.inner.down", "blocks.*.mlp.fc2"),
             *renamed("final_norm.modulation.proj", "final_layer.adaLN_modulation.1"),
-            *renamed("project", "final_layer.linear"),
+            *project_keys("final_layer.linear", side, [config.latent_channels, config.variance_channels]),
         )
-    )
-
-
-def _patches(theirs: str, config: DiTConfig) -> Entry:
-    """A convolution of stride its own size as a linear layer on patches."""
-    return Entry(
-        ("embed.weight",),
-        (theirs,),
-        lambda weight: [conv3d_weight_to_linear(weight.unsqueeze(2))],
-        lambda weight: [linear_weight_to_conv3d(weight, config.patch).squeeze(2)],
     )
 
 

@@ -39,6 +39,7 @@ _FAMILIES = (
     LTX,
     HUNYUAN_VIDEO,
     DIT,
+    LATTE,
     LTX,
     MOCHI,
     WAN,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tubelet.hub.keys import Entry, KeyMap, renamed
+from tubelet.hub.pixart import embed_keys, square_patch
 from tubelet.models.uvit import UViTConfig
-from tubelet.patchify import conv3d_weight_to_linear, linear_weight_to_conv3d
 
 __all__ = ["uvit_published_keys"]
 
@@ -20,7 +20,7 @@ def uvit_published_keys(config: UViTConfig) -> KeyMap:
     """Which of our tensors are which in the authors' files.
 
     Raises:
-        ValueError: the config has frames, in patches or positions.
+        ValueError: the config has frames, in patches or positions, or patches that are not square.
 
     Example:
         >>> from tubelet.models import UViT, UViTConfig
@@ -30,17 +30,11 @@ def uvit_published_keys(config: UViTConfig) -> KeyMap:
         (torch.Size([1, 6, 16]), torch.Size([16, 32]))
         >>> _ = model.load_state_dict(uvit_published_keys(model.config).to_ours(file))
     """
-    if config.patch[0] != 1 or config.grid[0] != 1:
-        raise ValueError(f"patch={config.patch} and grid={config.grid}, but the published models have no frames")
+    if config.grid[0] != 1:
+        raise ValueError(f"grid={config.grid}, but the published models have no frames")
     return KeyMap(
         (
-            Entry(
-                ("embed.weight",),
-                ("patch_embed.proj.weight",),
-                lambda weight: [conv3d_weight_to_linear(weight.unsqueeze(2))],
-                lambda weight: [linear_weight_to_conv3d(weight, config.patch).squeeze(2)],
-            ),
-            *renamed("embed", "patch_embed.proj", ["bias"]),
+            *embed_keys("patch_embed.proj", square_patch(config.patch)),
             _positions(config),
             *renamed("time.up", "time_embed.0"),
             *renamed("time.down", "time_embed.2"),

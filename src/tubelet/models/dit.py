@@ -8,7 +8,7 @@ one of the paper's other three in :mod:`tubelet.models.dit_conditioning`.
 What the published code cannot do: mixtures of sizes on one axis, videos, noise levels per frame or token, and any
 attention pattern.
 
-Shapes: ``*lead`` tokens, ``s`` samples, ``p = pt·ph·pw·c`` numbers of a patch that come in, ``q`` that go out.
+Shapes: ``*lead`` tokens, ``s`` samples, ``p = pt·ph·pw·c`` numbers a patch, ``q >= p`` predicted for it.
 """
 
 import math
@@ -37,11 +37,11 @@ __all__ = ["Conditioning", "DiT", "DiTConfig", "dit_adaln_zero", "dit_b", "dit_l
 class DiTConfig:
     """Sizes of a :class:`DiT`.
 
-    ``patch`` is ``(t, h, w)`` in latent cells; ``out_channels`` are twice the latent ones where the variance is
-    learned; ``classes`` does not count the null class; ``position_axes`` is 2 for sinusoids of row and column, 3 for
-    those of the frame too; ``base_grid`` is the ``(h, w)`` whose places every grid spans, None where row and column
-    count as they are; a noise level ``t`` in [0, 1] is fed as ``time_scale·t + time_shift``, by default the published
-    index ``i`` at the level ``(i + 1)/1000``.
+    ``patch`` is ``(t, h, w)`` in latent cells; ``variance_channels`` are predicted beside the latent ones, 0 where the
+    variance is not learned; ``classes`` does not count the null class; ``position_axes`` is 2 for sinusoids of row and
+    column, 3 for those of the frame too; ``base_grid`` is the ``(h, w)`` whose places every grid spans, None where row
+    and column count as they are; a noise level ``t`` in [0, 1] is fed as ``time_scale·t + time_shift``, by default the
+    published index ``i`` at the level ``(i + 1)/1000``.
 
     Raises:
         ValueError: a size does not divide or is not positive.
@@ -56,7 +56,7 @@ class DiTConfig:
     heads: int
     mlp_dim: int
     latent_channels: int = 4
-    out_channels: int = 8
+    variance_channels: int = 4
     classes: int = 1000
     patch: tuple[int, int, int] = (1, 2, 2)
     frequencies: int = 256
@@ -69,9 +69,11 @@ class DiTConfig:
     time_shift: float = -1.0
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "heads", "mlp_dim", "latent_channels", "out_channels", "classes"):
+        for name in ("dim", "depth", "heads", "mlp_dim", "latent_channels", "classes"):
             if (size := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be positive, got {size}")
+        if self.variance_channels < 0:
+            raise ValueError(f"variance_channels must not be negative, got {self.variance_channels}")
         if min(self.patch) < 1 or (self.base_grid is not None and min(self.base_grid) < 1):
             raise ValueError(f"patch={self.patch} or base_grid={self.base_grid} is too small")
         if self.dim % self.heads:
@@ -92,8 +94,8 @@ class DiTConfig:
 
     @property
     def out_dim(self) -> int:
-        """Predicted numbers of one patch."""
-        return math.prod(self.patch) * self.out_channels
+        """Numbers predicted for one patch: as many as it holds, and behind them those of the variance."""
+        return math.prod(self.patch) * (self.latent_channels + self.variance_channels)
 
 
 def dit_s(patch: int = 2) -> DiTConfig:
@@ -188,8 +190,10 @@ class DiT(nn.Module):
         >>> model = DiT(DiTConfig(dim=32, depth=2, heads=2, mlp_dim=64))
         >>> layout = TokenLayout.packed([Grid(1, 4, 4), Grid(1, 2, 6)]).on("cpu")
         >>> t = layout.rows(torch.tensor([0.2, 0.9]), "sample")
-        >>> model(torch.randn(28, 16), t, torch.tensor([7, model.label.null]), layout).shape
-        torch.Size([28, 32])
+        >>> labels = torch.tensor([7, model.label.null])
+        >>> noise, variance = model(torch.randn(28, 16), t, layout, labels).split([16, 16], dim=-1)
+        >>> noise.shape
+        torch.Size([28, 16])
     """
 
     def __init__(
@@ -234,20 +238,19 @@ class DiT(nn.Module):
         self,
         x: Float[Tensor, "*lead p"],
         t: Rows,
-        labels: Int[Tensor, " s"],
         layout: TokenLayout | LayoutIndex,
+        labels: Int[Tensor, " s"],
     ) -> Float[Tensor, "*lead q"]:
         """Predict from noisy patches. Padding may hold anything.
 
         Args:
             x: patches at their noise levels.
             t: noise levels in [0, 1], one row per sample, frame or token (or one for all).
-            labels: the class of each sample; ``model.label.null`` is none.
             layout: where the samples of ``x`` lie.
+            labels: the class of each sample; ``model.label.null`` is none.
 
         Returns:
-            Patches of ``out_channels``: the noise, then the variance where it is learned
-            (:func:`tubelet.diffusion.split_channels`).
+            ``config.out_dim`` numbers a patch: the noise, then those of the variance in the same order.
 
         Raises:
             ValueError: shapes and layout disagree, or a label is no class.
@@ -276,8 +279,8 @@ class DiT(nn.Module):
             self,
             x: Float[Tensor, "*lead p"],
             t: Rows,
-            labels: Int[Tensor, " s"],
             layout: TokenLayout | LayoutIndex,
+            labels: Int[Tensor, " s"],
         ) -> Float[Tensor, "*lead q"]: ...
 
 

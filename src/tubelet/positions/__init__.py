@@ -4,20 +4,13 @@ Everything takes coordinates ``(*lead, 3)`` = ``(t, h, w)``, as :class:`tubelet.
 and packed tokens of any sizes are the same case; coordinates may be fractional. The functions are plain maths. The
 modules also know text: a token with a frame index below 0 gets a zero vector, or the identity rotation.
 
-- :func:`sincos_1d`, :func:`sincos_2d`, :func:`sincos_3d` and :class:`SinCos3d`: sinusoids to add;
+- :func:`sincos_1d`, :func:`sincos_2d`, :func:`sincos_3d`, :class:`SinCos2d` and :class:`SinCos3d`: sinusoids to add;
 - :class:`LearnedPositions`, :class:`LearnedGridPositions`, :class:`LearnedTextPositions`: tables to add;
 - :class:`Rope3d` and :func:`apply_rope`: rotations of queries and keys, in three layouts of which
   :func:`convert_rope` turns weights of one into those of another;
 - :class:`MixedRope3d` and :class:`FractionalRope3d`: rotations that differ from head to head;
 - :class:`Interpolation`, :class:`FirstPixel`, :class:`FrameRate`, :class:`AreaNormalised`, :class:`CentralFit`,
   :class:`Stretched` and :func:`ntk_theta`: other places and other frequencies than the index's.
-- :class:`Interpolation`, :class:`FirstPixel`, :class:`FrameRate`, :class:`AreaNormalised`, :class:`CentralFit` and
-  :func:`ntk_theta`: other places and other frequencies than the index's.
-- :func:`sincos_1d`, :func:`sincos_2d`, :func:`sincos_3d`, :class:`SinCos2d` and :class:`SinCos3d`: sinusoids to add;
-- :class:`LearnedPositions`, :class:`LearnedGridPositions`: tables to add;
-- :class:`Rope3d` and :func:`apply_rope`: rotations of queries and keys, in three layouts of which
-  :func:`convert_rope` turns weights of one into those of another;
-- :class:`MixedRope3d` and :class:`FractionalRope3d`: rotations that differ from head to head;
 
 Angles are computed in float64 (float32 where the device has none) and rounded once.
 """
