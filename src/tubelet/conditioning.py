@@ -139,9 +139,9 @@ class LabelEmbedding(nn.Module):
     def forward(self, labels: Int[Tensor, " r"]) -> Float[Tensor, "r d"]:
         """``(r,)`` labels to ``(r, dim)``."""
         if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
-            low, high = (int(side) for side in labels.aminmax())
-            if low < 0 or high >= (rows := self.table.num_embeddings):
-                raise ValueError(f"labels lie between {low} and {high}, but the table has 0 to {rows - 1}")
+            (low, high), last = (int(side) for side in labels.aminmax()), self.table.num_embeddings - 1
+            if low < 0 or high > last:
+                raise ValueError(f"labels lie between {low} and {high}, but the table has 0 to {last}")
         out: Tensor = self.table(labels)
         return out
 
