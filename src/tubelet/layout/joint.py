@@ -162,7 +162,7 @@ class JointIndex:
         shape, device = (*first.shape[:-1], sum(widths)), first.sample.device
         index = whole_samples(table, shape, first.samples, frames, longest, dense, device)
         rows = torch.arange(math.prod(shape[:-1]), device=device).view(*shape[:-1], 1)
-        places = torch.split(order.argsort() + rows * shape[-1], widths, dim=-1)
+        places = torch.split(order.argsort() + rows * shape[-1], list(widths), dim=-1)
         return cls(index, tuple(places), identity=False)
 
     def merge(self, *streams: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:

@@ -25,7 +25,7 @@ from tubelet.blocks import Branch, LongSkip, TransformerBlock
 from tubelet.conditioning import LabelEmbedding, timestep_sinusoid
 from tubelet.layout import JointIndex, LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_labels, check_rows, check_tokens, on, reset_children
+from tubelet.models.inputs import check_per_sample, check_rows, check_tokens, on, reset_children
 from tubelet.models.patch_conv import PatchConv
 from tubelet.norms import LayerNorm
 from tubelet.positions import LearnedGridPositions
@@ -342,7 +342,7 @@ class UViT(nn.Module):
         sinusoid = timestep_sinusoid(t.values * self.config.time_scale, self.config.dim).to(dtype)
         tokens = [self.time(sinusoid).expand(samples, -1)]
         if self.label is not None and labels is not None:
-            check_labels(labels, index)
+            check_per_sample("labels", labels, (), index)
             tokens.insert(0, self.label(index.rows(labels, "sample").values))
         where = index.prefix(len(tokens))
         return [((torch.stack(tokens, dim=1) + self.prefix[: len(tokens)]).reshape(*where.shape, -1), where)]
