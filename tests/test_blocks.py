@@ -5,19 +5,16 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoIndividualTokenRefinerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tubelet.attention import Attention, CrossAttention
-from tubelet.blocks import Branch, Part, TransformerBlock, gated, modulate
-from tubelet.conditioning import AdaLNSingle, AdaLNZero, LabelEmbedding, ModulationSlice, TimestepEmbedding
+from tubelet.blocks import Branch, LongSkip, ModulatedNorm, Part, TransformerBlock, gated, modulate
+from tubelet.conditioning import AdaLNSingle, AdaLNZero, ModulationSlice
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.mlp import MLP
 from tubelet.norms import LayerNorm, RMSNorm
-from tubelet.patchify import fold, unfold
-from tubelet.positions import sincos_2d
 from tubelet.testing import check_block
 
 F64 = {"dtype": torch.float64}
@@ -70,38 +67,6 @@ def test_dit_block_equals_diffusers() -> None:
     packed_layout = TokenLayout.packed([Grid(1, 2, 3)] * 3)
     packed = ours(x.flatten(0, 1), packed_layout.rows(cond, "sample"), {"layout": packed_layout})
     assert (packed - expected.flatten(0, 1)).norm() <= 1e-9 * expected.norm()
-
-
-def test_a_whole_dit_equals_diffusers() -> None:
-    theirs = DiTTransformer2DModel(
-        num_attention_heads=4, attention_head_dim=8, in_channels=3, out_channels=6, num_layers=2, sample_size=8,
-        patch_size=2, num_embeds_ada_norm=10, norm_eps=1e-6,
-    ).double().eval()  # fmt: skip
-    randomised(theirs)
-    for block in theirs.transformer_blocks:  # diffusers spaces the frequencies by 1/127 where DiT has 1/128
-        block.norm1.emb.time_proj.downscale_freq_shift = 0
-    video, t, labels = torch.randn(2, 3, 8, 8, **F64), torch.tensor([7, 321]), torch.tensor([1, 10])
-    expected = theirs(video, timestep=t, class_labels=labels).sample
-    proj = theirs.pos_embed.proj
-    grid = Grid(1, 4, 4)
-    tokens = fold(video[:, :, None], (1, 2, 2)) @ proj.weight.permute(0, 2, 3, 1).flatten(1).T + proj.bias
-    coords = TokenLayout.dense(2, grid).on("cpu").coords
-    tokens = tokens + sincos_2d(coords[..., 1:], 32).to(tokens.dtype)
-    conds = []  # each block of diffusers has an embedding of its own
-    for block in theirs.transformer_blocks:
-        time, label = TimestepEmbedding(32, **F64), LabelEmbedding(10, 32, **F64)
-        time.up.load_state_dict(block.norm1.emb.timestep_embedder.linear_1.state_dict())
-        time.down.load_state_dict(block.norm1.emb.timestep_embedder.linear_2.state_dict())
-        label.table.load_state_dict(block.norm1.emb.class_embedder.embedding_table.state_dict())
-        conds.append(Rows(time(t.double()) + label(labels)))
-        ours = dit_block(32, 4)
-        load_dit_block(ours, block)
-        tokens = ours(tokens, conds[-1], {"layout": None})
-    shift, scale = Rows(F.linear(F.silu(conds[0].values), theirs.proj_out_1.weight, theirs.proj_out_1.bias)).chunk(2)
-    tokens = modulate(LayerNorm(32, affine=False)(tokens), shift, scale)
-    patches = F.linear(tokens, theirs.proj_out_2.weight, theirs.proj_out_2.bias)
-    got = unfold(patches, grid, (1, 2, 2))[:, :, 0]
-    assert (got - expected).norm() <= 1e-5 * expected.norm()  # diffusers embeds times and positions in float32
 
 
 @pytest.mark.parametrize("level", ["sample", "frame", "token"])
@@ -204,6 +169,29 @@ def test_an_unmodulated_branch_adds_and_hands_on_what_it_takes() -> None:
 def test_a_modulated_branch_needs_conditioning() -> None:
     with pytest.raises(ValueError, match="cond is None"):
         Branch(nn.Identity(), modulation=AdaLNZero(2, 2))(torch.ones(1, 2))
+
+
+def test_a_modulated_norm_is_its_formula_and_a_plain_one_the_norm() -> None:
+    x, cond = torch.randn(2, 5, 8, **F64), Rows(torch.randn(2, 8, **F64))
+    source = AdaLNZero(8, 8, parts=2, **F64)
+    nn.init.normal_(source.proj.weight)
+    shift, scale = (source.proj(nn.functional.silu(cond.values))).chunk(2, dim=-1)
+    expected = nn.functional.layer_norm(x, (8,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+    torch.testing.assert_close(ModulatedNorm(LayerNorm(8, affine=False), source)(x, cond), expected)
+    assert torch.equal(ModulatedNorm(LayerNorm(8, **F64))(x, cond), LayerNorm(8, **F64)(x))
+    with pytest.raises(ValueError, match="cond is None, but this norm"):
+        ModulatedNorm(LayerNorm(8), source)(x)
+
+
+def test_a_long_skip_joins_tokens_and_skip_before_its_block() -> None:
+    x, skip = torch.randn(2, 5, 8, **F64), torch.randn(2, 5, 8, **F64)
+    block = LongSkip(8, dit_block(8, 2), **F64)
+    of_tokens, of_skip = block.join.weight.chunk(2, dim=1)
+    cond, context = Rows(torch.randn(2, 8, **F64)), {"layout": None}
+    randomised(block.block)
+    expected = block.block(x @ of_tokens.T + skip @ of_skip.T + block.join.bias, cond, context)
+    torch.testing.assert_close(block(x, skip, cond, context), expected, rtol=1e-12, atol=1e-12)
+    assert block.join.weight.std() < 0.03 and not block.join.bias.any()
 
 
 def test_closed_gates_leave_tokens_as_they_are() -> None:

@@ -31,10 +31,11 @@ def test_sinusoid_equals_diffusers(dim: int) -> None:
     torch.testing.assert_close(timestep_sinusoid(TIMES, dim), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_sinusoid_equals_its_formula_in_float64() -> None:
-    got = timestep_sinusoid(TIMES.double(), 6, max_period=100.0)
+@pytest.mark.parametrize("freq_shift", [0, 1])
+def test_sinusoid_equals_its_formula_in_float64(freq_shift: int) -> None:
+    got = timestep_sinusoid(TIMES.double(), 6, max_period=100.0, freq_shift=freq_shift)
     for row, t in zip(got, TIMES.tolist(), strict=True):
-        angles = [t * 100.0 ** (-i / 3) for i in range(3)]
+        angles = [t * 100.0 ** (-i / (3 - freq_shift)) for i in range(3)]
         expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
         torch.testing.assert_close(row, torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=1e-11)
 
@@ -43,12 +44,13 @@ def test_sinusoid_of_half_precision_times_is_float32() -> None:
     assert timestep_sinusoid(TIMES.bfloat16(), 4).dtype == torch.float32
     with pytest.raises(ValueError, match="dim must be even, got 5"):
         timestep_sinusoid(TIMES, 5)
+    with pytest.raises(ValueError, match="freq_shift=2 must be less than half of dim=4"):
+        timestep_sinusoid(TIMES, 4, freq_shift=2)
 
 
 def test_embeddings_of_time_and_label_equal_dits() -> None:
     theirs = CombinedTimestepLabelEmbeddings(num_classes=10, embedding_dim=32, class_dropout_prob=0.1).double().eval()
-    theirs.time_proj.downscale_freq_shift = 0  # diffusers has 1 here, DiT's own code 0
-    time, label = TimestepEmbedding(32, dtype=torch.float64), LabelEmbedding(10, 32, dtype=torch.float64)
+    time, label = TimestepEmbedding(32, freq_shift=1, dtype=torch.float64), LabelEmbedding(10, 32, dtype=torch.float64)
     time.up.load_state_dict(theirs.timestep_embedder.linear_1.state_dict())
     time.down.load_state_dict(theirs.timestep_embedder.linear_2.state_dict())
     label.table.load_state_dict(theirs.class_embedder.embedding_table.state_dict())
@@ -57,6 +59,18 @@ def test_embeddings_of_time_and_label_equal_dits() -> None:
     got = time(TIMES.double()) + label(labels)
     assert label.null == 10
     assert (got - expected).norm() <= 1e-5 * expected.norm()  # their sinusoid is float32
+    theirs.time_proj.downscale_freq_shift = time.freq_shift = 0  # as DiT's own code has it
+    expected, got = theirs(TIMES, labels, hidden_dtype=torch.float64), time(TIMES.double()) + label(labels)
+    assert (got - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_labels_outside_the_table_are_named() -> None:
+    with pytest.raises(ValueError, match="labels lie between -1 and 3, but the table has 0 to 10"):
+        LabelEmbedding(10, 4)(torch.tensor([3, -1]))
+    without = LabelEmbedding(10, 4, null=False)
+    with pytest.raises(ValueError, match="labels lie between 2 and 10, but the table has 0 to 9"):
+        without(torch.tensor([10, 2]))
+    assert without.null is None and without(torch.tensor([9])).shape == (1, 4)
 
 
 def test_adaln_is_closed_at_the_start_and_is_linear_of_silu() -> None:

@@ -18,7 +18,17 @@ from torch import Tensor, nn
 from tubelet.layout import Rows
 from tubelet.protocols import ModulationSource
 
-__all__ = ["Branch", "Part", "TransformerBlock", "gated", "modulate", "norm_modulate", "taken"]
+__all__ = [
+    "Branch",
+    "LongSkip",
+    "ModulatedNorm",
+    "Part",
+    "TransformerBlock",
+    "gated",
+    "modulate",
+    "norm_modulate",
+    "taken",
+]
 
 Part = Literal["shift", "scale", "gate"]
 """What a row of modulation holds, end to end. Example: ``("scale", "gate")``."""
@@ -220,6 +230,91 @@ def taken(context: Mapping[str, Any] | None, names: Sequence[str]) -> dict[str, 
     if missing:
         raise ValueError(f"context lacks {missing}: this branch takes {list(names)}, got {sorted(given)}")
     return {name: given[name] for name in names}
+
+
+class LongSkip(nn.Module):
+    """A block behind a long skip connection: ``block(linear([x, skip]))``.
+
+    U-ViT (Bao et al., 2022, arXiv:2209.12152, section 3.1), whose later blocks each take the tokens that an earlier one
+    made, the last of them first.
+
+    Args:
+        dim: width of the tokens and of the skip.
+        block: what follows.
+
+    Example:
+        >>> LongSkip(8, Branch(nn.Linear(8, 8)))(torch.randn(2, 5, 8), torch.randn(2, 5, 8)).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self, dim: int, block: nn.Module, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.join = nn.Linear(2 * dim, dim, device=device, dtype=dtype)
+        self.block = block
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal weights of standard deviation 0.02, zero bias; the block initialises itself."""
+        nn.init.normal_(self.join.weight, std=0.02)
+        nn.init.zeros_(self.join.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "*lead d"],
+        skip: Float[Tensor, "*lead d"],
+        cond: Rows | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Float[Tensor, "*lead d"]:
+        """Join ``x`` and ``skip``, then the block as usual."""
+        out: Tensor = self.block(self.join(torch.cat([x, skip], dim=-1)), cond, context)
+        return out
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            x: Float[Tensor, "*lead d"],
+            skip: Float[Tensor, "*lead d"],
+            cond: Rows | None = None,
+            context: Mapping[str, Any] | None = None,
+        ) -> Float[Tensor, "*lead d"]: ...
+
+
+class ModulatedNorm(nn.Module):
+    """``norm(x)·(1 + scale) + shift``, DiT's last norm; a plain norm without a modulation.
+
+    Args:
+        norm: the norm.
+        modulation: gives rows of shift and scale, end to end, from the conditioning; None for none.
+
+    Example:
+        >>> ModulatedNorm(nn.LayerNorm(8))(torch.randn(2, 5, 8)).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(self, norm: nn.Module, modulation: nn.Module | None = None) -> None:
+        super().__init__()
+        self.norm = norm
+        self.modulation: ModulationSource | None = modulation
+
+    def forward(self, x: Float[Tensor, "*lead d"], cond: Rows | None = None) -> Float[Tensor, "*lead d"]:
+        """Norm, then modulate.
+
+        Raises:
+            ValueError: the norm is modulated but ``cond`` is None.
+        """
+        if self.modulation is None:
+            return norm_modulate(self.norm, x)
+        if cond is None:
+            raise ValueError("cond is None, but this norm is modulated: give Rows of conditioning")
+        shift, scale = self.modulation(cond).chunk(2)
+        return norm_modulate(self.norm, x, shift, scale)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Float[Tensor, "*lead d"], cond: Rows | None = None) -> Float[Tensor, "*lead d"]: ...
 
 
 def _expand(rows: Rows, x: Tensor) -> Tensor:

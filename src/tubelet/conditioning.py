@@ -28,15 +28,18 @@ __all__ = [
 ]
 
 
-def timestep_sinusoid(t: Float[Tensor, " r"], dim: int, max_period: float = 10000.0) -> Float[Tensor, "r dim"]:
-    """``[cos(t·f), sin(t·f)]`` with ``f_i = max_period^(-i / (dim/2))``, in float32 or better.
+def timestep_sinusoid(
+    t: Float[Tensor, " r"], dim: int, max_period: float = 10000.0, freq_shift: int = 0
+) -> Float[Tensor, "r dim"]:
+    """``[cos(t·f), sin(t·f)]`` with ``f_i = max_period^(-i / (dim/2 - freq_shift))``, in float32 or better.
 
     Args:
         t: model times, one per row; in whatever unit the network was trained with (DiT: 0..1000).
         dim: even number of features.
+        freq_shift: 0 ends before the frequency ``1/max_period``, 1 at it (as DDPM, and diffusers' DiT).
 
     Raises:
-        ValueError: ``dim`` is odd.
+        ValueError: ``dim`` is odd, or ``freq_shift`` leaves no frequency to divide by.
 
     Example:
         >>> timestep_sinusoid(torch.tensor([0.0]), 4).tolist()
@@ -44,8 +47,11 @@ def timestep_sinusoid(t: Float[Tensor, " r"], dim: int, max_period: float = 1000
     """
     if dim % 2:
         raise ValueError(f"dim must be even, got {dim}")
+    if freq_shift >= dim // 2:
+        raise ValueError(f"freq_shift={freq_shift} must be less than half of dim={dim}")
     wide = torch.promote_types(t.dtype, torch.float32)
-    frequencies = torch.exp(torch.arange(dim // 2, device=t.device, dtype=wide) * (-2 * math.log(max_period) / dim))
+    slope = -math.log(max_period) / (dim // 2 - freq_shift)
+    frequencies = torch.exp(torch.arange(dim // 2, device=t.device, dtype=wide) * slope)
     angles = t.to(wide)[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -56,6 +62,7 @@ class TimestepEmbedding(nn.Module):
     Args:
         dim: width of the result.
         frequencies: width of the sinusoid.
+        freq_shift: as in :func:`timestep_sinusoid`.
 
     Example:
         >>> TimestepEmbedding(32)(torch.tensor([0.0, 500.0])).shape
@@ -67,11 +74,12 @@ class TimestepEmbedding(nn.Module):
         dim: int,
         frequencies: int = 256,
         *,
+        freq_shift: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.frequencies = frequencies
+        self.frequencies, self.freq_shift = frequencies, freq_shift
         self.up = nn.Linear(frequencies, dim, device=device, dtype=dtype)
         self.down = nn.Linear(dim, dim, device=device, dtype=dtype)
         self.reset_parameters()
@@ -84,7 +92,7 @@ class TimestepEmbedding(nn.Module):
 
     def forward(self, t: Float[Tensor, " r"]) -> Float[Tensor, "r d"]:
         """``(r,)`` model times to ``(r, dim)``."""
-        features = timestep_sinusoid(t, self.frequencies).to(self.up.weight.dtype)
+        features = timestep_sinusoid(t, self.frequencies, freq_shift=self.freq_shift).to(self.up.weight.dtype)
         out: Tensor = self.down(F.silu(self.up(features)))
         return out
 
@@ -99,6 +107,10 @@ class LabelEmbedding(nn.Module):
     Args:
         classes: number of labels; label ``classes`` is the null one (arXiv:2207.12598, section 3).
         dim: width of the vectors.
+        null: whether there is a null label; without, the attribute ``null`` is None.
+
+    Raises:
+        ValueError: at the call on the CPU, a label is outside the table (on other devices the lookup itself fails).
 
     Example:
         >>> table = LabelEmbedding(10, 8)
@@ -107,11 +119,17 @@ class LabelEmbedding(nn.Module):
     """
 
     def __init__(
-        self, classes: int, dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        classes: int,
+        dim: int,
+        *,
+        null: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.null = classes
-        self.table = nn.Embedding(classes + 1, dim, device=device, dtype=dtype)
+        self.null = classes if null else None
+        self.table = nn.Embedding(classes + null, dim, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -120,6 +138,10 @@ class LabelEmbedding(nn.Module):
 
     def forward(self, labels: Int[Tensor, " r"]) -> Float[Tensor, "r d"]:
         """``(r,)`` labels to ``(r, dim)``."""
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
+            (low, high), last = (int(side) for side in labels.aminmax()), self.table.num_embeddings - 1
+            if low < 0 or high > last:
+                raise ValueError(f"labels lie between {low} and {high}, but the table has 0 to {last}")
         out: Tensor = self.table(labels)
         return out
 

@@ -79,8 +79,9 @@ class AttentionPool(nn.Module):
         """Pool the tokens of each sample; without a layout each row is one sample."""
         index = _index(x, layout)
         samples, queries = index.seqlens.shape[0], self.queries.shape[0]
-        q = self.queries.expand(samples, -1, -1)
-        pooled = self.attention(q, x, _query_index(index, queries), index)
+        asking = index.prefix(queries)
+        q = self.queries.expand(samples, -1, -1).reshape(*asking.shape, -1)
+        pooled = self.attention(q, x, asking, index).reshape(samples, queries, -1)
         return torch.where((index.seqlens > 0)[:, None, None], pooled, 0)
 
     if TYPE_CHECKING:
@@ -189,30 +190,3 @@ def _index(x: Tensor, layout: Layout) -> LayoutIndex:
     if tuple(x.shape[:-1]) != index.shape:
         raise ValueError(f"x has tokens {tuple(x.shape[:-1])}, but layout has {index.shape}")
     return index
-
-
-def _query_index(index: LayoutIndex, queries: int) -> LayoutIndex:
-    """The index of ``queries`` tokens for each sample of another index, in dense rows."""
-    device, rows = index.sample.device, index.seqlens.shape[0]
-    sample = torch.arange(rows, device=device)[:, None].expand(rows, queries)
-    zero = torch.zeros_like(sample)
-    place = torch.arange(queries, device=device).expand(rows, queries)
-    starts = torch.arange(rows + 1) * queries
-    lengths = torch.full((rows,), queries)
-    none = torch.zeros(rows, dtype=torch.long)
-    return LayoutIndex(
-        cu_seqlens=starts.int().to(device),
-        seqlens=lengths.int().to(device),
-        table=torch.stack([starts[:-1], lengths, lengths, none, none, none], dim=1),
-        kept=None,
-        coords=torch.stack([zero - 1, zero, place], dim=-1),
-        extent=torch.stack([zero + 1, zero + 1, zero + queries], dim=-1),
-        sample=sample,
-        kind=zero + Kind.TEXT,
-        frame_row=sample,
-        frame_sample=sample[:, 0],
-        samples=index.samples,  # compiled code never reads it, and so holds no guard on it
-        frames=rows,
-        max_seqlen=queries,
-        dense=True,
-    )

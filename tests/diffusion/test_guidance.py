@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tubelet.diffusion import Process, cfg, interval, sample
-from tubelet.layout import Rows
+from tubelet.layout import Grid, Rows
+from tubelet.patchify import fold, unfold
 
 X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LEVELS = Rows(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), torch.tensor([0, 1, 1, 2, 0]))
@@ -71,6 +72,27 @@ def test_scales_that_are_not_finite_are_refused(scale: float) -> None:
         interval(scale, 0.2, 0.8)
     with pytest.raises(ValueError, match="low must not be above high, got nan and 1"):
         interval(1.0, math.nan, 1.0)
+
+
+def test_dit_guides_three_channels_of_the_noise_and_nothing_else() -> None:
+    """Against the published rule on images: of noise and variance the first 3 channels are mixed, as it were."""
+    draw = torch.Generator().manual_seed(1)
+    c, u = torch.randn(2, 5, 8, 1, 4, 6, generator=draw)  # (b, 4 of noise and 4 of variance, 1, h, w)
+    patch, x, t = (1, 2, 3), torch.zeros(5, 4, 24), Rows(torch.tensor([0.5]))
+    both = [lambda x, t, v=v: torch.cat([fold(v[:, :4], patch), fold(v[:, 4:], patch)], -1) for v in (c, u)]
+    for count, options in ((3, {"channels": (3, 4)}), (4, {})):
+        noise, variance = cfg(*both, 4.0, **options)(x, t).split([24, 24], dim=-1)
+        got = torch.cat([unfold(part, Grid(1, 2, 2), patch) for part in (noise, variance)], 1)
+        torch.testing.assert_close(got[:, :count], (u + 4.0 * (c - u))[:, :count])
+        assert torch.equal(got[:, count:], c[:, count:])
+
+
+def test_channels_that_do_not_fit_are_refused() -> None:
+    for channels in ((0, 4), (5, 4)):
+        with pytest.raises(ValueError, match=r"channels must be \(k, c\) with 0 < k <= c"):
+            cfg(conditional, unconditional, 2.0, channels=channels)
+    with pytest.raises(ValueError, match=r"x is 3 wide, which are no cells of channels=\(1, 2\)"):
+        cfg(conditional, unconditional, 2.0, channels=(1, 2))(X, LEVELS)
 
 
 @pytest.mark.graph  # run-time shape checks off, as for users

@@ -1,5 +1,6 @@
 """Joint layouts against a plain merge of tagged tokens."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tubelet.layout import Grid, JointLayout, TokenLayout
+from tubelet.layout import Grid, JointIndex, JointLayout, TokenLayout
 
 grids = st.builds(Grid, st.integers(1, 2), st.integers(1, 3), st.integers(1, 3))
 
@@ -155,3 +156,52 @@ def test_gradients_of_merged_streams_are_split_and_of_split_ones_merged() -> Non
     parts = joint.split(gradient)
     assert all(torch.equal(a, b) for a, b in zip(got, parts, strict=True))
     assert torch.equal(torch.autograd.grad(parts, gradient, streams)[0], joint.merge(*streams))
+
+
+@given(streams())
+def test_indices_merge_as_their_layouts_do(make: Callable[[], tuple[TokenLayout, ...]]) -> None:
+    """Where no token was dropped; places of padding among itself are nobody's business."""
+    parts = make()
+    if any(part.kept is not None for part in parts):
+        with pytest.raises(ValueError, match="has dropped tokens"):
+            JointIndex.of(*(part.on("cpu") for part in parts))
+        return
+    got, expected = JointIndex.of(*(part.on("cpu") for part in parts)), JointLayout(parts).on("cpu")
+    for name in ("coords", "extent", "sample", "kind", "seqlens", "cu_seqlens", "frame_row"):
+        assert torch.equal(getattr(got.index, name), getattr(expected.index, name)), name
+    count = expected.index.samples
+    assert torch.equal(got.index.table[:count], expected.index.table[:count]) and not got.index.table[count:, 1:].any()
+    assert (got.widths, got.index.samples) == (expected.widths, expected.index.samples)
+    assert got.index.dense == expected.index.dense and got.index.max_seqlen >= max(expected.index.seqlens.tolist())
+    real = expected.index.frames
+    assert torch.equal(got.index.frame_sample[:real], expected.index.frame_sample[:real])
+    tokens = [torch.arange(math.prod(part.shape)).view(part.shape) + 1000 * i for i, part in enumerate(parts)]
+    valid = expected.index.valid
+    assert torch.equal(got.merge(*tokens)[valid], expected.merge(*tokens)[valid])
+    assert all(torch.equal(a, b) for a, b in zip(got.split(got.merge(*tokens)), tokens, strict=True))
+
+
+@pytest.mark.parametrize("capacity", [None, 9])
+def test_a_prefix_is_a_text_of_one_length_before_each_sample(capacity: int | None) -> None:
+    layout = TokenLayout.packed([Grid(1, 2, 2), None, Grid(2, 1, 1)], [0, 0, 1], capacity)
+    index = layout.on("cpu")
+    joint, prefix = JointIndex.of(index.prefix(2), index), index.prefix(2)
+    rows = 3 if capacity is None else 16
+    assert prefix.shape == (2 * rows,) and prefix.row_counts("sample") == (3, rows)
+    expected = TokenLayout.packed([Grid(1, 2, 2), None, Grid(2, 1, 1)], [2, 2, 3]).on("cpu")
+    for name in ("coords", "extent", "sample", "kind", "frame_row"):
+        assert torch.equal(getattr(joint.index, name)[:13], getattr(expected, name)), name
+    assert torch.equal(joint.index.table[:3], expected.table)
+    dense = TokenLayout.dense(2, Grid(1, 1, 3)).on("cpu")
+    joint = JointIndex.of(dense.prefix(2), dense)
+    assert joint.index.dense and torch.equal(joint.index.kind, TokenLayout.dense(2, Grid(1, 1, 3), 2).on("cpu").kind)
+    with pytest.raises(ValueError, match="tokens must be at least 1, got tokens=0 for 2 samples"):
+        dense.prefix(0)
+
+
+def test_indices_of_other_samples_or_another_form_are_refused() -> None:
+    one, two = TokenLayout.packed([None], [3]).on("cpu"), TokenLayout.packed([None] * 2, [1, 2]).on("cpu")
+    with pytest.raises(ValueError, match=r"same samples in one form, got \(3,\), \(3,\)"):
+        JointIndex.of(one, two)
+    with pytest.raises(ValueError, match=r"same samples in one form, got \(3,\), \(1, 3\)"):
+        JointIndex.of(one, TokenLayout.padded([3], 3).on("cpu"))

@@ -22,6 +22,7 @@ from tubelet.positions import (
     LearnedTextPositions,
     Rope3d,
     Rotary,
+    SinCos2d,
     SinCos3d,
     apply_rope,
     rope_angles,
@@ -83,6 +84,15 @@ def test_sincos_3d_is_time_then_plane_in_float64() -> None:
         frequencies = 500.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
         angles = coords[:, axis, None] * frequencies
         torch.testing.assert_close(part, torch.cat([angles.sin(), angles.cos()], dim=-1), **EXACT)
+
+
+def test_sincos_of_the_plane_is_the_same_in_every_frame_and_zero_for_text() -> None:
+    index = mixed().on("cpu")
+    got = SinCos2d(24)(index.coords, torch.float64)
+    text = index.coords[:, 0] < 0
+    torch.testing.assert_close(got, torch.where(text[:, None], 0, sincos_2d(index.coords[:, 1:], 24, dtype=got.dtype)))
+    assert got.dtype == torch.float64 and SinCos3d(16)(index.coords, torch.float64).dtype == torch.float64
+    assert torch.equal(got[3:15], got[15:27])  # behind three tokens of text, two frames of 3 by 4
 
 
 def test_large_coordinates_keep_their_precision_in_float32() -> None:
@@ -301,6 +311,7 @@ def test_bad_input_names_the_values() -> None:
         (lambda: sincos_1d(torch.zeros(2), 3), r"even, got 3"),
         (lambda: sincos_2d(torch.zeros(2, 2), 6), r"multiple of 4.*got 6"),
         (lambda: sincos_3d(torch.zeros(2, 3), 24), r"multiple of 16.*got 24"),
+        (lambda: SinCos2d(6), r"multiple of 4.*got 6"),
         (lambda: SinCos3d(40), r"multiple of 16.*got 40"),
         (lambda: Rope3d(4), r"at least 6.*got 4"),
         (lambda: rope_axes(9), r"even.*got 9"),
@@ -324,5 +335,6 @@ def test_an_axis_may_have_no_width() -> None:
 
 def test_repr_says_the_sizes() -> None:
     assert repr(Rope3d(12)) == "Rope3d(12, axes=(4, 4, 4), theta=10000.0, layout='interleaved')"
+    assert repr(SinCos2d(8)) == "SinCos2d(8, base=10000.0)"
     assert repr(SinCos3d(16)) == "SinCos3d(16, base=10000.0)"
     assert Rotary(torch.ones(1, 2), torch.zeros(1, 2)).layout == "interleaved"

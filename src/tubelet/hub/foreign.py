@@ -19,6 +19,7 @@ from tubelet.files import parsing
 from tubelet.hub.allegro import ALLEGRO
 from tubelet.hub.cogvideox import COGVIDEOX
 from tubelet.hub.cosmos import COSMOS, COSMOS_ORIGINAL
+from tubelet.hub.dit import DIT
 from tubelet.hub.hunyuan import HUNYUAN_VIDEO
 from tubelet.hub.hunyuan_original import HUNYUAN_VIDEO_ORIGINAL
 from tubelet.hub.keys import Family
@@ -48,6 +49,7 @@ _FAMILIES = (
     COGVIDEOX,
     COSMOS,
     COSMOS_ORIGINAL,
+    DIT,
     HUNYUAN_VIDEO,
     HUNYUAN_VIDEO_ORIGINAL,
     LATTE,

@@ -34,7 +34,9 @@ def _as_it_is(config: Mapping[str, Any], shapes: Shapes) -> Mapping[str, Any]:
 class Entry:
     """Tensors of ours and of theirs that hold the same numbers.
 
-    ``to_ours`` takes the tensors of ``theirs`` in order and returns those of ``ours``; ``to_theirs`` is its inverse.
+    ``to_ours`` takes the tensors of ``theirs`` in order and returns those of ``ours``; ``to_theirs`` is its inverse. An
+    entry without ``ours`` writes what follows from the config, such as a table of fixed positions; its ``to_ours``
+    returns nothing, or refuses what it reads.
 
     Example:
         >>> entry = Entry(("*.q", "*.k"), ("*.qk",), lambda qk: qk.chunk(2), lambda q, k: [torch.cat([q, k])])
@@ -144,6 +146,8 @@ class KeyMap:
 
     def _translate(self, state: Mapping[str, Tensor], side: Side) -> dict[str, Tensor]:
         groups, unknown = self.groups(state, side)
+        if side == "ours":
+            groups += [Group(entry, (), entry.theirs) for entry in self.entries if not entry.ours]
         given = [group.ours if side == "ours" else group.theirs for group in groups]
         missing = [name for names in given for name in names if name not in state]
         if unknown or missing:

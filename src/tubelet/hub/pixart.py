@@ -1,4 +1,4 @@
-"""What the adapters of PixArt-alpha's descendants in diffusers share: checks of configs, and the names of common parts.
+"""What the adapters of DiT and of PixArt-alpha's descendants share: checks of configs, and the names of common parts.
 
 Their patch embedding is a convolution over single frames, ours a linear layer on patches; their attention, embeddings
 and tables differ from ours by name alone.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tubelet.hub.keys import Entry, renamed
 
-__all__ = ["attention_keys", "checked_config", "ends_keys", "square_patch"]
+__all__ = ["attention_keys", "checked_config", "embed_keys", "ends_keys", "project_keys", "square_patch"]
 
 
 def checked_config(
@@ -50,7 +50,7 @@ def square_patch(patch: tuple[int, int, int]) -> int:
     """
     t, h, w = patch
     if t != 1 or h != w:
-        raise ValueError(f"patch={patch}, but diffusers' class has square patches of one frame")
+        raise ValueError(f"patch={patch}, but theirs are square and of one frame")
     return h
 
 
@@ -67,19 +67,13 @@ def attention_keys(ours: str, theirs: str) -> Sequence[Entry]:
     )
 
 
-def ends_keys(patch: int, channels: Sequence[int]) -> Sequence[Entry]:
-    """What stands before and behind the blocks: patches, time, text, the last table and projection.
-
-    Args:
-        patch: the side of a patch.
-        channels: those of the latents, and those that are predicted beside them: theirs stand beside them in each
-            cell, ours behind them in the patch.
+def embed_keys(theirs: str, patch: int) -> Sequence[Entry]:
+    """Their convolution of stride its own size over single frames is our linear layer on patches.
 
     Example:
-        >>> ends_keys(2, [4, 0])[-1].theirs
-        ('proj_out.bias',)
+        >>> embed_keys("pos_embed.proj", 2)[0].theirs
+        ('pos_embed.proj.weight',)
     """
-    cells = patch * patch
 
     def to_ours(weight: Tensor) -> list[Tensor]:
         return [rearrange(weight, "d c h w -> d (h w c)")]
@@ -87,24 +81,55 @@ def ends_keys(patch: int, channels: Sequence[int]) -> Sequence[Entry]:
     def to_theirs(weight: Tensor) -> list[Tensor]:
         return [rearrange(weight, "d (h w c) -> d c h w", h=patch, w=patch)]
 
-    def split_to_ours(rows: Tensor) -> list[Tensor]:
+    return Entry(("embed.weight",), (f"{theirs}.weight",), to_ours, to_theirs), *renamed("embed", theirs, ["bias"])
+
+
+def project_keys(theirs: str, patch: int, channels: Sequence[int]) -> Sequence[Entry]:
+    """The projection to patches.
+
+    Args:
+        theirs: its name.
+        patch: the side of a patch.
+        channels: those of the latents, and those that are predicted beside them: theirs stand beside them in each
+            cell, ours behind them in the patch.
+
+    Example:
+        >>> entry = project_keys("proj_out", 2, [1, 1])[1]
+        >>> entry.to_ours(torch.arange(8))[0].tolist()
+        [0, 2, 4, 6, 1, 3, 5, 7]
+    """
+    cells = patch * patch
+
+    def to_ours(rows: Tensor) -> list[Tensor]:
         parts = torch.split(rearrange(rows, "(n c) ... -> n c ...", n=cells), list(channels), 1)
         return [torch.cat([part.flatten(0, 1) for part in parts])]
 
-    def split_to_theirs(rows: Tensor) -> list[Tensor]:
+    def to_theirs(rows: Tensor) -> list[Tensor]:
         parts = torch.split(rows, [cells * c for c in channels])
         return [torch.cat([part.reshape(cells, -1, *part.shape[1:]) for part in parts if len(part)], 1).flatten(0, 1)]
 
+    leaves = ("weight", "bias")
+    return tuple(Entry((f"project.{leaf}",), (f"{theirs}.{leaf}",), to_ours, to_theirs) for leaf in leaves)
+
+
+def ends_keys(patch: int, channels: Sequence[int]) -> Sequence[Entry]:
+    """What stands before and behind the blocks: patches, time, text, the last table and projection.
+
+    Args:
+        patch, channels: as in :func:`project_keys`.
+
+    Example:
+        >>> ends_keys(2, [4, 0])[-1].theirs
+        ('proj_out.bias',)
+    """
     embedder = "adaln_single.emb.timestep_embedder"
     return (
-        Entry(("embed.weight",), ("pos_embed.proj.weight",), to_ours, to_theirs),
-        *renamed("embed", "pos_embed.proj", ["bias"]),
+        *embed_keys("pos_embed.proj", patch),
         *renamed("time.up", f"{embedder}.linear_1"),
         *renamed("time.down", f"{embedder}.linear_2"),
         *renamed("modulation", "adaln_single.linear"),
         *renamed("text.up", "caption_projection.linear_1"),
         *renamed("text.down", "caption_projection.linear_2"),
         Entry(("final_modulation.table",), ("scale_shift_table",)),
-        Entry(("project.weight",), ("proj_out.weight",), split_to_ours, split_to_theirs),
-        Entry(("project.bias",), ("proj_out.bias",), split_to_ours, split_to_theirs),
+        *project_keys("proj_out", patch, channels),
     )

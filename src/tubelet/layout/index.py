@@ -3,6 +3,7 @@
 Shapes: ``*lead`` is ``n`` (packed) or ``b n`` (batched), ``s`` segments, ``f`` rows of (sample, frame).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from tubelet.layout.rows import Level, Rows
 
-__all__ = ["Kind", "LayoutIndex", "TokenInfo", "geometry"]
+__all__ = ["Kind", "LayoutIndex", "TokenInfo", "geometry", "whole_samples"]
 
 
 class Kind:
@@ -168,6 +169,29 @@ class LayoutIndex:
             raise ValueError(f"rows has {rows.values.shape[0]} rows without owners; make them with layout.rows(...)")
         return self.rows(rows.values + values, "sample")
 
+    def prefix(self, tokens: int) -> "LayoutIndex":
+        """The index of ``tokens`` further tokens for each sample, batched or packed as this one: registers, conditions.
+
+        Samples behind the real ones (capacity) have them too, so that compiled code serves any number; a
+        :class:`~tubelet.layout.JointIndex` puts them before the sample's own.
+
+        Raises:
+            ValueError: ``tokens`` is smaller than 1.
+
+        Example:
+            >>> from tubelet.layout import Grid, TokenLayout
+            >>> TokenLayout.packed([Grid(1, 1, 3), Grid(2, 1, 1)]).on("cpu").prefix(2).sample
+            tensor([0, 0, 1, 1])
+        """
+        if tokens < 1:
+            raise ValueError(f"tokens must be at least 1, got tokens={tokens} for {self.samples} samples")
+        rows = self.seqlens.shape[0]
+        none = torch.zeros(rows, dtype=torch.long)
+        table = torch.stack([torch.arange(rows) * tokens, none + tokens, none + tokens, none, none, none], dim=1)
+        shape = (rows, tokens) if len(self.shape) == 2 else (rows * tokens,)
+        # compiled code hands the number of samples on without reading it, and so holds no guard on it
+        return whole_samples(table, shape, self.samples, rows, tokens, len(shape) == 2, self.sample.device)
+
     def same_samples(self, other: "LayoutIndex") -> bool:
         """Whether both hold as many samples; taken for granted in compiled code, whose graph serves any number.
 
@@ -191,6 +215,61 @@ class LayoutIndex:
         if level == "frame":
             return self.frame_row
         return torch.arange(self.sample.numel(), device=self.sample.device).view(self.shape)
+
+
+def whole_samples(
+    table: Int[Tensor, "s 6"],
+    shape: tuple[int, ...],
+    samples: int,
+    frames: int,
+    max_seqlen: int,
+    dense: bool,
+    device: torch.device | str,
+) -> LayoutIndex:
+    """The index of samples of which no token was dropped, from their host table; compiled code may make it.
+
+    Args:
+        table: as :class:`LayoutIndex` has it, with as many rows as segments.
+        shape: of the token axes; batched rows hold a sample each, packed samples lie end to end.
+        samples, max_seqlen, dense: of the index.
+        frames: room for its rows of (sample, frame).
+        device: where it goes.
+
+    Example:
+        >>> whole_samples(torch.tensor([[0, 3, 1, 1, 1, 2], [3, 1, 1, 0, 0, 0]]), (5,), 2, 4, 3, False, "cpu").kind
+        tensor([1, 2, 2, 1, 0])
+    """
+    starts, lengths, texts = table.to(device)[:, :3].unbind(1)
+    sides, number = table.to(device)[:, 3:], torch.arange(shape[-1], device=device).expand(shape)
+    if len(shape) == 2:
+        sample, position = torch.arange(shape[0], device=device)[:, None].expand(shape), number
+    else:
+        sample = torch.searchsorted(starts + lengths, number, right=True).clamp(max=len(table) - 1)
+        position = number - starts[sample]
+    valid = position < lengths[sample]
+    tokens = geometry(position.flatten(), texts[sample].flatten(), sides[sample].flatten(0, -2), sample.flatten())
+    coords, extent, kind = tokens.coords.view(*shape, 3), tokens.extent.view(*shape, 3), tokens.kind.view(shape)
+    has_text = (texts > 0).long()
+    rows = has_text + sides[:, 0]
+    frame = torch.where(kind == Kind.TEXT, 0, has_text[sample] + coords[..., 0])
+    owners = torch.searchsorted(rows.cumsum(0), torch.arange(frames, device=device), right=True)
+    end = torch.tensor([math.prod(shape)], device=device) if len(shape) == 2 else (starts + lengths)[-1:]
+    return LayoutIndex(
+        cu_seqlens=torch.cat([starts, end]).int(),
+        seqlens=lengths.int(),
+        table=table,
+        kept=None,
+        coords=torch.where(valid[..., None], coords, -1),
+        extent=torch.where(valid[..., None], extent, 0),
+        sample=torch.where(valid, sample, -1),
+        kind=torch.where(valid, kind, Kind.PAD),
+        frame_row=torch.where(valid, (rows.cumsum(0) - rows)[sample] + frame, 0),
+        frame_sample=owners.clamp(max=len(table) - 1),
+        samples=samples,
+        frames=frames,
+        max_seqlen=max_seqlen,
+        dense=dense,
+    )
 
 
 def geometry(

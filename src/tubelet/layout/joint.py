@@ -4,13 +4,16 @@ The streams keep their own widths and weights, as in MM-DiT (Esser et al., 2024,
 """
 
 import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
-from tubelet.layout.index import LayoutIndex
+from tubelet.layout.index import Kind, LayoutIndex, whole_samples
 from tubelet.layout.rows import Rows
 from tubelet.layout.tokens import TokenLayout
 
@@ -126,6 +129,42 @@ class JointIndex:
         """Tokens on the axis of each stream."""
         return tuple(places.shape[-1] for places in self.places)
 
+    @classmethod
+    def of(cls, *streams: LayoutIndex) -> "JointIndex":
+        """Merge indices where they are, without their layouts: inside compiled code, too.
+
+        Args:
+            streams: of the same samples, all batched or all packed; at most one has the grid of a sample. One may have
+                room for more samples than another.
+
+        Raises:
+            ValueError: the streams differ in form or in samples, or tokens of one were dropped.
+
+        Example:
+            >>> from tubelet.layout import Grid
+            >>> index = TokenLayout.packed([Grid(1, 1, 2), Grid(1, 1, 1)]).on("cpu")
+            >>> joint = JointIndex.of(index.prefix(1), index)
+            >>> joint.merge(torch.tensor([10, 20]), torch.tensor([1, 2, 3])).tolist()
+            [10, 1, 2, 20, 3]
+        """
+        first = streams[0]
+        for other in streams[1:]:
+            if len(first.shape) != len(other.shape) or not first.same_samples(other):
+                raise ValueError(f"streams must hold the same samples in one form, got {first.shape}, {other.shape}")
+        if any(stream.kept is not None for stream in streams):
+            raise ValueError(f"one of {len(streams)} streams has dropped tokens: merge the layouts by a JointLayout")
+        sample, kind = (torch.cat(parts, -1) for parts in zip(*((s.sample, s.kind) for s in streams), strict=True))
+        table, widths = _merged_table(streams), tuple(stream.shape[-1] for stream in streams)
+        # per sample the prefixes, stream by stream, then the grid; padding last
+        order = torch.where(kind == Kind.PAD, 2 * len(table), 2 * sample + (kind == Kind.GRID)).argsort(stable=True)
+        frames = sum(stream.frame_sample.shape[0] for stream in streams)
+        longest, dense = sum(stream.max_seqlen for stream in streams), all(stream.dense for stream in streams)
+        shape, device = (*first.shape[:-1], sum(widths)), first.sample.device
+        index = whole_samples(table, shape, first.samples, frames, longest, dense, device)
+        rows = torch.arange(math.prod(shape[:-1]), device=device).view(*shape[:-1], 1)
+        places = torch.split(order.argsort() + rows * shape[-1], list(widths), dim=-1)
+        return cls(index, tuple(places), identity=False)
+
     def merge(self, *streams: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """Streams ``(*lead_i, ...)`` of one dtype, in the order of the joint layout, to one tensor ``(*lead, ...)``."""
         axis = len(self.index.shape) - 1
@@ -188,3 +227,14 @@ class JointIndex:
             return torch.split(merged, list(self.widths), dim=axis)
         flat, rest = merged.flatten(0, axis), merged.shape[axis + 1 :]
         return tuple(flat.index_select(0, places.flatten()).view(*places.shape, *rest) for places in self.places)
+
+
+def _merged_table(streams: Sequence[LayoutIndex]) -> Int[Tensor, "s 6"]:
+    """The host table of the merged axis."""
+    room = max(len(stream.table) for stream in streams)
+    table = sum(F.pad(stream.table, (0, 0, 0, room - len(stream.table))) for stream in streams)
+    assert isinstance(table, Tensor)
+    ends = table[:, 1].cumsum(0)
+    width = sum(stream.shape[-1] for stream in streams)
+    starts = torch.arange(room) * width if len(streams[0].shape) == 2 else ends - table[:, 1]
+    return torch.cat([starts[:, None], table[:, 1:]], dim=1)

@@ -24,6 +24,8 @@ from tubelet.models.cosmos import (
     cosmos_2_v2w_2b,
     cosmos_2_v2w_14b,
 )
+from tubelet.models.dit import Conditioning, DiT, DiTConfig, dit_adaln_zero, dit_b, dit_l, dit_s, dit_xl
+from tubelet.models.dit_conditioning import dit_adaln, dit_cross_attention, dit_in_context
 from tubelet.models.experts import NoiseExperts
 from tubelet.models.hunyuan import (
     HunyuanVideoConfig,
@@ -45,6 +47,21 @@ from tubelet.models.latte_variants import LatteArrangement, LatteVariant, latte_
 from tubelet.models.ltx import LTXConfig, LTXTransformer, ltx_2b, ltx_13b, ltx_places
 from tubelet.models.mochi import MochiConfig, MochiTransformer, mochi_10b
 from tubelet.models.open_sora import OpenSoraConfig, OpenSoraTransformer, open_sora_2
+from tubelet.models.patch_conv import PatchConv
+from tubelet.models.uvit import (
+    UViT,
+    UViTConfig,
+    uvit_celeba64,
+    uvit_cifar10,
+    uvit_coco,
+    uvit_coco_deep,
+    uvit_h_imagenet256,
+    uvit_h_imagenet512,
+    uvit_l_imagenet64,
+    uvit_l_imagenet256,
+    uvit_l_imagenet512,
+    uvit_m_imagenet64,
+)
 from tubelet.models.video_dit import VideoDiT, VideoDiTConfig, video_dit_b, video_dit_digits, video_dit_s, video_dit_xl
 from tubelet.models.wan import (
     WanConfig,
@@ -62,8 +79,11 @@ __all__ = [
     "AllegroTransformer",
     "CogVideoXConfig",
     "CogVideoXTransformer",
+    "Conditioning",
     "CosmosConfig",
     "CosmosTransformer",
+    "DiT",
+    "DiTConfig",
     "HunyuanVideoConfig",
     "HunyuanVideoTransformer",
     "LTXConfig",
@@ -79,6 +99,9 @@ __all__ = [
     "NoiseExperts",
     "OpenSoraConfig",
     "OpenSoraTransformer",
+    "PatchConv",
+    "UViT",
+    "UViTConfig",
     "VideoDiT",
     "VideoDiTConfig",
     "WanConfig",
@@ -99,6 +122,14 @@ __all__ = [
     "cosmos_2_t2i_14b",
     "cosmos_2_v2w_2b",
     "cosmos_2_v2w_14b",
+    "dit_adaln",
+    "dit_adaln_zero",
+    "dit_b",
+    "dit_cross_attention",
+    "dit_in_context",
+    "dit_l",
+    "dit_s",
+    "dit_xl",
     "hunyuan_video",
     "hunyuan_video_i2v",
     "hunyuan_video_i2v_concat",
@@ -116,6 +147,16 @@ __all__ = [
     "mochi_10b",
     "open_sora_2",
     "pad_prompts",
+    "uvit_celeba64",
+    "uvit_cifar10",
+    "uvit_coco",
+    "uvit_coco_deep",
+    "uvit_h_imagenet256",
+    "uvit_h_imagenet512",
+    "uvit_l_imagenet64",
+    "uvit_l_imagenet256",
+    "uvit_l_imagenet512",
+    "uvit_m_imagenet64",
     "video_dit_b",
     "video_dit_digits",
     "video_dit_s",

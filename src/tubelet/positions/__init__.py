@@ -4,7 +4,7 @@ Everything takes coordinates ``(*lead, 3)`` = ``(t, h, w)``, as :class:`tubelet.
 and packed tokens of any sizes are the same case; coordinates may be fractional. The functions are plain maths. The
 modules also know text: a token with a frame index below 0 gets a zero vector, or the identity rotation.
 
-- :func:`sincos_1d`, :func:`sincos_2d`, :func:`sincos_3d` and :class:`SinCos3d`: sinusoids to add;
+- :func:`sincos_1d`, :func:`sincos_2d`, :func:`sincos_3d`, :class:`SinCos2d` and :class:`SinCos3d`: sinusoids to add;
 - :class:`LearnedPositions`, :class:`LearnedGridPositions`, :class:`LearnedTextPositions`: tables to add;
 - :class:`Rope3d` and :func:`apply_rope`: rotations of queries and keys, in three layouts of which
   :func:`convert_rope` turns weights of one into those of another;
@@ -27,7 +27,7 @@ from tubelet.positions.maps import (
 )
 from tubelet.positions.per_head import FractionalRope3d, MixedRope3d
 from tubelet.positions.rotary import Rope3d, Rotary, RotaryLayout, apply_rope, convert_rope, rope_angles, rope_axes
-from tubelet.positions.sincos import SinCos3d, sincos_1d, sincos_2d, sincos_3d
+from tubelet.positions.sincos import SinCos2d, SinCos3d, sincos_1d, sincos_2d, sincos_3d
 
 __all__ = [
     "AreaNormalised",
@@ -43,6 +43,7 @@ __all__ = [
     "Rope3d",
     "Rotary",
     "RotaryLayout",
+    "SinCos2d",
     "SinCos3d",
     "Stretched",
     "apply_rope",

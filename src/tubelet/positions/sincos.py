@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tubelet.positions.angles import angles, zero_text
 
-__all__ = ["SinCos3d", "sincos_1d", "sincos_2d", "sincos_3d"]
+__all__ = ["SinCos2d", "SinCos3d", "sincos_1d", "sincos_2d", "sincos_3d"]
 
 
 def sincos_1d(
@@ -74,6 +74,46 @@ def sincos_3d(
         raise ValueError(f"dim must be a multiple of 16 to split 1:3 over time and plane, got {dim}")
     time = sincos_1d(coords[..., 0], dim // 4, base=base, dtype=dtype)
     return torch.cat([time, sincos_2d(coords[..., 1:], 3 * dim // 4, base=base, dtype=dtype)], dim=-1)
+
+
+class SinCos2d(nn.Module):
+    """:func:`sincos_2d` of grid tokens, the same in every frame, zero for text; it has no parameters.
+
+    Args:
+        dim: width of the tokens, a multiple of 4.
+        base: as in :func:`sincos_1d`.
+        dtype: of the result.
+
+    Raises:
+        ValueError: ``dim`` is not a multiple of 4.
+
+    Example:
+        >>> from tubelet.layout import Grid, TokenLayout
+        >>> vectors = SinCos2d(8)(TokenLayout.dense(1, Grid(2, 1, 3)).on("cpu").coords)
+        >>> torch.equal(vectors[0, :3], vectors[0, 3:])
+        True
+    """
+
+    def __init__(self, dim: int, *, base: float = 10000.0, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        if dim % 4:
+            raise ValueError(f"dim must be a multiple of 4 for two axes of [sin, cos], got {dim}")
+        self.dim, self.base, self.dtype = dim, base, dtype
+
+    def forward(self, coords: Real[Tensor, "*lead 3"], dtype: torch.dtype | None = None) -> Float[Tensor, "*lead d"]:
+        """Coordinates ``(*lead, 3)`` to vectors ``(*lead, dim)``, in ``dtype`` or the module's own."""
+        dtype = self.dtype if dtype is None else dtype
+        return zero_text(coords, sincos_2d(coords[..., 1:], self.dim, base=self.base, dtype=dtype))
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print``."""
+        return f"{self.dim}, base={self.base}"
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, coords: Real[Tensor, "*lead 3"], dtype: torch.dtype | None = None
+        ) -> Float[Tensor, "*lead d"]: ...
 
 
 class SinCos3d(nn.Module):
