@@ -31,7 +31,16 @@ from tubelet.blocks import Branch, TransformerBlock, norm_modulate
 from tubelet.conditioning import AdaLNZero, ModulationSlice, TimestepEmbedding
 from tubelet.layout import JointIndex, LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_given, check_rows, check_tokens, highest_levels, joined, on, reset_children
+from tubelet.models.inputs import (
+    check_given,
+    check_rows,
+    check_tokens,
+    highest_levels,
+    index_time,
+    joined,
+    on,
+    reset_children,
+)
 from tubelet.norms import LayerNorm
 from tubelet.positions import (
     CentralFit,
@@ -282,7 +291,7 @@ class CogVideoXTransformer(nn.Module):
 
     def _time(self, t: Rows, ofs: Tensor | None, layout: LayoutIndex, dtype: torch.dtype) -> Rows:
         """The embedded noise levels, with each sample's embedded ``ofs`` added."""
-        time = t.map(lambda level: self.time((level * self.config.steps - 1).clamp(min=0)).to(dtype))
+        time = t.map(lambda level: self.time(index_time(level, self.config.steps, -1)).to(dtype))
         if self.ofs is None or ofs is None:
             return time
         return layout.add_per_sample(time, self.ofs(layout.rows(ofs, "sample").values).to(dtype))

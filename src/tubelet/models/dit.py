@@ -25,7 +25,7 @@ from tubelet.blocks import Branch, ModulatedNorm, TransformerBlock
 from tubelet.conditioning import AdaLNZero, LabelEmbedding, ModulationSlice, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_per_sample, check_rows, check_tokens, on, reset_children
+from tubelet.models.inputs import check_per_sample, check_rows, check_tokens, index_time, on, reset_children
 from tubelet.norms import LayerNorm
 from tubelet.positions import SinCos2d, SinCos3d, Stretched
 from tubelet.protocols import Pattern
@@ -264,7 +264,7 @@ class DiT(nn.Module):
         places = self.places(index.coords, index.extent)
         h = (h + self.positions(places, torch.promote_types(h.dtype, torch.float32))).to(h.dtype)
         scale, shift = self.config.time_scale, self.config.time_shift
-        time = t.map(lambda level: self.time(level * scale + shift).to(h.dtype))
+        time = t.map(lambda level: self.time(index_time(level, scale, shift)).to(h.dtype))
         label = index.rows(labels, "sample").map(self.label)
         cond = index.add_per_sample(time, label.values)
         context: dict[str, Any] = {"layout": index, "time": time, "label": label}
