@@ -128,6 +128,24 @@ class TokenLayout:
         """
         return cls((None,) * len(lengths), tuple(lengths), n, batched=True)
 
+    def repeat(self, times: int) -> "TokenLayout":
+        """The layout of all samples ``times`` over, copy by copy: a guided batch with its conditions in turn.
+
+        Raises:
+            ValueError: ``times`` is smaller than 1.
+
+        Example:
+            >>> TokenLayout.packed([Grid(1, 1, 2), Grid(1, 1, 1)]).repeat(2).lengths
+            (2, 1, 2, 1)
+        """
+        if times < 1:
+            raise ValueError(f"times must be at least 1, got {times}")
+        width = self.width if self.batched else self.width * times
+        kept = None if self.kept is None else self.kept * times
+        return replace(
+            self, grids=self.grids * times, text_lengths=self.text_lengths * times, width=width, kept=kept
+        )  # fmt: skip
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The leading shape of token tensors: ``(n,)`` packed, ``(b, n)`` batched."""
