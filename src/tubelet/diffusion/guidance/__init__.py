@@ -5,12 +5,12 @@ space that the denoisers have; a guidance that is defined in another takes the `
 those of each sample (:class:`PerSample`), so that packed sampling equals separate. Nothing is read on the host.
 """
 
-from tubelet.diffusion.guidance.apg import Momentum, apg
 from tubelet.diffusion.guidance.branches import batched, packed
-from tubelet.diffusion.guidance.distilled import Distilled, distilled
+from tubelet.diffusion.guidance.distillation import Distilled, distilled
 from tubelet.diffusion.guidance.guided import Guided, Rule
 from tubelet.diffusion.guidance.linear import autoguidance, cfg, cfg_excess, compose, skip_layer, two_conditions
-from tubelet.diffusion.guidance.rescale import rescale
+from tubelet.diffusion.guidance.projection import Momentum, apg
+from tubelet.diffusion.guidance.rescaling import rescale
 from tubelet.diffusion.guidance.scales import Scale, interval
 from tubelet.diffusion.guidance.select import only_channels, within
 from tubelet.diffusion.guidance.skip import Skip, replaced, skipped

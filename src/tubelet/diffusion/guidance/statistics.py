@@ -76,14 +76,13 @@ class PerSample:
             >>> PerSample().quantile(torch.tensor([[1.0, 2.0, 4.0]]), 0.75)
             tensor([[3.]])
         """
-        width, owner = values.shape[-1], self._owner(values)
-        segments = self._segments(values)
+        width, owner, rows = values.shape[-1], self._owner(values), self._rows(values)
         counted = self._counted(values)
-        owner = owner if counted is None else torch.where(counted, owner, segments)  # behind all samples
+        owner = owner if counted is None else torch.where(counted, owner, rows)  # behind all samples
         flat, order = values.to(_wide(values)).flatten().sort()
         of = owner.flatten().repeat_interleave(width, output_size=flat.numel())[order]
         flat = flat[of.argsort(stable=True)]
-        ends = torch.searchsorted(of.sort().values, torch.arange(segments + 1, device=flat.device))
+        ends = torch.searchsorted(of.sort().values, torch.arange(rows + 1, device=flat.device))
         start, last = ends[:-1], (ends.diff() - 1).clamp(min=0)
         place = last.double() * q
         low, high = (flat[(start + side.long()).clamp(max=flat.numel() - 1)] for side in (place.floor(), place.ceil()))
@@ -112,7 +111,7 @@ class PerSample:
         """One number per token, summed over each sample."""
         if self.layout is None or self.layout.dense:
             return tokens.sum(dim=tuple(range(int(values.ndim > 2), tokens.ndim)), keepdim=True)[..., None]
-        total = tokens.new_zeros(self._segments(values))
+        total = tokens.new_zeros(self._rows(values))
         return self._spread(total.index_add(0, self._owner(values).flatten(), tokens.flatten()), values)
 
     def _spread(self, per_sample: Float[Tensor, " s"], values: Tensor) -> Tensor:
@@ -120,16 +119,17 @@ class PerSample:
         return per_sample[self._owner(values)][..., None]
 
     def _owner(self, values: Tensor) -> Int[Tensor, "*lead"]:
-        """The sample of each token."""
+        """The sample of each token; padding has a row of its own, so that it reaches no sample's gradient."""
         if self.layout is not None:
-            return self.layout.sample.clamp(min=0)
+            return torch.where(self.layout.valid, self.layout.sample, self.layout.seqlens.shape[0])
         lead = values.shape[:-1]
-        rows = torch.arange(self._segments(values), device=values.device)
+        rows = torch.arange(self._rows(values), device=values.device)
         return rows.view(-1, *(1,) * (len(lead) - 1)).expand(lead)
 
-    def _segments(self, values: Tensor) -> int:
+    def _rows(self, values: Tensor) -> int:
+        """How many samples there are, with that of padding."""
         if self.layout is not None:
-            return self.layout.seqlens.shape[0]
+            return self.layout.seqlens.shape[0] + 1
         return values.shape[0] if values.ndim > 2 else 1
 
 
