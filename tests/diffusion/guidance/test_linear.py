@@ -1,47 +1,119 @@
-"""Guidance against its formula, its fixed points and the other convention."""
+"""Sums of predictions against their papers' formulas, diffusers' guiders, and each other."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from denoisers import C, U, V, network, packed_state, randn
+from diffusers.guiders import AutoGuidance, ClassifierFreeGuidance, SkipLayerGuidance
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from tubelet.diffusion import Process, cfg, interval, sample
-from tubelet.layout import Grid, Rows
-from tubelet.patchify import fold, unfold
+from tubelet.diffusion import (
+    VP,
+    Process,
+    RectifiedFlow,
+    autoguidance,
+    cfg,
+    cfg_excess,
+    compose,
+    interval,
+    restate,
+    sample,
+    skip_layer,
+    two_conditions,
+)
+from tubelet.layout import Rows
+from tubelet.protocols import Denoiser, Path
 
-X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+X = randn(5, 4)
 LEVELS = Rows(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), torch.tensor([0, 1, 1, 2, 0]))
+close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-11)
 
 
-def conditional(x: torch.Tensor, t: Rows) -> torch.Tensor:
-    return torch.sin(x) + t.expand()[..., None]
-
-
-def unconditional(x: torch.Tensor, t: Rows) -> torch.Tensor:
-    return torch.cos(x) - 2 * t.expand()[..., None]
+def ask(*denoisers: Denoiser) -> list[Tensor]:
+    return [denoiser(X, LEVELS) for denoiser in denoisers]
 
 
 @given(st.floats(-3, 12))
-def test_equals_the_formula_and_the_other_convention(scale: float) -> None:
-    got = cfg(conditional, unconditional, scale)(X, LEVELS)
-    c, u = conditional(X, LEVELS), unconditional(X, LEVELS)
-    torch.testing.assert_close(got, u + scale * (c - u), rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(got, c + (scale - 1) * (c - u), rtol=1e-12, atol=1e-11)
+def test_cfg_equals_the_formula_and_the_other_convention(scale: float) -> None:
+    c, u = ask(C, U)
+    close(cfg(C, U, scale)(X, LEVELS), u + scale * (c - u))
+    close(cfg(C, U, scale)(X, LEVELS), cfg_excess(C, U, scale - 1)(X, LEVELS))
+
+
+@pytest.mark.parametrize("scale", [0.4, 1.0, 7.5])
+def test_cfg_equals_diffusers_in_both_conventions(scale: float) -> None:
+    c, u = ask(C, U)
+    close(cfg(C, U, scale)(X, LEVELS), ClassifierFreeGuidance(scale).forward(c, u).pred)
+    theirs = ClassifierFreeGuidance(scale, use_original_formulation=True).forward(c, u).pred
+    close(cfg_excess(C, U, scale)(X, LEVELS), theirs)
+
+
+def test_the_scale_of_uvit_is_one_less() -> None:
+    c, u = ask(C, U)
+    close(cfg_excess(C, U, 0.4)(X, LEVELS), c + 0.4 * (c - u))
+    close(cfg_excess(C, U, 0.4)(X, LEVELS), cfg(C, U, 1.4)(X, LEVELS))
 
 
 def test_one_is_conditional_and_zero_unconditional() -> None:
-    torch.testing.assert_close(cfg(conditional, unconditional, 1.0)(X, LEVELS), conditional(X, LEVELS))
-    assert torch.equal(cfg(conditional, unconditional, 0.0)(X, LEVELS), unconditional(X, LEVELS))
+    close(cfg(C, U, 1.0)(X, LEVELS), C(X, LEVELS))
+    assert torch.equal(cfg(C, U, 0.0)(X, LEVELS), U(X, LEVELS))
+    assert torch.equal(cfg_excess(C, U, 0.0)(X, LEVELS), C(X, LEVELS))
 
 
-def test_interval_acts_per_row_with_both_ends_inside() -> None:
-    got = cfg(conditional, unconditional, interval(4.0, 0.5, 0.9))(X, LEVELS)
-    full = cfg(conditional, unconditional, 4.0)(X, LEVELS)
-    inside = torch.tensor([False, True, True, True, False])
-    torch.testing.assert_close(got[inside], full[inside])
-    torch.testing.assert_close(got[~inside], conditional(X, LEVELS)[~inside])
+def test_autoguidance_equals_diffusers_and_the_formula() -> None:
+    main, weak = ask(C, V)
+    got = autoguidance(C, V, 2.5)(X, LEVELS)
+    close(got, 2.5 * main + (1 - 2.5) * weak)
+    close(got, AutoGuidance(2.5, auto_guidance_layers=[0], dropout=1.0).forward(main, weak).pred)
+
+
+@pytest.mark.parametrize("scales", [(1.5, 7.5), (1.0, 1.0), (0.0, 3.0)])
+def test_two_conditions_equal_the_formula_of_instruct_pix2pix(scales: tuple[float, float]) -> None:
+    of_image, of_text = scales
+    both, image, neither = ask(C, V, U)
+    got = two_conditions(C, V, U, image_scale=of_image, text_scale=of_text)(X, LEVELS)
+    close(got, neither + of_image * (image - neither) + of_text * (both - image))
+    if scales == (1.0, 1.0):
+        close(got, both)
+
+
+def test_skip_layer_equals_diffusers() -> None:
+    c, u, s = ask(C, U, V)
+    theirs = SkipLayerGuidance(5.0, 2.8, skip_layer_guidance_layers=[0])
+    close(skip_layer(cfg(C, U, 5.0), C, V, 2.8)(X, LEVELS), theirs.forward(c, u, s).pred)
+    close(skip_layer(cfg(C, U, 5.0), C, V, 2.8)(X, LEVELS), u + 5 * (c - u) + 2.8 * (c - s))
+    alone = SkipLayerGuidance(1.0, 2.8, skip_layer_guidance_layers=[0]).forward(c, None, s).pred
+    close(skip_layer(V, C, V, 2.8)(X, LEVELS), alone)
+
+
+def test_compose_equals_the_formula_of_composable_diffusion() -> None:
+    scales, seeds = (3.0, -1.0, 0.5), (31, 32, 33)
+    conditions = [network(seed) for seed in seeds]
+    got = compose(U, *((w, c, U) for w, c in zip(scales, conditions, strict=True)))(X, LEVELS)
+    nothing, *each = ask(U, *conditions)
+    close(got, nothing + sum(w * (e - nothing) for w, e in zip(scales, each, strict=True)))
+    assert torch.equal(compose(U)(X, LEVELS), nothing)
+
+
+@pytest.mark.parametrize("path", [RectifiedFlow(), VP.linear()])
+@pytest.mark.parametrize("kind", ["x0", "eps", "v", "velocity"])
+def test_sums_are_the_same_in_every_space(path: Path, kind: str) -> None:
+    process = Process(path=path, prediction="v")
+    there = [restate(denoiser, process, kind) for denoiser in (C, V, U)]
+    inside = two_conditions(*there, image_scale=1.5, text_scale=7.5)(X, LEVELS)
+    after = restate(two_conditions(C, V, U, image_scale=1.5, text_scale=7.5), process, kind)(X, LEVELS)
+    torch.testing.assert_close(inside, after, rtol=1e-9, atol=1e-9)
+
+
+def test_a_scale_may_be_one_for_each_sample() -> None:
+    layout, x, t = packed_state()
+    guided = cfg(C, U, layout.rows(torch.tensor([1.0, 3.0, 7.0], dtype=torch.float64), "sample"))
+    each = torch.tensor([1.0, 3.0, 7.0]).repeat_interleave(torch.tensor(layout.lengths))[:, None]
+    close(guided(x, t), U(x, t) + each * (C(x, t) - U(x, t)))
 
 
 def test_a_scale_function_serves_dense_rows_and_keeps_the_dtype() -> None:
@@ -59,44 +131,17 @@ def test_guidance_composes_with_sampling() -> None:
     torch.testing.assert_close(got, torch.full_like(X, 1.0 + 3.0 * (2.0 - 1.0)))
 
 
-def test_bad_input_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"low must not be above high, got 0\.8 and 0\.2"):
-        interval(2.0, 0.8, 0.2)
-
-
 @pytest.mark.parametrize("scale", [math.nan, math.inf])
 def test_scales_that_are_not_finite_are_refused(scale: float) -> None:
+    for make in (cfg, cfg_excess, autoguidance):
+        with pytest.raises(ValueError, match=f"must be finite, got {scale}"):
+            make(C, U, scale)
     with pytest.raises(ValueError, match=f"scale must be finite, got {scale}"):
-        cfg(conditional, unconditional, scale)
-    with pytest.raises(ValueError, match=f"scale must be finite, got {scale}"):
-        interval(scale, 0.2, 0.8)
-    with pytest.raises(ValueError, match="low must not be above high, got nan and 1"):
-        interval(1.0, math.nan, 1.0)
-
-
-def test_dit_guides_three_channels_of_the_noise_and_nothing_else() -> None:
-    """Against the published rule on images: of noise and variance the first 3 channels are mixed, as it were."""
-    draw = torch.Generator().manual_seed(1)
-    c, u = torch.randn(2, 5, 8, 1, 4, 6, generator=draw)  # (b, 4 of noise and 4 of variance, 1, h, w)
-    patch, x, t = (1, 2, 3), torch.zeros(5, 4, 24), Rows(torch.tensor([0.5]))
-    both = [lambda x, t, v=v: torch.cat([fold(v[:, :4], patch), fold(v[:, 4:], patch)], -1) for v in (c, u)]
-    for count, options in ((3, {"channels": (3, 4)}), (4, {})):
-        noise, variance = cfg(*both, 4.0, **options)(x, t).split([24, 24], dim=-1)
-        got = torch.cat([unfold(part, Grid(1, 2, 2), patch) for part in (noise, variance)], 1)
-        torch.testing.assert_close(got[:, :count], (u + 4.0 * (c - u))[:, :count])
-        assert torch.equal(got[:, count:], c[:, count:])
-
-
-def test_channels_that_do_not_fit_are_refused() -> None:
-    for channels in ((0, 4), (5, 4)):
-        with pytest.raises(ValueError, match=r"channels must be \(k, c\) with 0 < k <= c"):
-            cfg(conditional, unconditional, 2.0, channels=channels)
-    with pytest.raises(ValueError, match=r"x is 3 wide, which are no cells of channels=\(1, 2\)"):
-        cfg(conditional, unconditional, 2.0, channels=(1, 2))(X, LEVELS)
-
-
-@pytest.mark.graph  # run-time shape checks off, as for users
-def test_predictions_that_only_broadcast_are_refused() -> None:
-    guided = cfg(lambda x, t: x, lambda x, t: x[:1], 2.0)
-    with pytest.raises(ValueError, match=r"conditional gives shape \(4, 3\), but unconditional \(1, 3\)"):
-        guided(torch.zeros(4, 3), Rows(torch.tensor([0.5])))
+        skip_layer(C, C, U, scale)
+    with pytest.raises(ValueError, match=f"scale 1 must be finite, got {scale}"):
+        compose(U, (1.0, C, U), (scale, V, U))
+    for scales in ((scale, 1.0), (1.0, scale)):
+        with pytest.raises(ValueError, match=f"(image|text)_scale must be finite, got {scale}"):
+            two_conditions(C, V, U, image_scale=scales[0], text_scale=scales[1])
+    with pytest.raises(ValueError, match=f"outside must be finite, got {scale}"):
+        interval(1.0, 0.2, 0.8, outside=scale)

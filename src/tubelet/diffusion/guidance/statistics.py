@@ -51,7 +51,7 @@ class PerSample:
             tensor([[12.]])
         """
         dtype = _wide(a)
-        return self.sum(a.to(dtype) * b.to(dtype))
+        return self.sum(self._where(a).to(dtype) * self._where(b).to(dtype))
 
     def norm(self, values: Float[Tensor, "*lead c"]) -> Float[Tensor, "..."]:
         """The Euclidean norm of each sample."""
