@@ -177,6 +177,20 @@ def test_everything_may_be_dropped() -> None:
     assert index.shape == (0,) and index.seqlens.tolist() == [0] and index.coords.shape == (0, 3)
 
 
+@given(layouts(), st.integers(1, 3))
+def test_repeated_samples_are_the_same_again(case: Case, times: int) -> None:
+    layout, _ = case()
+    once, more = layout.on("cpu"), layout.repeat(times).on("cpu")
+    assert more.samples == times * once.samples and layout.repeat(1) == layout
+    for number in range(times):
+        for sample in range(once.samples):
+            ours, theirs = more.sample == number * once.samples + sample, once.sample == sample
+            for field in ("coords", "extent", "kind"):
+                assert torch.equal(getattr(more, field)[ours], getattr(once, field)[theirs])
+    assert more.valid.numel() == times * once.valid.numel()
+    assert layout.batched == (len(more.shape) == 2) and layout.repeat(times).bucketed == layout.bucketed
+
+
 @pytest.mark.parametrize(
     ("make", "names"),
     [
@@ -188,6 +202,7 @@ def test_everything_may_be_dropped() -> None:
         (lambda: TokenLayout.padded([2, 5], n=4), ("lengths", "5 tokens", "n=4")),
         (lambda: TokenLayout.packed([Grid(1, 2, 3)]).keep([2, 2]), ("index", "2 after 2")),
         (lambda: TokenLayout.packed([Grid(1, 2, 3)]).keep([2, 6]), ("2 entries", "only 1", "(6,)")),
+        (lambda: TokenLayout.packed([None], [1]).repeat(0), ("times", "got 0")),
         (lambda: TokenLayout.padded([2, 3], n=4).keep([2]), ("1 entries", "only 0", "(2, 4)")),
     ],
 )

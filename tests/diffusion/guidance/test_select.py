@@ -8,7 +8,7 @@ from denoisers import C, U, randn
 from torch import Tensor
 
 from tubelet.diffusion import cfg, only_channels, within
-from tubelet.layout import Grid, Rows, TokenLayout
+from tubelet.layout import Grid, Rows
 from tubelet.patchify import fold, unfold
 
 LEVELS = Rows(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), torch.tensor([0, 1, 1, 2, 0]))
@@ -33,7 +33,6 @@ def test_three_channels_are_those_of_dit() -> None:
     got = unfold(guided(fold(latents, patch), Rows(torch.tensor([0.5]))), grid, patch)
     torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
     assert torch.equal(got[:, 3:], expected[:, 3:])
-    assert TokenLayout.dense(2, grid).shape == (2, 6)
 
 
 def test_within_acts_per_row_with_both_ends_inside() -> None:
