@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 
+import denoisers
 import pytest
 import torch
 from denoisers import EVERY, C, U, alone, counted, network, packed_state, randn
@@ -54,6 +55,21 @@ def test_a_rule_of_ones_own_gets_predictions_in_order_state_and_levels() -> None
     x = randn(3, 4)
     got = Guided(rule, one=C, two=U)(x, T)
     torch.testing.assert_close(got, C(x, T) - 2 * U(x, T) + 0.5 * x)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "compose"])
+def test_a_learned_variance_is_that_of_the_condition(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """What is predicted beyond the width of the state; the rest is guided as it is without."""
+    layout, x, t = packed_state()
+    samples, process = PerSample(layout.on("cpu")), PROCESSES["eps"]
+    expected = EVERY[name](samples, process)(x, t)
+    for number, net in enumerate("CUVW"):
+        plain, variance = getattr(denoisers, net), torch.full_like(x, number)[:, :3]
+        wide = lambda x, t, plain=plain, variance=variance: torch.cat([plain(x, t), variance], dim=-1)  # noqa: E731
+        monkeypatch.setattr(denoisers, net, wide)
+    got = EVERY[name](samples, process)(x, t)
+    torch.testing.assert_close(got[:, :4], expected, rtol=0, atol=0)
+    assert got.shape[1] == 7 and not got[:, 4:].any()
 
 
 @pytest.mark.graph  # run-time shape checks off, as for users

@@ -20,6 +20,7 @@ from tubelet.diffusion import (
     cfg_excess,
     compose,
     interval,
+    one_row,
     restate,
     sample,
     skip_layer,
@@ -122,6 +123,16 @@ def test_a_scale_function_serves_dense_rows_and_keeps_the_dtype() -> None:
     got = guided(x, Rows(torch.tensor([0.1, 0.5])))
     assert got.dtype == torch.bfloat16
     assert got[:, 0, 0].tolist() == [1.0, 5.0]
+
+
+def test_half_precision_is_rounded_once() -> None:
+    c, u = (randn(1000, 4, seed=seed).bfloat16() for seed in (1, 2))
+    u = (c + 0.02 * u).bfloat16()
+    exact = u.double() + 7.5 * (c.double() - u.double())
+    for guided in (cfg, lambda c, u, s: cfg_excess(c, u, s - 1)):
+        got = guided(lambda x, t: c, lambda x, t: u, 7.5)(torch.zeros_like(c), one_row(torch.tensor(0.5)))
+        assert got.dtype == torch.bfloat16
+        assert bool(((got - exact).abs() <= 2**-8 * exact.abs()).all())
 
 
 def test_guidance_composes_with_sampling() -> None:

@@ -1,6 +1,7 @@
 """Guidance on some channels and at some levels; elsewhere the plain prediction to the bit."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ LEVELS = Rows(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), torch.tensor([
 
 
 def test_three_channels_are_those_of_dit() -> None:
-    """DiT's code, written out on a doubled batch of latents (2b, c, h, w) whose output has twice the channels."""
+    """DiT's code, written out on a doubled batch of latents (2b, c, h, w) whose output has noise, then variance."""
     latents, patch, grid = randn(2, 4, 1, 4, 6, seed=1), (1, 2, 2), Grid(1, 2, 3)
     weight = randn(2, 8, 4, seed=2)
 
@@ -28,9 +29,13 @@ def test_three_channels_are_those_of_dit() -> None:
     half = without + 4.0 * (with_condition - without)
     expected = torch.cat([torch.cat([half, half]), rest], dim=1)[:2]
 
-    c, u = (lambda x, t, kind=kind: fold(network(unfold(x, grid, patch), kind), patch) for kind in (0, 1))
-    guided = only_channels(cfg(c, u, 4.0), c, 3, 8)
-    got = unfold(guided(fold(latents, patch), Rows(torch.tensor([0.5]))), grid, patch)
+    def on_patches(x: Tensor, t: Rows, kind: int) -> Tensor:
+        out = network(unfold(x, grid, patch), kind)
+        return torch.cat([fold(out[:, :4], patch), fold(out[:, 4:], patch)], dim=-1)
+
+    c, u = (partial(on_patches, kind=kind) for kind in (0, 1))
+    guided = only_channels(cfg(c, u, 4.0), c, 3, 4)(fold(latents, patch), Rows(torch.tensor([0.5])))
+    got = torch.cat([unfold(part, grid, patch) for part in guided.split([16, 16], dim=-1)], dim=1)
     torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
     assert torch.equal(got[:, 3:], expected[:, 3:])
 
@@ -48,7 +53,7 @@ def test_bad_input_is_refused() -> None:
     for count, channels in ((-1, 4), (5, 4), (0, 0)):
         with pytest.raises(ValueError, match=f"got count={count} and channels={channels}"):
             only_channels(C, U, count, channels)
-    with pytest.raises(ValueError, match="4 numbers, no multiple of channels=3"):
+    with pytest.raises(ValueError, match="x has 4 numbers a patch, no multiple of channels=3"):
         only_channels(C, U, 1, 3)(randn(5, 4), LEVELS)
     with pytest.raises(ValueError, match=r"low must not be above high, got 0\.8 and nan"):
         within(C, U, 0.8, math.nan)

@@ -1,7 +1,10 @@
 """Models with blocks skipped: against diffusers' hooks on mapped weights, and what they share with the whole model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
+import cogvideoxs
+import mochis
 import pytest
 import torch
 import wans
@@ -9,22 +12,39 @@ from diffusers.hooks import LayerSkipConfig, apply_layer_skip
 from parity import error
 from torch import nn
 
+from tubelet.blocks import Branch, TransformerBlock
 from tubelet.diffusion import Skip, cfg, one_row, replaced, skip_layer, skipped
 from tubelet.hub import from_diffusers
 from tubelet.layout import Grid, TokenLayout
 from tubelet.models import VideoDiT, VideoDiTConfig
 
 
-@pytest.mark.parametrize(("kind", "indices"), [("text", [1]), ("image", [0]), ("tokens", [0, 1])])
-def test_a_skipped_wan_equals_diffusers(kind: str, indices: Sequence[int]) -> None:
-    theirs = wans.peer(kind)
-    asked = wans.question(kind, theirs)
+def wan() -> tuple[Any, Any]:
+    theirs = wans.peer("image")
+    return theirs, wans.question("image", theirs)
+
+
+def mochi() -> tuple[Any, Any]:
+    theirs = mochis.peer(1)
+    return theirs, mochis.question(theirs, 1)
+
+
+def cogvideox() -> tuple[Any, Any]:
+    theirs = cogvideoxs.peer("rotary")
+    return theirs, cogvideoxs.question("rotary", theirs)
+
+
+@pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")  # of mochi's rotations
+@pytest.mark.parametrize("make", [wan, mochi, cogvideox])
+def test_skipped_blocks_equal_diffusers(make: Callable[[], tuple[Any, Any]]) -> None:
+    """One stream of tokens or several, with mapped random weights."""
+    theirs, asked = make()
     config, state = dict(theirs.config), {name: p.clone() for name, p in theirs.state_dict().items()}
-    ours = from_diffusers({"_class_name": "WanTransformer3DModel", **config}, state)
+    ours = from_diffusers({"_class_name": type(theirs).__name__, **config}, state)
     whole = asked.ours(ours)
-    worse = skipped(ours, [f"blocks.{i}" for i in indices])
-    assert error(asked.ours(ours), asked.theirs(theirs)) <= 1e-5
-    apply_layer_skip(theirs, LayerSkipConfig(indices=list(indices), fqn="blocks"))
+    worse = skipped(ours, ["blocks.0"])
+    assert error(whole, asked.theirs(theirs)) <= 1e-5
+    apply_layer_skip(theirs, LayerSkipConfig(indices=[0]))
     assert error(asked.ours(worse), asked.theirs(theirs)) <= 1e-5
     assert error(asked.ours(worse), whole) > 1e-3
     assert torch.equal(asked.ours(ours), whole)
@@ -91,11 +111,13 @@ def test_other_modules_take_their_place() -> None:
 
 
 @pytest.mark.graph
-def test_it_compiles_whole() -> None:
-    less = skipped(model(), ["blocks.0", "blocks.1", "blocks.2.branches.0"])
-    layout, text = TokenLayout.packed([Grid(1, 2, 2)]).on("cpu"), TokenLayout.packed([None], [2]).on("cpu")
-    given = (X, one_row(torch.tensor(0.5, dtype=torch.float64)), torch.randn(2, 5, dtype=torch.float64), layout, text)
-    torch.testing.assert_close(torch.compile(less, fullgraph=True, backend="eager")(*given), less(*given))
+def test_both_compile_whole_and_side_by_side() -> None:
+    block = lambda: TransformerBlock([Branch(nn.Linear(4, 4), nn.LayerNorm(4))])  # noqa: E731
+    whole = nn.Sequential(block(), block(), block()).double()
+    less = skipped(whole, ["0", "2.branches.0"])
+    for made in (whole, less):
+        torch.testing.assert_close(torch.compile(made, fullgraph=True, backend="eager")(X), made(X))
+    torch.testing.assert_close(less(X), whole[1](X))
 
 
 def test_bad_input_is_refused() -> None:

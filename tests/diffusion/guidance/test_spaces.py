@@ -68,3 +68,5 @@ def test_bad_input_is_refused() -> None:
         restate(C, Process(), "flow")
     with pytest.raises(ValueError, match=r"kind must be one of .* got 'noise'"):
         in_space(lambda predictions, x, t: x, Process(), "noise")
+    with pytest.raises(ValueError, match=r"x has shape \(3, 4\), but prediction has \(3, 1\)"):
+        restate(lambda x, t: x[:, :1], Process(), "x0")(X, T)

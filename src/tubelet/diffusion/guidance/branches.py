@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tubelet.diffusion.guidance.guided import Guided
+from tubelet.diffusion.guidance.guided import Joint, Part
 from tubelet.layout import LayoutIndex, Rows
 from tubelet.protocols import Denoiser
 
@@ -85,14 +85,10 @@ def _copies(layout: LayoutIndex, branches: int) -> _Copies:
     return _Copies(order.view(branches, -1), torch.argsort(order).view(branches, -1), samples)
 
 
-def _branches(joint: Denoiser, branches: int) -> tuple[Denoiser, ...]:
+def _branches(joint: Joint, branches: int) -> tuple[Denoiser, ...]:
     if branches < 1:
         raise ValueError(f"branches must be at least 1, got {branches}")
-    return tuple(Guided(partial(_pick, number=number), joint=joint) for number in range(branches))
-
-
-def _pick(predictions: tuple[Tensor, ...], x: Tensor, t: Rows, *, number: int) -> Tensor:
-    return predictions[0][number]
+    return tuple(Part(joint, number) for number in range(branches))
 
 
 def _in_rows(

@@ -6,6 +6,7 @@ has to be converted. Classifier-free guidance (Ho and Salimans, 2022, arXiv:2207
 
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from tubelet.diffusion.guidance.guided import Guided
@@ -128,7 +129,8 @@ def two_conditions(
         [[10.0]]
     """
     check_finite(image_scale=image_scale, text_scale=text_scale)
-    return compose(neither, (image_scale, image, neither), (text_scale, both, image))
+    rule = partial(_two, image_scale=image_scale, text_scale=text_scale)
+    return Guided(rule, both=both, image=image, neither=neither)
 
 
 def compose(base: Denoiser, *terms: tuple[Scale, Denoiser, Denoiser]) -> Denoiser:
@@ -138,7 +140,7 @@ def compose(base: Denoiser, *terms: tuple[Scale, Denoiser, Denoiser]) -> Denoise
     conditions, each with its scale; a negative one is led away from.
 
     Args:
-        base: the prediction that is added to.
+        base: the prediction that is added to, and whose learned variance, if any, stands.
         terms: ``(scale, towards, away)`` each.
 
     Raises:
@@ -160,14 +162,26 @@ def compose(base: Denoiser, *terms: tuple[Scale, Denoiser, Denoiser]) -> Denoise
 
 
 def _between(predictions: tuple[Tensor, ...], x: Tensor, t: Rows, *, scale: Scale) -> Tensor:
-    towards, away = predictions
+    towards, away = map(_wide, predictions)
     difference = towards - away
-    return away + factor(scale, t, difference) * difference
+    return (away + factor(scale, t, difference) * difference).to(predictions[0].dtype)
+
+
+def _two(predictions: tuple[Tensor, ...], x: Tensor, t: Rows, *, image_scale: Scale, text_scale: Scale) -> Tensor:
+    both, image, neither = map(_wide, predictions)
+    of_image, of_text = image - neither, both - image
+    total = neither + factor(image_scale, t, of_image) * of_image + factor(text_scale, t, of_text) * of_text
+    return total.to(predictions[0].dtype)
 
 
 def _sum(predictions: tuple[Tensor, ...], x: Tensor, t: Rows, *, scales: tuple[Scale, ...]) -> Tensor:
-    total = predictions[0]
-    for scale, (towards, away) in zip(scales, zip(predictions[1::2], predictions[2::2], strict=True), strict=True):
+    total, *ends = map(_wide, predictions)
+    for scale, (towards, away) in zip(scales, zip(ends[::2], ends[1::2], strict=True), strict=True):
         difference = towards - away
         total = total + factor(scale, t, difference) * difference
-    return total
+    return total.to(predictions[0].dtype)
+
+
+def _wide(prediction: Tensor) -> Tensor:
+    """Half precision in float32: a large scale would multiply the rounding of the difference."""
+    return prediction.to(torch.promote_types(prediction.dtype, torch.float32))

@@ -17,17 +17,17 @@ __all__ = ["only_channels", "within"]
 def only_channels(guided: Denoiser, plain: Denoiser, count: int, channels: int) -> Denoiser:
     """The guided prediction on the first channels of each latent cell, the plain one on the others.
 
-    DiT's code guides three channels of eight, four of noise and four of variance (Peebles and Xie, 2023,
-    arXiv:2212.09748): ``only_channels(cfg(c, u, 4.0), c, 3, 8)``.
+    DiT's code guides three of its four latent channels (Peebles and Xie, 2023, arXiv:2212.09748):
+    ``only_channels(cfg(c, u, 4.0), c, 3, 4)``. The variance, behind the noise, is not guided anyway.
 
     Args:
         guided: gives the first ``count`` channels.
         plain: gives the rest, such as the conditional denoiser.
         count: how many channels are guided.
-        channels: how many channels a cell has in a prediction; patches have them last (``pt ph pw c``).
+        channels: how many channels a cell of the state has; patches have them last (``pt ph pw c``).
 
     Raises:
-        ValueError: ``count`` is not in [0, channels]; at the call, the prediction is no whole number of cells.
+        ValueError: ``count`` is not in [0, channels]; at the call, the state is no whole number of cells.
 
     Example:
         >>> guided = only_channels(lambda x, t: 5 * x, lambda x, t: x, 1, 2)
@@ -59,7 +59,7 @@ def within(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denois
 def _on_channels(predictions: tuple[Tensor, ...], x: Tensor, t: Rows, *, count: int, channels: int) -> Tensor:
     guided, plain = predictions
     if guided.shape[-1] % channels:
-        raise ValueError(f"the prediction has {guided.shape[-1]} numbers, no multiple of channels={channels}")
+        raise ValueError(f"x has {guided.shape[-1]} numbers a patch, no multiple of channels={channels}")
     place = torch.arange(guided.shape[-1], device=guided.device) % channels
     return torch.where(place < count, guided, plain)
 

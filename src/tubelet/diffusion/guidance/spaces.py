@@ -70,6 +70,8 @@ def _restated(predictions: tuple[Tensor, ...], x: Tensor, t: Rows, *, process: P
 
 
 def _convert(have: Prediction, want: Prediction, prediction: Tensor, x: Tensor, at: Coefficients) -> Tensor:
+    if prediction.shape != x.shape:
+        raise ValueError(f"x has shape {tuple(x.shape)}, but prediction has {tuple(prediction.shape)}")
     return from_x0_eps(want, *to_x0_eps(have, prediction, x, at), at)
 
 
