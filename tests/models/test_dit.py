@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tubelet import models
 from tubelet.attention import FrameCausal, Joint, Spatial, Window
-from tubelet.diffusion import VP, Process, cfg, ddim_step, sample
+from tubelet.diffusion import VP, Process, cfg, ddim_step, only_channels, sample
 from tubelet.hub import from_diffusers
 from tubelet.hub.dit import dit_keys
 from tubelet.layout import Grid, Rows, TokenLayout
@@ -264,7 +264,8 @@ def test_guided_samples_of_a_mixture_are_those_of_each_alone() -> None:
 
         both = partial(predict, labels), partial(predict, torch.full_like(labels, model.label.null))
         with torch.no_grad():
-            return sample(cfg(*both, 2.0, channels=(1, 2)), x, process.times(4, **F64), process=process, step=ddim_step)
+            guided = only_channels(cfg(*both, 2.0), both[0], 1, 2)
+            return sample(guided, x, process.times(4, **F64), process=process, step=ddim_step)
 
     given = inputs()
     got = sampled(given["x"].detach(), LABELS, given["layout"])
