@@ -291,7 +291,7 @@ class CogVideoXTransformer(nn.Module):
 
     def _time(self, t: Rows, ofs: Tensor | None, layout: LayoutIndex, dtype: torch.dtype) -> Rows:
         """The embedded noise levels, with each sample's embedded ``ofs`` added."""
-        time = t.map(lambda level: self.time(index_time(level, self.config.steps, -1)).to(dtype))
+        time = t.map(lambda level: self.time(index_time(level, float(self.config.steps), -1.0)).to(dtype))
         if self.ofs is None or ofs is None:
             return time
         return layout.add_per_sample(time, self.ofs(layout.rows(ofs, "sample").values).to(dtype))
