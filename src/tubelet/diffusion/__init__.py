@@ -6,28 +6,50 @@ to 1 (noise) and ``x_t = alpha(t)·x0 + sigma(t)·eps``; every conversion follow
 (Lipman et al., 2023, arXiv:2210.02747; Kingma et al., 2021, arXiv:2107.00630).
 """
 
+from tubelet.diffusion.conventions import log_snr, noise_ratio, time_of_log_snr, time_of_ratio
+from tubelet.diffusion.conversion import converted
+from tubelet.diffusion.densities import (
+    Density,
+    cosmap,
+    discrete,
+    log_normal,
+    logit_normal,
+    mode,
+    stratified,
+    uniform,
+)
 from tubelet.diffusion.guidance import cfg, interval
 from tubelet.diffusion.known import Known
 from tubelet.diffusion.losses import masked_mean, squared_error
 from tubelet.diffusion.noise import noise_like, noise_stream
-from tubelet.diffusion.paths import VP, RectifiedFlow
+from tubelet.diffusion.paths import EDM, VESDE, VP, VPSDE, Normalized, RectifiedFlow
 from tubelet.diffusion.predictions import Coefficients, Prediction, coefficients, from_x0_eps, level, to_x0_eps
-from tubelet.diffusion.process import Density, Process, constant, discrete, identity, logit_normal, shift_warp, uniform
+from tubelet.diffusion.process import Process
 from tubelet.diffusion.samplers import ddim_step, euler_step, heun_step, hold, one_row, sample
+from tubelet.diffusion.warps import identity, log_linear_shift, root_shift, shift_warp
+from tubelet.diffusion.weights import Importance, constant, edm_weight, min_snr, p2, truncated_snr, weighted
 
 __all__ = [
+    "EDM",
+    "VESDE",
     "VP",
+    "VPSDE",
     "Coefficients",
     "Density",
+    "Importance",
     "Known",
+    "Normalized",
     "Prediction",
     "Process",
     "RectifiedFlow",
     "cfg",
     "coefficients",
     "constant",
+    "converted",
+    "cosmap",
     "ddim_step",
     "discrete",
+    "edm_weight",
     "euler_step",
     "from_x0_eps",
     "heun_step",
@@ -35,14 +57,27 @@ __all__ = [
     "identity",
     "interval",
     "level",
+    "log_linear_shift",
+    "log_normal",
+    "log_snr",
     "logit_normal",
     "masked_mean",
+    "min_snr",
+    "mode",
     "noise_like",
+    "noise_ratio",
     "noise_stream",
     "one_row",
+    "p2",
+    "root_shift",
     "sample",
     "shift_warp",
     "squared_error",
+    "stratified",
+    "time_of_log_snr",
+    "time_of_ratio",
     "to_x0_eps",
+    "truncated_snr",
     "uniform",
+    "weighted",
 ]
