@@ -48,8 +48,8 @@ def min_snr(gamma: float = 5.0) -> Importance:
 
     Example:
         >>> from tubelet.diffusion import RectifiedFlow
-        >>> weighted(min_snr(4.0), RectifiedFlow(), "x0")(torch.tensor([0.2, 0.5, 1.0]))
-        tensor([4., 1., 0.])
+        >>> weighted(min_snr(4.0), RectifiedFlow(), "x0")(torch.tensor([0.2, 0.5]))
+        tensor([4., 1.])
     """
     if not gamma > 0:
         raise ValueError(f"gamma must be above 0, got {gamma}")

@@ -71,7 +71,7 @@ class VESDE:
 
     Example:
         >>> VESDE(start=0.01, end=100.0).sigma(torch.tensor([0.0, 0.5, 1.0]))
-        tensor([  0.0000,   1.0000, 100.0000])
+        tensor([  0.0000,   0.9999, 100.0000])
     """
 
     start: float = 0.01

@@ -25,8 +25,8 @@ class Normalized:
         >>> from tubelet.diffusion import RectifiedFlow
         >>> import torch
         >>> path, t = Normalized(RectifiedFlow()), torch.tensor([0.2, 0.5])
-        >>> path.sigma(t) / path.alpha(t), path.alpha(t) ** 2 + path.sigma(t) ** 2
-        (tensor([0.2500, 1.0000]), tensor([1., 1.]))
+        >>> path.alpha(t), path.sigma(t)
+        (tensor([0.9701, 0.7071]), tensor([0.2425, 0.7071]))
     """
 
     path: Path

@@ -102,7 +102,7 @@ class VP:
 
         Example:
             >>> VP.sigmoid(4).alphas_cumprod
-            tensor([0.8525, 0.5000, 0.1475, 0.0000], dtype=torch.float64)
+            tensor([0.8509, 0.5000, 0.1491, 0.0000], dtype=torch.float64)
         """
         if not (start < end and tau > 0):
             raise ValueError(f"start must be below end and tau above 0, got {start}, {end} and {tau}")
@@ -115,7 +115,7 @@ class VP:
 
         Example:
             >>> round(float(VP.sigmoid_betas().alphas_cumprod[499]), 6)
-            0.30096
+            0.301931
         """
         curve = torch.sigmoid(torch.linspace(-width, width, steps, dtype=torch.float64))
         return cls.from_betas(start + (end - start) * curve)
