@@ -6,6 +6,7 @@ to 1 (noise) and ``x_t = alpha(t)·x0 + sigma(t)·eps``; every conversion follow
 (Lipman et al., 2023, arXiv:2210.02747; Kingma et al., 2021, arXiv:2107.00630).
 """
 
+from tubelet.diffusion.condition_dropout import Drops, draw_dropped, independent_drops, nulled
 from tubelet.diffusion.conventions import log_snr, noise_ratio, time_of_log_snr, time_of_ratio
 from tubelet.diffusion.conversion import converted
 from tubelet.diffusion.densities import (
@@ -18,14 +19,19 @@ from tubelet.diffusion.densities import (
     stratified,
     uniform,
 )
+from tubelet.diffusion.forcing import draw_levels, staircase
 from tubelet.diffusion.guidance import cfg, interval
 from tubelet.diffusion.known import Known
 from tubelet.diffusion.losses import masked_mean, squared_error
 from tubelet.diffusion.noise import noise_like, noise_stream
+from tubelet.diffusion.offset import offset_noise
 from tubelet.diffusion.paths import EDM, VESDE, VP, VPSDE, Normalized, RectifiedFlow
+from tubelet.diffusion.posteriors import Posterior, learned_range, posterior, range_share
 from tubelet.diffusion.predictions import Coefficients, Prediction, coefficients, from_x0_eps, level, to_x0_eps
 from tubelet.diffusion.process import Process
 from tubelet.diffusion.samplers import ddim_step, euler_step, heun_step, hold, one_row, sample
+from tubelet.diffusion.self_conditioning import SelfConditioned, SelfConditionedNetwork, self_conditioned
+from tubelet.diffusion.variational import bin_log_likelihood, hybrid_loss, normal_kl, vlb
 from tubelet.diffusion.warps import identity, log_linear_shift, root_shift, shift_warp
 from tubelet.diffusion.weights import Importance, constant, edm_weight, min_snr, p2, truncated_snr, weighted
 
@@ -36,12 +42,17 @@ __all__ = [
     "VPSDE",
     "Coefficients",
     "Density",
+    "Drops",
     "Importance",
     "Known",
     "Normalized",
+    "Posterior",
     "Prediction",
     "Process",
     "RectifiedFlow",
+    "SelfConditioned",
+    "SelfConditionedNetwork",
+    "bin_log_likelihood",
     "cfg",
     "coefficients",
     "constant",
@@ -49,13 +60,18 @@ __all__ = [
     "cosmap",
     "ddim_step",
     "discrete",
+    "draw_dropped",
+    "draw_levels",
     "edm_weight",
     "euler_step",
     "from_x0_eps",
     "heun_step",
     "hold",
+    "hybrid_loss",
     "identity",
+    "independent_drops",
     "interval",
+    "learned_range",
     "level",
     "log_linear_shift",
     "log_normal",
@@ -67,17 +83,25 @@ __all__ = [
     "noise_like",
     "noise_ratio",
     "noise_stream",
+    "normal_kl",
+    "nulled",
+    "offset_noise",
     "one_row",
     "p2",
+    "posterior",
+    "range_share",
     "root_shift",
     "sample",
+    "self_conditioned",
     "shift_warp",
     "squared_error",
+    "staircase",
     "stratified",
     "time_of_log_snr",
     "time_of_ratio",
     "to_x0_eps",
     "truncated_snr",
     "uniform",
+    "vlb",
     "weighted",
 ]

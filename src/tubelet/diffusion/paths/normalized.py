@@ -16,7 +16,7 @@ class Normalized:
 
     At each time the signal-to-noise ratio is the other path's. ``Normalized(RectifiedFlow())`` is the path of Cosmos 1
     (arXiv:2501.03575), ``Normalized(EDM())`` what EDM's network sees of data of deviation 1 (arXiv:2206.00364, table
-    1): there ``alpha`` is ``c_skip/c_in = c_in`` and the network predicts ``-v``.
+    1): there ``alpha`` is EDM's ``c_in`` and the network predicts ``-v``.
 
     Args:
         path: the other path.
