@@ -47,6 +47,10 @@ def one_bound(index: int, x0: float, noise: float, eps: float, share: float) -> 
     return -math.log(max(chance, 1e-12)) / math.log(2)
 
 
+def levels(index: Tensor) -> Rows:
+    return Rows((index.double() + 1) / STEPS)
+
+
 def drawn(*shape: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x0, noise, error, share = torch.randn(4, *shape, generator=generator, dtype=torch.float64)
@@ -58,20 +62,15 @@ def test_the_bound_equals_its_formulas_number_by_number() -> None:
     index = torch.tensor([0, 1, 2, 17, 49])
     x0, noise, eps, share = drawn(5, 6, 4)
     assert {-1.0, 1.0} <= set(x0[0].flatten().tolist())
-    got = vlb(PROCESS, eps, share, x0, noise, Rows(PATH.time(index).double()), STEPS)
-    expected = [
-        [
-            np.mean([one_bound(i, *map(float, n)) for n in zip(*token, strict=True)])
-            for token in zip(*sample, strict=True)
-        ]
-        for i, *sample in zip(index.tolist(), x0, noise, eps, share, strict=True)
-    ]
-    np.testing.assert_allclose(got.numpy(), np.array(expected), rtol=1e-8)
+    got = vlb(PROCESS, eps, share, x0, noise, levels(index), STEPS)
+    numbers = torch.stack([index[:, None, None].expand_as(x0).double(), x0, noise, eps, share], dim=-1)
+    expected = [one_bound(int(i), *rest) for i, *rest in numbers.reshape(-1, 5).tolist()]
+    np.testing.assert_allclose(got.numpy(), np.reshape(expected, (5, 6, 4)).mean(-1), rtol=1e-8)
 
 
 def test_the_hybrid_is_squared_error_plus_the_bound_of_a_detached_mean() -> None:
     x0, noise, eps, share = drawn(3, 5, 4)
-    t = Rows(PATH.time(torch.tensor([0, 7, 30])).double())
+    t = levels(torch.tensor([0, 7, 30]))
     output = torch.cat([eps, share], dim=-1).requires_grad_()
     loss = hybrid_loss(PROCESS, output, x0, noise, t, STEPS, bound=0.4)
     plain = ((eps - noise) ** 2).mean()

@@ -98,9 +98,8 @@ def posthoc_weights(snapshots: Sequence[tuple[int, float]], target: tuple[int, f
     wanted = _overlap(times, exponents, wanted_times, wanted_exponents)
     # profiles have very different heights: scaled to length 1 the system is far better conditioned
     scale = gram.diagonal().rsqrt()
-    solved: Tensor = torch.linalg.lstsq(
-        gram * scale * scale[:, None], (wanted * scale)[:, None], driver="gelsd"
-    ).solution
+    gram, wanted = gram * scale * scale[:, None], wanted * scale
+    solved: Tensor = torch.linalg.lstsq(gram, wanted[:, None], driver="gelsd").solution
     return solved[:, 0] * scale
 
 
