@@ -8,7 +8,10 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from tubelet.diffusion import (
+    EDM,
+    VESDE,
     VP,
+    VPSDE,
     Process,
     RectifiedFlow,
     coefficients,
@@ -50,7 +53,7 @@ def test_noising_equals_diffusers_ddpm() -> None:
     torch.testing.assert_close(velocity, scheduler.get_velocity(x0, noise, index), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("path", [RectifiedFlow(), VP.linear(), VP.cosine()])
+@pytest.mark.parametrize("path", [RectifiedFlow(), VP.linear(), VP.cosine(), VPSDE(), EDM(), VESDE()])
 def test_level_zero_is_the_data_bit_for_bit(path: object) -> None:
     x0, noise = torch.randn(2, 6, 3, generator=seeded())
     rows = Rows(torch.tensor([0.0, 0.4]), torch.tensor([0, 1, 0, 1, 1, 0]))
