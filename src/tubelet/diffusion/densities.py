@@ -49,7 +49,7 @@ def stratified(shape: tuple[int, ...], generator: torch.Generator | None = None)
     """Uniform times, one in each of as many equal parts of [0, 1) as there are times, in random order.
 
     Each time alone is uniform; together they cover the interval, which lowers the variance of a batch's loss (in the
-    spirit of arXiv:2107.00630, appendix I.1).
+    spirit of the low-discrepancy sampler of arXiv:2107.00630).
 
     Example:
         >>> times = stratified((4,), torch.Generator().manual_seed(0))

@@ -42,7 +42,7 @@ def staircase(frame: Int[Tensor, " r"], steps: int, delay: int) -> Float[Tensor,
     """Even sampling times in which each frame starts ``delay`` steps after the one before it and takes ``steps`` steps.
 
     With ``delay = steps`` frames are made one after the other, with 0 all at once, between these the far future stays
-    noisier than the near (arXiv:2407.01392, section 3.3). A frame that waits or is done keeps its level, and so its
+    noisier than the near (arXiv:2407.01392). A frame that waits or is done keeps its level, and so its
     value bit for bit. Warp them by ``process.warp``.
 
     Args:

@@ -1,7 +1,7 @@
 """One step of the reverse process: the posterior ``q(x_s | x_t, x0)`` and variances that a network chooses.
 
 On any path, with ``r = alpha_t/alpha_s`` and ``beta = sigma_t² - r²·sigma_s²`` (Kingma et al., 2021, arXiv:2107.00630,
-appendix A.2; for DDPM's tables Ho et al., 2020, arXiv:2006.11239, equations 6 and 7)::
+appendix A; for DDPM's tables Ho et al., 2020, arXiv:2006.11239, equations 6 and 7)::
 
     mean = (r·sigma_s²·x_t + alpha_s·beta·x0) / sigma_t²        variance = beta·sigma_s²/sigma_t²
 

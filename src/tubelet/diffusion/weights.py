@@ -41,7 +41,7 @@ def constant(t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
 
 
 def min_snr(gamma: float = 5.0) -> Importance:
-    """``min(snr, gamma)`` on the squared error of ``x0`` (Hang et al., 2023, arXiv:2303.09556, section 3.4).
+    """``min(snr, gamma)`` on the squared error of ``x0`` (Hang et al., 2023, arXiv:2303.09556).
 
     Raises:
         ValueError: ``gamma`` is not positive.
@@ -68,7 +68,7 @@ def truncated_snr(at: Coefficients) -> Tensor:
 
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> Importance:
-    """``1/(k + snr)^gamma`` on the squared error of ``eps`` (Choi et al., 2022, arXiv:2204.00227, equation 8).
+    """``1/(k + snr)^gamma`` on the squared error of ``eps`` (Choi et al., 2022, arXiv:2204.00227).
 
     Raises:
         ValueError: ``gamma`` is negative, or ``k`` not positive.

@@ -5,7 +5,7 @@ A power-function average after ``t`` updates weighs the weights at time :math:`\
 .. math:: p_\gamma(\tau) = (\gamma + 1)\,\tau^\gamma / t^{\gamma + 1}, \qquad
           \beta_n = \left(1 - \tfrac1{n + 1}\right)^{\gamma + 1}
 
-(equations 1 and 2), so that it stretches with the run and soon forgets the random start. Its *width* is its standard
+(section 3.1), so that it stretches with the run and soon forgets the random start. Its *width* is its standard
 deviation divided by ``t``: 0.05 and 0.10 are what to keep in training. Snapshots of two such averages, taken now and
 then, are combined to the average of any other width at any time before the last snapshot (section 3.2).
 """
