@@ -1,6 +1,8 @@
 """A denoiser of one process used by another: perfect ones become perfect ones, and trajectories meet."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -84,3 +86,22 @@ def test_pure_noise_beyond_a_tables_end_is_its_last_index() -> None:
 def test_the_dtype_of_the_state_is_kept() -> None:
     flow = converted(lambda x, t: x, PROCESSES["v"], Process())
     assert flow(torch.ones(2, 1, dtype=torch.bfloat16), Rows(torch.tensor([0.3]))).dtype == torch.bfloat16
+
+
+COMPILED = """
+import torch
+from tubelet.diffusion import VP, Process, converted
+from tubelet.layout import Rows
+
+trained = Process(path=VP.scaled_linear().zero_terminal_snr(), prediction="v")
+run = lambda x, t, index: converted(lambda x, t: torch.sin(x), trained, Process())(x, Rows(t, index))
+arguments = torch.randn(4, 2).double(), torch.tensor([0.2, 0.7]).double(), torch.tensor([0, 1, 1, 0])
+torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="eager")(*arguments), run(*arguments))
+"""
+
+
+@pytest.mark.graph
+def test_a_converted_denoiser_compiles_whole() -> None:
+    # a fresh process: tracing cannot rebuild the shape hook's wrappers
+    done = subprocess.run([sys.executable, "-c", COMPILED], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
