@@ -93,8 +93,8 @@ import torch
 from tubelet.diffusion import VP, Process, converted
 from tubelet.layout import Rows
 
-trained = Process(path=VP.scaled_linear().zero_terminal_snr(), prediction="v")
-run = lambda x, t, index: converted(lambda x, t: torch.sin(x), trained, Process())(x, Rows(t, index))
+trained, wanted = Process(path=VP.scaled_linear().zero_terminal_snr(), prediction="v"), Process()
+run = lambda x, t, index: converted(lambda x, t: torch.sin(x), trained, wanted)(x, Rows(t, index))
 arguments = torch.randn(4, 2).double(), torch.tensor([0.2, 0.7]).double(), torch.tensor([0, 1, 1, 0])
 torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="eager")(*arguments), run(*arguments))
 """
