@@ -7,7 +7,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from tubelet import diffusion, packing, vae
+from tubelet import packing, vae
 from tubelet._version import __version__
 from tubelet.attention import (
     Attention,
@@ -37,6 +37,7 @@ from tubelet.positions import Rope3d, SinCos3d
 from tubelet.text import WordEncoder
 
 if TYPE_CHECKING:
+    from tubelet import diffusion as diffusion
     from tubelet import hub as hub
     from tubelet import models as models
     from tubelet import testing as testing
@@ -90,7 +91,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """On first use: whole models, their checkpoints and the conformance kit, without which importing is quick."""
-    if name in ("hub", "models", "testing"):
+    """On first use: diffusion, whole models, their checkpoints and the conformance kit; so importing is quick."""
+    if name in ("diffusion", "hub", "models", "testing"):
         return importlib.import_module(f"tubelet.{name}")
     raise AttributeError(f"module 'tubelet' has no attribute {name!r}")

@@ -1,16 +1,20 @@
 """Paths against the published tables, diffusers' schedules, closed forms and finite differences."""
 
+import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import CogVideoXDDIMScheduler, DDPMScheduler, EDMEulerScheduler
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.integrate import quad
 
-from tubelet.diffusion import VP, RectifiedFlow
+from tubelet.diffusion import EDM, VESDE, VP, VPSDE, Normalized, RectifiedFlow
 from tubelet.protocols import Path
+from tubelet.testing import check_path
 
 PATHS = {
     "flow": RectifiedFlow(),
@@ -19,7 +23,16 @@ PATHS = {
     "cosine": VP.cosine(),
     "zero_snr": VP.linear().zero_terminal_snr(),
     "short": VP(torch.tensor([0.9, 0.3])),
+    "sigmoid": VP.sigmoid(300),
+    "cogvideox": VP.scaled_linear().shifted(3.0).zero_terminal_snr(),
+    "sde": VPSDE(),
+    "edm": EDM(3.0),
+    "vesde": VESDE(0.1, 5.0),
+    "cosmos": Normalized(RectifiedFlow()),
+    "normal_edm": Normalized(EDM()),
 }
+TABLES = [name for name, path in PATHS.items() if isinstance(path, VP)]
+PURE_NOISE = ("flow", "zero_snr", "sigmoid", "cogvideox", "cosmos")
 
 
 @pytest.mark.parametrize(
@@ -45,11 +58,108 @@ def test_published_values_to_the_last_printed_digit(path: VP, middle: str, last:
         (VP.linear(200, 1e-3, 0.05), {"beta_start": 1e-3, "beta_end": 0.05, "num_train_timesteps": 200}),
         (VP.scaled_linear(), {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}),
         (VP.linear().zero_terminal_snr(), {"beta_start": 1e-4, "beta_end": 0.02, "rescale_betas_zero_snr": True}),
+        (VP.sigmoid_betas(), {"beta_schedule": "sigmoid", "beta_start": 1e-4, "beta_end": 0.02}),
     ],
 )
 def test_tables_equal_diffusers(path: VP, options: dict[str, object]) -> None:
     theirs = DDPMScheduler(**options).alphas_cumprod.double()
     torch.testing.assert_close(path.alphas_cumprod, theirs, rtol=2e-5, atol=2e-8)
+
+
+def test_cogvideox_table_equals_diffusers() -> None:
+    options = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    theirs = CogVideoXDDIMScheduler(**options, snr_shift_scale=3.0, rescale_betas_zero_snr=True).alphas_cumprod
+    torch.testing.assert_close(VP.scaled_linear().shifted(3.0).zero_terminal_snr().alphas_cumprod, theirs.double())
+
+
+def recursion(betas: np.ndarray) -> np.ndarray:
+    """``alpha²`` of betas, in extended precision, by summing logarithms."""
+    return np.exp(np.cumsum(np.log1p(-betas.astype(np.longdouble)))).astype(np.float64)
+
+
+def cosine_betas() -> np.ndarray:
+    signal = [math.cos((i / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(1001)]
+    return np.array([min(1 - b / a, 0.999) for a, b in itertools.pairwise(signal)])
+
+
+@pytest.mark.parametrize(
+    ("path", "betas"),
+    [
+        (VP.linear(), np.linspace(1e-4, 0.02, 1000)),
+        (VP.scaled_linear(start=0.0015, end=0.0195), np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2),
+        (VP.scaled_linear(), np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2),
+        (VP.cosine(), cosine_betas()),
+    ],
+)
+def test_tables_equal_the_recursion_in_extended_precision(path: VP, betas: np.ndarray) -> None:
+    table = recursion(betas)
+    np.testing.assert_allclose(path.alphas_cumprod.numpy(), table, rtol=1e-10)
+    root = np.sqrt(table)
+    rescaled = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    np.testing.assert_allclose(path.zero_terminal_snr().alphas_cumprod.numpy(), rescaled, rtol=1e-9, atol=1e-30)
+
+
+def test_sigmoid_equals_its_formula() -> None:
+    got, logistic = VP.sigmoid(5, start=-2.0, end=4.0, tau=0.7).alphas_cumprod, lambda u: 1 / (1 + math.exp(-u))
+    bottom, top = logistic(-2 / 0.7), logistic(4 / 0.7)
+    expected = [(top - logistic((-2 + 6 * t) / 0.7)) / (top - bottom) for t in (0.2, 0.4, 0.6, 0.8, 1.0)]
+    assert got.tolist() == pytest.approx(expected, rel=1e-12, abs=0)
+    assert got[-1] == 0
+
+
+@given(scale=st.floats(0.1, 20))
+def test_a_shifted_table_has_its_ratios_divided(scale: float) -> None:
+    before, after = (path.alphas_cumprod for path in (VP.linear(20), VP.linear(20).shifted(scale)))
+    torch.testing.assert_close(after / (1 - after), before / (1 - before) / scale, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("t", [0.02, 0.3, 0.77, 1.0])
+def test_continuous_paths_equal_the_integral_of_their_equation(t: float) -> None:
+    """Song et al.: VP has ``alpha = exp(-½∫beta)``, VE the variance ``∫g²`` with ``g² = d sigma²/dt``."""
+    time = torch.tensor(t, dtype=torch.float64)
+    drift, _ = quad(lambda s: 0.1 + 19.9 * s, 0, t, epsrel=1e-12)
+    assert float(VPSDE().alpha(time)) == pytest.approx(math.exp(-drift / 2), rel=1e-12)
+    assert float(VPSDE().sigma(time)) == pytest.approx(math.sqrt(1 - math.exp(-drift)), rel=1e-12)
+    rate = math.log(5.0 / 0.1)
+    variance, _ = quad(lambda s: 2 * rate * (0.1 * math.exp(rate * s)) ** 2, 0, t, epsrel=1e-12)
+    assert float(VESDE(0.1, 5.0).sigma(time)) == pytest.approx(math.sqrt(variance), rel=1e-10)
+    assert float(VESDE(0.1, 5.0).alpha(time)) == 1
+
+
+def test_the_vp_sde_is_the_limit_of_fine_tables() -> None:
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    errors = []
+    for steps in (10_000, 20_000):
+        table = VP.from_betas((0.1 + 19.9 * (torch.arange(steps).double() + 1) / steps) / steps)
+        errors.append((table.alpha(t) / VPSDE().alpha(t) - 1).abs().max())
+    assert errors[0] < 1e-2
+    assert 1.9 < float(errors[0] / errors[1]) < 2.1
+
+
+def test_normalized_flow_is_what_edms_network_sees_in_diffusers() -> None:
+    """Cosmos 1: data of deviation 1; the network's input, and its output as minus ``v``."""
+    path, peer = Normalized(RectifiedFlow()), EDMEulerScheduler(sigma_data=1.0)
+    x0, eps = torch.randn(2, 6, dtype=torch.float64)
+    for t in torch.tensor([0.05, 0.4, 0.9], dtype=torch.float64):
+        ratio = t / (1 - t)
+        state, at = x0 + ratio * eps, torch.stack([path.alpha(t), path.sigma(t)])
+        torch.testing.assert_close(peer.precondition_inputs(state, ratio), at[0] * x0 + at[1] * eps)
+        v = at[0] * eps - at[1] * x0
+        torch.testing.assert_close(peer.precondition_outputs(state, -v, ratio), x0)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_every_path_conforms(name: str) -> None:
+    if name != "short":  # its kinks lie where the kit takes differences
+        check_path(PATHS[name])
+
+
+def test_a_tabulated_path_meets_it_at_every_index() -> None:
+    for path in (VPSDE(), RectifiedFlow(), VESDE(0.1, 5.0)):
+        table, t = VP.tabulated(path, 50), torch.arange(1, 51, dtype=torch.float64) / 50
+        angle = torch.atan2(path.sigma(t), path.alpha(t))
+        torch.testing.assert_close(torch.atan2(table.sigma(t), table.alpha(t)), angle, rtol=1e-9, atol=1e-9)
+    assert VP.tabulated(VPSDE()).zero_terminal_snr().alphas_cumprod[-1] == 0
 
 
 def test_cosine_equals_diffusers_where_float32_can_tell() -> None:
@@ -58,7 +168,7 @@ def test_cosine_equals_diffusers_where_float32_can_tell() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", ["linear", "scaled", "cosine", "zero_snr", "short"])
+@pytest.mark.parametrize("name", TABLES)
 def test_index_sits_at_its_time(name: str, dtype: torch.dtype) -> None:
     path = PATHS[name]
     assert isinstance(path, VP)
@@ -76,7 +186,7 @@ def test_ends_are_exact(name: str) -> None:
     path, t = PATHS[name], torch.tensor([0.0, 1.0])
     assert float(path.alpha(t)[0]) == 1
     assert float(path.sigma(t)[0]) == 0
-    if name in ("flow", "zero_snr"):
+    if name in PURE_NOISE:
         assert float(path.alpha(t)[1]) == 0
         assert float(path.sigma(t)[1]) == 1
     for slope in (path.alpha_dot(t), path.sigma_dot(t)):
@@ -119,7 +229,7 @@ def test_derivatives_equal_finite_differences(name: str, t: float) -> None:
 @given(t=st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_vp_preserves_variance_and_only_loses_signal(t: list[float]) -> None:
     times = torch.tensor(sorted(t), dtype=torch.float64)
-    for name in ("linear", "cosine", "zero_snr", "short"):
+    for name in (*TABLES, "sde", "cosmos", "normal_edm"):
         alpha, sigma = PATHS[name].alpha(times), PATHS[name].sigma(times)
         torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(times), rtol=1e-13, atol=0)
         assert bool((alpha.diff() <= 1e-12).all())
@@ -184,3 +294,18 @@ def test_shape_and_dtype_are_those_of_t() -> None:
 def test_bad_tables_are_refused(table: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"alphas_cumprod.*{message}"):
         VP(torch.tensor(table))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VPSDE(2.0, 1.0), "0 < start <= end, got 2.0 and 1.0"),
+        (lambda: EDM(math.inf), "end must be above 0 and finite, got inf"),
+        (lambda: VESDE(2.0, 2.0), "0 < start < end, got 2.0 and 2.0"),
+        (lambda: VP.sigmoid(4, 1.0, 0.0), "start must be below end and tau above 0, got 1.0, 0.0 and 1.0"),
+        (lambda: VP.linear().shifted(0.0), "scale must be above 0 and finite, got 0.0"),
+    ],
+)
+def test_bad_numbers_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -9,8 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tubelet.diffusion import (
+    EDM,
+    VESDE,
     VP,
+    VPSDE,
     Coefficients,
+    Normalized,
     Prediction,
     Process,
     RectifiedFlow,
@@ -23,7 +27,16 @@ from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.protocols import Path
 
 KINDS = get_args(Prediction)
-PATHS = [RectifiedFlow(), VP.linear(), VP.cosine(), VP.linear().zero_terminal_snr()]
+PATHS = [
+    RectifiedFlow(),
+    VP.linear(),
+    VP.cosine(),
+    VP.linear().zero_terminal_snr(),
+    VPSDE(),
+    EDM(5.0),
+    VESDE(0.1, 5.0),
+    Normalized(RectifiedFlow()),
+]
 
 
 def pair(seed: int, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,7 +57,17 @@ def test_round_trip(kind: Prediction, path: Path, t: float, seed: int) -> None:
     torch.testing.assert_close(got[1], eps, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("path", [PATHS[0], PATHS[3]])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("kind", ["v", "velocity"])
+def test_clean_data_are_solved_on_every_path(kind: Prediction, path: Path) -> None:
+    x0, eps = pair(3, 2, 3)
+    at = coefficients(path, Rows(torch.zeros(1, dtype=torch.float64)), x0)
+    got = to_x0_eps(kind, from_x0_eps(kind, x0, eps, at), x0, at)
+    torch.testing.assert_close(got[0], x0, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(got[1], eps, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("path", [PATHS[0], PATHS[3], PATHS[7]])
 @pytest.mark.parametrize("kind", ["v", "velocity"])
 def test_both_ends_are_solved_without_division_by_zero(kind: Prediction, path: Path) -> None:
     x0, eps = pair(0, 2, 3)

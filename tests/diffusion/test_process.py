@@ -1,46 +1,31 @@
 """The shared process: times and their densities against closed forms, noising and losses against plain formulas."""
 
-import math
 import pickle
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tubelet.diffusion import (
+    EDM,
+    VESDE,
     VP,
+    VPSDE,
     Process,
     RectifiedFlow,
     coefficients,
-    discrete,
     from_x0_eps,
     logit_normal,
     noise_like,
     sample,
     shift_warp,
-    uniform,
 )
 from tubelet.layout import Grid, Rows, TokenLayout
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@given(shift=st.floats(0.1, 20), t=st.floats(0, 1))
-def test_shift_inverts_and_keeps_the_ends(shift: float, t: float) -> None:
-    time = torch.tensor([0.0, t, 1.0], dtype=torch.float64)
-    warped = shift_warp(shift)(time)
-    torch.testing.assert_close(shift_warp(1 / shift)(warped), time, rtol=1e-12, atol=1e-14)
-    assert warped.tolist()[0] == 0.0
-    assert math.isclose(warped.tolist()[2], 1.0, rel_tol=1e-15)
-    # the signal-to-noise ratio falls by the square of the shift
-    if 1e-6 < t < 1 - 1e-6:
-        odds = warped[1] / (1 - warped[1])
-        assert math.isclose(float(odds), shift * t / (1 - t), rel_tol=1e-9)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 7.5])
@@ -58,30 +43,6 @@ def test_training_times_are_warped_once() -> None:
     torch.testing.assert_close(warped.draw_times(1000, seeded(), dtype=torch.float64), 4 * u / (1 + 3 * u))
 
 
-@pytest.mark.parametrize(
-    ("density", "cdf"),
-    [
-        (uniform, lambda t: t),
-        (logit_normal(), lambda t: 0.5 * (1 + math.erf(math.log(t / (1 - t)) / math.sqrt(2)))),
-        (logit_normal(0.5, 2.0), lambda t: 0.5 * (1 + math.erf((math.log(t / (1 - t)) - 0.5) / 2 / math.sqrt(2)))),
-        (discrete(4), lambda t: math.floor(4 * t) / 4),
-    ],
-)
-def test_densities_have_their_distribution(density: object, cdf: object) -> None:
-    draws = Process(density=density).draw_times((100, 400), seeded(), dtype=torch.float64)
-    assert draws.shape == (100, 400)
-    for t in (0.1, 0.3, 0.55, 0.8, 0.95):
-        # five standard errors of a share of 40,000 draws
-        assert abs(float((draws <= t).double().mean()) - cdf(t)) < 5 * 0.5 / 200
-
-
-def test_discrete_times_are_the_indices_of_a_path() -> None:
-    path = VP.linear(50)
-    t = Process(path=path, density=discrete(50)).draw_times(5000, seeded())
-    assert torch.equal(path.index(t).unique(), torch.arange(50))
-    torch.testing.assert_close(path.time(path.index(t)), t)
-
-
 def test_noising_equals_diffusers_ddpm() -> None:
     path, scheduler = VP.linear(), DDPMScheduler(beta_start=1e-4, beta_end=0.02)
     x0, noise = torch.randn(2, 3, 7, 4, generator=seeded())
@@ -92,7 +53,7 @@ def test_noising_equals_diffusers_ddpm() -> None:
     torch.testing.assert_close(velocity, scheduler.get_velocity(x0, noise, index), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("path", [RectifiedFlow(), VP.linear(), VP.cosine()])
+@pytest.mark.parametrize("path", [RectifiedFlow(), VP.linear(), VP.cosine(), VPSDE(), EDM(), VESDE()])
 def test_level_zero_is_the_data_bit_for_bit(path: object) -> None:
     x0, noise = torch.randn(2, 6, 3, generator=seeded())
     rows = Rows(torch.tensor([0.0, 0.4]), torch.tensor([0, 1, 0, 1, 1, 0]))
@@ -158,12 +119,6 @@ def test_a_process_travels_to_workers() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: shift_warp(0.0), "shift must be above 0 and finite, got 0.0"),
-        (lambda: shift_warp(math.inf), "shift must be above 0 and finite, got inf"),
-        (lambda: logit_normal(0.0, -1.0), "std must be above 0 and finite, got -1.0"),
-        (lambda: logit_normal(0.0, math.inf), "std must be above 0 and finite, got inf"),
-        (lambda: logit_normal(math.nan, 1.0), "mean must be finite, got nan"),
-        (lambda: discrete(0), "steps must be at least 1, got 0"),
         (lambda: Process().times(0), "steps must be at least 1, got 0"),
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 from tubelet import Attention, Grid, Patchify, RMSNorm, Rows, SinCos3d, TokenLayout, TransformerBlock, attend, fold
 from tubelet.attention import Joint, backends, explain
 from tubelet.conditioning import AdaLNZero
-from tubelet.diffusion import VP, Process, RectifiedFlow, cfg, euler_step, heun_step
+from tubelet.diffusion import EDM, VESDE, VP, VPSDE, Normalized, Process, RectifiedFlow, cfg, euler_step, heun_step
 from tubelet.layout import LayoutIndex, TokenInfo
 from tubelet.protocols import (
     Autoencoder,
@@ -55,7 +55,7 @@ def what_plugs_in(
     stack: Block = block
     denoiser: Denoiser = predict
     guided: Denoiser = cfg(predict, predict, 3.0)
-    paths: list[Path] = [RectifiedFlow(), VP.linear()]
+    paths: list[Path] = [RectifiedFlow(), VP.linear(), VPSDE(), EDM(), VESDE(), Normalized(EDM())]
     steps: list[SamplerStep] = [euler_step, heun_step]
     autoencoder: Autoencoder = vae
     encoder: TextEncoder = words

@@ -6,6 +6,20 @@ to 1 (noise) and ``x_t = alpha(t)·x0 + sigma(t)·eps``; every conversion follow
 (Lipman et al., 2023, arXiv:2210.02747; Kingma et al., 2021, arXiv:2107.00630).
 """
 
+from tubelet.diffusion.condition_dropout import Drops, draw_dropped, independent_drops, nulled
+from tubelet.diffusion.conventions import log_snr, noise_ratio, time_of_log_snr, time_of_ratio
+from tubelet.diffusion.conversion import converted
+from tubelet.diffusion.densities import (
+    Density,
+    cosmap,
+    discrete,
+    log_normal,
+    logit_normal,
+    mode,
+    stratified,
+    uniform,
+)
+from tubelet.diffusion.forcing import draw_levels, staircase
 from tubelet.diffusion.guidance import (
     Distilled,
     Guided,
@@ -39,65 +53,110 @@ from tubelet.diffusion.guidance import (
 from tubelet.diffusion.known import Known
 from tubelet.diffusion.losses import masked_mean, squared_error
 from tubelet.diffusion.noise import noise_like, noise_stream
-from tubelet.diffusion.paths import VP, RectifiedFlow
+from tubelet.diffusion.offset import offset_noise
+from tubelet.diffusion.paths import EDM, VESDE, VP, VPSDE, Normalized, RectifiedFlow
+from tubelet.diffusion.posteriors import Posterior, learned_range, posterior, range_share
 from tubelet.diffusion.predictions import Coefficients, Prediction, coefficients, from_x0_eps, level, to_x0_eps
-from tubelet.diffusion.process import Density, Process, constant, discrete, identity, logit_normal, shift_warp, uniform
+from tubelet.diffusion.process import Process
 from tubelet.diffusion.samplers import ddim_step, euler_step, heun_step, hold, one_row, sample
+from tubelet.diffusion.self_conditioning import SelfConditioned, SelfConditionedNetwork, self_conditioned
+from tubelet.diffusion.variational import bin_log_likelihood, hybrid_loss, normal_kl, vlb
+from tubelet.diffusion.warps import identity, log_linear_shift, root_shift, shift_warp
+from tubelet.diffusion.weights import Importance, constant, edm_weight, min_snr, p2, truncated_snr, weighted
 
 __all__ = [
+    "EDM",
+    "VESDE",
     "VP",
+    "VPSDE",
     "Coefficients",
     "Density",
     "Distilled",
+    "Drops",
     "Guided",
+    "Importance",
     "Known",
     "Momentum",
+    "Normalized",
     "PerSample",
+    "Posterior",
     "Prediction",
     "Process",
     "RectifiedFlow",
     "Rule",
     "Scale",
+    "SelfConditioned",
+    "SelfConditionedNetwork",
     "Skip",
     "apg",
     "autoguidance",
     "batched",
+    "bin_log_likelihood",
     "cfg",
     "cfg_excess",
     "cfg_zero_star",
     "coefficients",
     "compose",
     "constant",
+    "converted",
+    "cosmap",
     "ddim_step",
     "discrete",
     "distilled",
+    "draw_dropped",
+    "draw_levels",
     "dynamic_threshold",
+    "edm_weight",
     "euler_step",
     "from_x0_eps",
     "heun_step",
     "hold",
+    "hybrid_loss",
     "identity",
     "in_space",
+    "independent_drops",
     "interval",
+    "learned_range",
     "level",
+    "log_linear_shift",
+    "log_normal",
+    "log_snr",
     "logit_normal",
     "masked_mean",
+    "min_snr",
+    "mode",
     "noise_like",
+    "noise_ratio",
     "noise_stream",
+    "normal_kl",
+    "nulled",
+    "offset_noise",
     "one_row",
     "only_channels",
+    "p2",
     "packed",
+    "posterior",
+    "range_share",
     "replaced",
     "rescale",
     "restate",
+    "root_shift",
     "sample",
+    "self_conditioned",
     "shift_warp",
     "skip_layer",
     "skipped",
     "squared_error",
+    "staircase",
+    "stratified",
+    "time_of_log_snr",
+    "time_of_ratio",
     "to_x0_eps",
+    "truncated_snr",
     "two_conditions",
     "uniform",
+    "vlb",
+    "weighted",
     "within",
     "zero_init",
 ]

@@ -4,117 +4,24 @@
 training (``draw_times``) and sampling (``times``) alike, once. Shapes: patches ``(*lead, c)``, noise levels ``Rows``.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Protocol, get_args, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tubelet.diffusion.densities import Density, uniform
 from tubelet.diffusion.losses import masked_mean, squared_error
 from tubelet.diffusion.paths import RectifiedFlow
 from tubelet.diffusion.predictions import Prediction, coefficients, from_x0_eps, level, to_x0_eps
+from tubelet.diffusion.warps import identity
+from tubelet.diffusion.weights import Importance, constant, weighted
 from tubelet.layout import Rows
 from tubelet.protocols import Path
 
-__all__ = ["Density", "Process", "constant", "discrete", "identity", "logit_normal", "shift_warp", "uniform"]
-
-
-@runtime_checkable
-class Density(Protocol):
-    """Draws even (unwarped) training times in [0, 1], in float64 on the generator's device.
-
-    Example:
-        >>> def half(shape, generator=None):
-        ...     return torch.full(shape, 0.5, dtype=torch.float64)
-        >>> Process(density=half).draw_times(2)
-        tensor([0.5000, 0.5000])
-    """
-
-    def __call__(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Float[Tensor, "..."]:
-        """Times of the given shape."""
-        ...
-
-
-def identity(t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-    """The warp that changes nothing.
-
-    Example:
-        >>> identity(torch.tensor(0.5))
-        tensor(0.5000)
-    """
-    return t
-
-
-def constant(t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-    """The loss weight 1 at every noise level.
-
-    Example:
-        >>> constant(torch.tensor([0.1, 0.9]))
-        tensor([1., 1.])
-    """
-    return torch.ones_like(t)
-
-
-def shift_warp(shift: float) -> Callable[[Tensor], Tensor]:
-    """The warp ``t -> s·t / (1 + (s - 1)·t)`` towards noise for ``s > 1`` (arXiv:2403.03206, equation 23).
-
-    Raises:
-        ValueError: ``shift`` is not positive and finite.
-
-    Example:
-        >>> shift_warp(3.0)(torch.tensor([0.0, 0.5, 1.0]))
-        tensor([0.0000, 0.7500, 1.0000])
-    """
-    if not 0 < shift < math.inf:
-        raise ValueError(f"shift must be above 0 and finite, got {shift}")
-    return partial(_shift, shift=shift)
-
-
-def uniform(shape: tuple[int, ...], generator: torch.Generator | None = None) -> Float[Tensor, "..."]:
-    """Times uniform on [0, 1).
-
-    Example:
-        >>> bool((uniform((100,)) < 1).all())
-        True
-    """
-    return torch.rand(shape, generator=generator, dtype=torch.float64, device=_device(generator))
-
-
-def logit_normal(mean: float = 0.0, std: float = 1.0) -> Density:
-    """Times ``sigmoid(z)`` with ``z`` normal, dense in the middle (arXiv:2403.03206, equation 19).
-
-    Raises:
-        ValueError: ``std`` is not positive and finite, or ``mean`` not finite.
-
-    Example:
-        >>> times = logit_normal()((1000,), torch.Generator().manual_seed(0))
-        >>> bool((times.median() - 0.5).abs() < 0.05)
-        True
-    """
-    if not 0 < std < math.inf:
-        raise ValueError(f"std must be above 0 and finite, got {std}")
-    if not math.isfinite(mean):
-        raise ValueError(f"mean must be finite, got {mean}")
-    return partial(_logit_normal, mean=mean, std=std)
-
-
-def discrete(steps: int) -> Density:
-    """Times uniform on the ``steps`` places ``1/N, 2/N, ..., 1`` of a discrete path, as DDPM and DiT train.
-
-    Raises:
-        ValueError: ``steps`` is smaller than 1.
-
-    Example:
-        >>> sorted(set(discrete(4)((100,), torch.Generator().manual_seed(0)).tolist()))
-        [0.25, 0.5, 0.75, 1.0]
-    """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    return partial(_discrete, steps=steps)
+__all__ = ["Process"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +39,7 @@ class Process:
         ValueError: ``prediction`` is not a :data:`Prediction`.
 
     Example:
+        >>> from tubelet.diffusion import logit_normal, shift_warp
         >>> process = Process(warp=shift_warp(3.0), density=logit_normal())
         >>> process.times(2)
         tensor([1.0000, 0.7500, 0.0000])
@@ -174,9 +82,16 @@ class Process:
         return self.warp(drawn).to(device=device, dtype=dtype)
 
     def times(
-        self, steps: int, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
-    ) -> Float[Tensor, " s"]:
-        """The ``steps + 1`` sampling times from 1 to 0: even times, warped.
+        self,
+        steps: int,
+        rows: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Float[Tensor, " s *r"]:
+        """The ``steps + 1`` sampling times from 1 to 0: even times, warped; with ``rows`` that many a step.
+
+        Rows serve a warp that differs between samples: ``(steps + 1, rows)``.
 
         Raises:
             ValueError: ``steps`` is smaller than 1.
@@ -184,10 +99,28 @@ class Process:
         Example:
             >>> Process().times(4)
             tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000])
+            >>> from tubelet.diffusion import shift_warp
+            >>> Process(warp=shift_warp(torch.tensor([1.0, 3.0]))).times(2, rows=2)
+            tensor([[1.0000, 1.0000],
+                    [0.5000, 0.7500],
+                    [0.0000, 0.0000]])
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        return self.warp(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).to(device=device, dtype=dtype)
+        even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        if rows is not None:
+            even = even[:, None].expand(-1, rows)
+        return self.warp(even).to(device=device, dtype=dtype)
+
+    def weighted_by(self, importance: Importance) -> "Process":
+        """This process with the loss weight that gives its levels this importance, whatever its network predicts.
+
+        Example:
+            >>> from tubelet.diffusion import min_snr
+            >>> Process(prediction="x0").weighted_by(min_snr(4.0)).weight(torch.tensor([0.2, 0.5]))
+            tensor([4., 1.])
+        """
+        return replace(self, weight=weighted(importance, self.path, self.prediction))
 
     def noise(self, x0: Float[Tensor, "*s"], noise: Float[Tensor, "*s"], t: Rows) -> Float[Tensor, "*s"]:
         """``x_t = alpha·x0 + sigma·noise``, in the dtype of ``x0``; where ``t`` is 0 the data exactly.
@@ -274,23 +207,3 @@ def _check_shapes(**tensors: Tensor) -> None:
     (first, a), (second, b) = tensors.items()
     if a.shape != b.shape:
         raise ValueError(f"{first} has shape {tuple(a.shape)}, but {second} has {tuple(b.shape)}")
-
-
-def _shift(t: Tensor, shift: float) -> Tensor:
-    return shift * t / (1 + (shift - 1) * t)
-
-
-def _logit_normal(
-    shape: tuple[int, ...], generator: torch.Generator | None = None, *, mean: float, std: float
-) -> Tensor:
-    normal = torch.randn(shape, generator=generator, dtype=torch.float64, device=_device(generator))
-    return torch.sigmoid(mean + std * normal)
-
-
-def _discrete(shape: tuple[int, ...], generator: torch.Generator | None = None, *, steps: int) -> Tensor:
-    index = torch.randint(steps, shape, generator=generator, device=_device(generator))
-    return (index + 1).double() / steps
-
-
-def _device(generator: torch.Generator | None) -> torch.device:
-    return torch.device("cpu") if generator is None else generator.device

@@ -2,7 +2,8 @@
 
 Nothing here owns a model: each piece is a function or a small object beside a step that the user writes in full.
 
-- :class:`EMA` averages weights; :func:`warmup_cosine`, :func:`warmup_linear_decay` and :func:`set_lr` set rates;
+- :class:`EMA` averages weights, and :func:`posthoc_average` gives averages of other lengths afterwards;
+  :func:`warmup_cosine`, :func:`warmup_linear_decay` and :func:`set_lr` set rates;
 - :func:`step_generator` and :func:`batch_indices` make data and noise pure functions of ``(seed, step)``, so that a
   resumed run needs no loader state;
 - :func:`save_checkpoint`, :func:`load_checkpoint` and :class:`Checkpoint` keep a run in one atomic safetensors file;
@@ -13,6 +14,13 @@ from tubelet.training.checkpoint import Checkpoint, Stateful, load_checkpoint, s
 from tubelet.training.ema import EMA
 from tubelet.training.loop import History, Interrupted, fit
 from tubelet.training.order import batch_indices, step_generator
+from tubelet.training.posthoc import (
+    posthoc_average,
+    posthoc_weights,
+    power_decay,
+    power_exponent,
+    power_width,
+)
 from tubelet.training.progress import Progress
 from tubelet.training.random import restore_rng_state, rng_state
 from tubelet.training.schedules import set_lr, warmup_cosine, warmup_linear_decay
@@ -27,6 +35,11 @@ __all__ = [
     "batch_indices",
     "fit",
     "load_checkpoint",
+    "posthoc_average",
+    "posthoc_weights",
+    "power_decay",
+    "power_exponent",
+    "power_width",
     "restore_rng_state",
     "rng_state",
     "save_checkpoint",

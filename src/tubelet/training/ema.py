@@ -5,11 +5,12 @@ After optimiser update ``n = 0, 1, ...``
 .. math:: \bar\theta \leftarrow \beta_n \bar\theta + (1 - \beta_n)\,\theta, \qquad
           \beta_n = \min\left(\beta, \frac{1 + n}{10 + n}\right),
 
-where the warm-up term (TensorFlow's ``ExponentialMovingAverage``) lets short runs forget their random start. The
+where the warm-up term (TensorFlow's ``ExponentialMovingAverage``) lets short runs forget their random start. Any
+other rule is a function of ``n``: :func:`~tubelet.training.power_decay`, whose averages can be combined afterwards. The
 average is kept in float32 or wider, since ``1 - β`` of a bfloat16 weight would mostly round to nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,8 +25,8 @@ class EMA:
 
     Args:
         model: whose parameters to average; several models go into one ``nn.ModuleDict``.
-        decay: β in [0, 1).
-        warmup: start from ``β_n = (1 + n)/(10 + n)`` instead of β.
+        decay: β in [0, 1), or a function from the number of updates done to ``β_n``.
+        warmup: start from ``β_n = (1 + n)/(10 + n)`` instead of β; a function of the updates is taken as it is.
 
     Raises:
         ValueError: ``decay`` outside [0, 1), a model without parameters, or one that does not match the average.
@@ -43,8 +44,10 @@ class EMA:
         1.0
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999, *, warmup: bool = True) -> None:
-        if not 0 <= decay < 1:
+    def __init__(
+        self, model: nn.Module, decay: float | Callable[[int], float] = 0.9999, *, warmup: bool = True
+    ) -> None:
+        if not callable(decay) and not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.decay = decay
         self.warmup = warmup
@@ -59,6 +62,8 @@ class EMA:
     @property
     def current_decay(self) -> float:
         """β_n, the decay that the next update will use."""
+        if callable(self.decay):
+            return self.decay(self.updates)
         return min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
 
     @torch.no_grad()

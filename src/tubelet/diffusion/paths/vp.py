@@ -1,10 +1,6 @@
-"""Paths from data to noise: the factors alpha(t), sigma(t) of ``x_t = alpha·x0 + sigma·eps`` and their derivatives.
+"""Variance-preserving paths through a discrete table of ``alpha²``, as in DDPM (Ho et al., 2020, arXiv:2006.11239).
 
-Time is ``t`` in [0, 1]; 0 is data (alpha 1, sigma 0), 1 is noise. Any shape of ``t`` is accepted and kept.
-
-- :class:`RectifiedFlow`: ``alpha = 1 - t``, ``sigma = t`` (Liu et al., 2022, arXiv:2209.03003).
-- :class:`VP`: variance preserving, ``alpha² + sigma² = 1``, from a discrete table of ``alpha²`` as in DDPM (Ho et al.,
-  2020, arXiv:2006.11239, equation 4).
+Any shape of ``t`` in [0, 1] is accepted and kept.
 """
 
 import math
@@ -14,34 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["VP", "RectifiedFlow"]
+from tubelet.protocols import Path
 
-
-@dataclass(frozen=True)
-class RectifiedFlow:
-    """The straight path ``x_t = (1 - t)·x0 + t·eps``, whose velocity is ``eps - x0`` (arXiv:2209.03003, equation 1).
-
-    Example:
-        >>> t = torch.tensor([0.0, 0.25])
-        >>> RectifiedFlow().alpha(t), RectifiedFlow().sigma(t)
-        (tensor([1.0000, 0.7500]), tensor([0.0000, 0.2500]))
-    """
-
-    def alpha(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """The factor of the data, ``1 - t``."""
-        return 1 - t
-
-    def sigma(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """The factor of the noise, ``t``."""
-        return t
-
-    def alpha_dot(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """The derivative of alpha, -1."""
-        return -torch.ones_like(t)
-
-    def sigma_dot(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """The derivative of sigma, 1."""
-        return torch.ones_like(t)
+__all__ = ["VP"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +93,46 @@ class VP:
         signal = torch.cos((t + offset) / (1 + offset) * (math.pi / 2)) ** 2
         return cls.from_betas((1 - signal[1:] / signal[:-1]).clamp(max=max_beta))
 
+    @classmethod
+    def sigmoid(cls, steps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> "VP":
+        """``alpha²`` falls along a sigmoid from ``start`` to ``end``, scaled to 1 and exactly 0 (arXiv:2212.11972).
+
+        Raises:
+            ValueError: not ``start < end``, or ``tau`` is not positive.
+
+        Example:
+            >>> VP.sigmoid(4).alphas_cumprod
+            tensor([0.8509, 0.5000, 0.1491, 0.0000], dtype=torch.float64)
+        """
+        if not (start < end and tau > 0):
+            raise ValueError(f"start must be below end and tau above 0, got {start}, {end} and {tau}")
+        curve = torch.sigmoid(torch.linspace(start, end, steps + 1, dtype=torch.float64) / tau)
+        return cls((curve[-1] - curve[1:]) / (curve[-1] - curve[0]))
+
+    @classmethod
+    def sigmoid_betas(cls, steps: int = 1000, start: float = 1e-4, end: float = 0.02, width: float = 6.0) -> "VP":
+        """Betas that rise along a sigmoid of ``[-width, width]`` (GeoDiff, arXiv:2203.02923; diffusers' "sigmoid").
+
+        Example:
+            >>> round(float(VP.sigmoid_betas().alphas_cumprod[499]), 6)
+            0.301931
+        """
+        curve = torch.sigmoid(torch.linspace(-width, width, steps, dtype=torch.float64))
+        return cls.from_betas(start + (end - start) * curve)
+
+    @classmethod
+    def tabulated(cls, path: Path, steps: int = 1000) -> "VP":
+        """The table of any path's signal-to-noise ratios at the times ``(i + 1)/N``.
+
+        Example:
+            >>> from tubelet.diffusion import RectifiedFlow
+            >>> VP.tabulated(RectifiedFlow(), 4).alphas_cumprod
+            tensor([0.9000, 0.5000, 0.1000, 0.0000], dtype=torch.float64)
+        """
+        t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+        signal, noise = path.alpha(t) ** 2, path.sigma(t) ** 2
+        return cls(signal / (signal + noise))
+
     @property
     def steps(self) -> int:
         """The number of indices, ``N``."""
@@ -137,6 +148,22 @@ class VP:
         """
         alpha = self.alphas_cumprod.sqrt()
         return VP(((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2)
+
+    def shifted(self, scale: float) -> "VP":
+        """This path with every signal-to-noise ratio divided by ``scale`` (CogVideoX's ``snr_shift_scale``).
+
+        The table then holds the shift, and a process on it needs no warp.
+
+        Raises:
+            ValueError: ``scale`` is not positive and finite.
+
+        Example:
+            >>> VP(torch.tensor([0.75, 0.5])).shifted(3.0).alphas_cumprod
+            tensor([0.5000, 0.2500], dtype=torch.float64)
+        """
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale must be above 0 and finite, got {scale}")
+        return VP(self.alphas_cumprod / (scale + (1 - scale) * self.alphas_cumprod))
 
     def time(self, index: Int[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """The time of an index, ``(index + 1)/N``, in the default dtype.
