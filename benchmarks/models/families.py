@@ -85,6 +85,19 @@ def cosmos_ours(model: Any, x: Tensor, layout: TokenLayout) -> Tensor:
     return ask(model, x, layout, t, prompt, known=known, fps=torch.tensor([16.0]))
 
 
+def hunyuan_theirs(model: Any, x: Tensor) -> Tensor:
+    prompt, mask = text(256, model.config.text_embed_dim, x), torch.ones(1, 256, dtype=torch.long)
+    pooled, guidance = text(1, model.config.pooled_projection_dim, x)[:, 0], torch.tensor([6000.0])
+    out: Tensor = model(x, torch.tensor([500]), prompt, mask, pooled, guidance, return_dict=False)[0]
+    return out
+
+
+def hunyuan_ours(model: Any, x: Tensor, layout: TokenLayout) -> Tensor:
+    pooled, guidance = text(1, model.config.pooled_dim, x)[:, 0], torch.tensor([6.0])
+    prompt = text(256, model.config.text_dim, x)
+    return ask(model, x, layout, 0.5, prompt, joint=True, pooled=pooled, guidance=guidance)
+
+
 def latte_theirs(model: Any, x: Tensor) -> Tensor:
     out: Tensor = model(x, INDEX, text(120, model.config.caption_channels, x), return_dict=False)[0]
     return out
@@ -145,6 +158,10 @@ FAMILIES: dict[str, Family] = {
             "extra_pos_embed_type": None, "concat_padding_mask": False,
         },
         16, (4, 64, 64), (1, 2, 2), cosmos_theirs, cosmos_ours,
+    ),
+    "hunyuan-video": Family(
+        "HunyuanVideoTransformer3DModel", {"num_layers": 2, "num_single_layers": 2},
+        16, (4, 64, 64), (1, 2, 2), hunyuan_theirs, hunyuan_ours,
     ),
     "latte": Family(
         "LatteTransformer3DModel",
