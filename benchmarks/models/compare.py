@@ -75,6 +75,7 @@ def _peer(family: Family) -> Any:
 
     torch.manual_seed(0)
     peer = getattr(diffusers, family.peer)(**family.config).eval()
+    family.prepare(peer)
     for parameter in peer.parameters():
         nn.init.normal_(parameter, std=0.02 if parameter.ndim > 1 else 0.1)
     return peer

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.models.family import Family, ask, index, text
-from tubelet.layout import TokenLayout
+from tubelet.layout import Rows, TokenLayout
 from tubelet.models import ltx_places
 
 __all__ = ["FAMILIES"]
@@ -83,6 +83,22 @@ def cosmos_ours(model: Any, x: Tensor, layout: TokenLayout) -> Tensor:
     known = x.new_zeros(*x.shape[:-1], model.config.cells)
     t, prompt = index(layout).rows(levels, "frame"), text(512, model.config.text_dim, x)
     return ask(model, x, layout, t, prompt, known=known, fps=torch.tensor([16.0]))
+
+
+def dit_shared(model: Any) -> None:
+    """One embedding of time and class for all blocks, as in the published weights."""
+    for block in model.transformer_blocks:
+        block.norm1.emb = model.transformer_blocks[0].norm1.emb
+
+
+def dit_theirs(model: Any, x: Tensor) -> Tensor:
+    out: Tensor = model(x[:, :, 0], INDEX, torch.tensor([7]), return_dict=False)[0]
+    return out[:, :, None]
+
+
+def dit_ours(model: Any, x: Tensor, layout: TokenLayout) -> Tensor:
+    out: Tensor = model(x, Rows(torch.tensor([LEVEL])), index(layout), torch.tensor([7]))
+    return out
 
 
 def hunyuan_theirs(model: Any, x: Tensor) -> Tensor:
@@ -158,6 +174,10 @@ FAMILIES: dict[str, Family] = {
             "extra_pos_embed_type": None, "concat_padding_mask": False,
         },
         16, (4, 64, 64), (1, 2, 2), cosmos_theirs, cosmos_ours,
+    ),
+    "dit-xl": Family(
+        "DiTTransformer2DModel", {"num_layers": 2, "out_channels": 8, "sample_size": 128},
+        4, (1, 128, 128), (1, 2, 2), dit_theirs, dit_ours, prepare=dit_shared,
     ),
     "hunyuan-video": Family(
         "HunyuanVideoTransformer3DModel", {"num_layers": 2, "num_single_layers": 2},

@@ -19,7 +19,8 @@ class Family:
     """A class of diffusers', its config with few layers, and one question to both.
 
     ``channels`` and ``sides`` (frames, height, width) are of the latents, ``patch`` of their cells; ``theirs`` takes
-    the peer and the latents, ``ours`` our model, the patches and their layout.
+    the peer and the latents, ``ours`` our model, the patches and their layout. ``prepare`` changes the peer, once made,
+    to what its checkpoints hold.
     """
 
     peer: str
@@ -29,6 +30,7 @@ class Family:
     patch: tuple[int, int, int]
     theirs: Callable[[Any, Tensor], Tensor]
     ours: Callable[[Any, Tensor, TokenLayout], Tensor]
+    prepare: Callable[[Any], None] = lambda peer: None
 
     def latents(self, tokens: int | None = None) -> Tensor:
         """One clip ``(1, c, t, h, w)``, the frames as they are and the picture smaller, to about so many tokens."""

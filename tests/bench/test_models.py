@@ -15,6 +15,7 @@ TINY = {
     "allegro": {"cross_attention_dim": 24, "num_attention_heads": 2, "attention_head_dim": 12, "caption_channels": 8},
     "cogvideox-5b": {"num_attention_heads": 2, "attention_head_dim": 16, "text_embed_dim": 8},
     "cosmos-2b": {"num_attention_heads": 2, "attention_head_dim": 12, "text_embed_dim": 8, "adaln_lora_dim": 4},
+    "dit-xl": {"num_attention_heads": 2, "attention_head_dim": 12, "num_embeds_ada_norm": 9, "sample_size": 8},
     "hunyuan-video": {
         "num_attention_heads": 2, "attention_head_dim": 12, "rope_axes_dim": (4, 4, 4), "text_embed_dim": 8,
         "pooled_projection_dim": 8,
@@ -28,6 +29,7 @@ PRESETS = {
     "allegro": models.allegro_3b(),
     "cogvideox-5b": models.cogvideox_5b(),
     "cosmos-2b": replace(models.cosmos_2_v2w_2b(), padding_channel=False),
+    "dit-xl": replace(models.dit_xl(), freq_shift=1, mlp_eps=1e-5, base_grid=(64, 64)),
     "hunyuan-video": replace(models.hunyuan_video(), single_depth=2),
     "latte": models.latte_1(),
     "ltx-2b": models.ltx_2b(),
@@ -62,7 +64,7 @@ def test_every_model_is_here(suite) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_width_is_the_published_one(suite, name: str) -> None:
     family = suite.FAMILIES[name]
-    adapter = next(each for each in foreign._FAMILIES if each.peer == family.peer)
+    adapter = next(each for each in foreign._FAMILIES if each.peer == family.peer and each.form == "diffusers")
     config = adapter.read_config(family.config)
     assert replace(config, depth=PRESETS[name].depth) == PRESETS[name]
     x = family.latents()
