@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from tubelet import attention, models, positions
+from tubelet.hub import foreign
 
 PAGE = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+CHECKPOINTS = (Path(__file__).parents[1] / "docs" / "hub.md").read_text(encoding="utf-8")
 HOW = PAGE.split("## How each is composed")[1]
 SECTIONS = dict(re.findall(r"^### ([^\n]+)\n(.*?)(?=^### |\Z)", HOW, re.S | re.M))
 
@@ -27,6 +29,7 @@ MODELS = {
         )
     ],
     "Cosmos": [models.CosmosTransformer(models.CosmosConfig(**TINY, extent=(2, 2, 2)), device="meta")],
+    "DiT": [models.DiT(models.DiTConfig(**TINY, mlp_dim=8), device="meta")],
     "HunyuanVideo": [models.HunyuanVideoTransformer(models.HunyuanVideoConfig(**FLUX, guidance=True), device="meta")],
     "LTX-Video": [models.LTXTransformer(models.LTXConfig(**TINY), device="meta")],
     "Latte": [
@@ -35,6 +38,7 @@ MODELS = {
     ],
     "Mochi": [models.MochiTransformer(models.MochiConfig(**TINY, text_width=24), device="meta")],
     "Open-Sora 2": [models.OpenSoraTransformer(models.OpenSoraConfig(**FLUX, given_channels=2), device="meta")],
+    "U-ViT": [models.UViT(models.UViTConfig(**TINY, mlp_dim=8, grid=(1, 4, 4), classes=3), device="meta")],
     "Wan": [
         models.WanTransformer(models.WanConfig(**TINY, mlp_dim=8, image_dim=image), device="meta")
         for image in (None, 8)
@@ -67,8 +71,10 @@ def source(model: nn.Module) -> str:
 def test_every_family_has_a_section_in_order() -> None:
     assert list(SECTIONS) == sorted(MODELS, key=str.casefold)
     assert all(section.count("```text") == 1 for section in SECTIONS.values())
-    exported = {name for name in models.__all__ if name.endswith("Transformer")}
-    assert exported <= named(HOW)
+    exported = {name.removesuffix("Config") for name in models.__all__ if name.endswith("Config")} - {"VideoDiT"}
+    assert {
+        type(model).__name__.removesuffix("Transformer") for family in MODELS.values() for model in family
+    } == exported
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -95,6 +101,18 @@ def test_every_preset_is_in_the_table() -> None:
         if name.islower() and not ours.match(name) and _is_preset(getattr(models, name))
     }  # fmt: skip
     assert listed == presets
+
+
+def test_every_adapter_is_in_the_table_of_checkpoints() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(\w+)`)? *\| (?:`(\w+)`)? *\|", CHECKPOINTS, re.M)
+    listed = {
+        (model, form, name)
+        for model, *peers in rows
+        for form, name in zip(("diffusers", "original"), peers, strict=True)
+        if name
+    }
+    ours = {(each.model.__name__, each.form, each.peer or each.name) for each in foreign._FAMILIES}
+    assert listed == ours
 
 
 def _is_preset(function: object) -> bool:
