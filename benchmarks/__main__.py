@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="of torch; default 1")
     parser.add_argument("--device", default="cpu", help="default cpu")
     parser.add_argument("--models", default=",".join(models.FAMILIES), help="for the suite of models; default all")
+    parser.add_argument("--tokens", type=int, help="of the models' videos, about; default each model's own, 4,096")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="for the suite of models; default both")
     parser.add_argument("--backends", default="auto", help="for the suite of models, of our attention; default auto")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write one JSON file a suite there")
@@ -38,9 +39,8 @@ def main() -> int:
     if arguments.rounds < 2 or arguments.threads < 1:
         parser.error(f"at least 2 rounds and 1 thread are needed, got {arguments.rounds} and {arguments.threads}")
     torch.set_num_threads(arguments.threads)
-    run_models = partial(
-        run_models_of, arguments.models.split(","), arguments.dtypes.split(","), arguments.backends.split(",")
-    )
+    lists = (text.split(",") for text in (arguments.models, arguments.dtypes, arguments.backends))
+    run_models = partial(run_models_of, *lists, arguments.tokens)
     runs = {"attention": run_attention, "models": run_models, "overhead": run_overhead, "video_dit": run_video_dit}
     right = [runs[name](arguments.device, arguments.rounds, arguments.out) for name in chosen]
     return 0 if all(right) else 1
@@ -53,12 +53,18 @@ def run_attention(device: str, rounds: int, out: Path | None) -> bool:
 
 
 def run_models_of(
-    names: list[str], dtypes: list[str], backends: list[str], device: str, rounds: int, out: Path | None
+    names: list[str],
+    dtypes: list[str],
+    backends: list[str],
+    tokens: int | None,
+    device: str,
+    rounds: int,
+    out: Path | None,
 ) -> bool:
     if device != "cpu":
         raise SystemExit("the suite of models runs on the CPU")
     results = []
-    for result in models.compare_models(names, dtypes, backends, [False, True], rounds):
+    for result in models.compare_models(names, dtypes, backends, [False, True], rounds, tokens):
         results.append(result)
         print(models.report_models([result]).splitlines()[-3], flush=True)
     print("\n" + models.report_models(results), flush=True)

@@ -1,0 +1,72 @@
+"""Each open model of the benchmark has its published width, and its question is the same to both, in both dtypes."""
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tubelet import models
+from tubelet.hub import foreign
+
+ROOT = Path(__file__).parents[2]
+
+TINY = {
+    "allegro": {"cross_attention_dim": 24, "num_attention_heads": 2, "attention_head_dim": 12, "caption_channels": 8},
+    "cogvideox-5b": {"num_attention_heads": 2, "attention_head_dim": 16, "text_embed_dim": 8},
+    "cosmos-2b": {"num_attention_heads": 2, "attention_head_dim": 12, "text_embed_dim": 8, "adaln_lora_dim": 4},
+    "dit-xl": {"num_attention_heads": 2, "attention_head_dim": 12, "num_embeds_ada_norm": 9, "sample_size": 8},
+    "hunyuan-video": {
+        "num_attention_heads": 2, "attention_head_dim": 12, "rope_axes_dim": (4, 4, 4), "text_embed_dim": 8,
+        "pooled_projection_dim": 8,
+    },
+    "latte": {"cross_attention_dim": 24, "num_attention_heads": 2, "attention_head_dim": 12, "caption_channels": 8},
+    "ltx-2b": {"cross_attention_dim": 32, "num_attention_heads": 2, "attention_head_dim": 16, "caption_channels": 8},
+    "mochi": {"num_attention_heads": 2, "attention_head_dim": 12, "pooled_projection_dim": 12, "text_embed_dim": 16},
+    "wan-1.3b": {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 16, "text_dim": 8},
+}  # fmt: skip
+PRESETS = {
+    "allegro": models.allegro_3b(),
+    "cogvideox-5b": models.cogvideox_5b(),
+    "cosmos-2b": replace(models.cosmos_2_v2w_2b(), padding_channel=False),
+    "dit-xl": replace(models.dit_xl(), freq_shift=1, mlp_eps=1e-5, base_grid=(64, 64)),
+    "hunyuan-video": replace(models.hunyuan_video(), single_depth=2),
+    "latte": models.latte_1(),
+    "ltx-2b": models.ltx_2b(),
+    "mochi": models.mochi_10b(),
+    "wan-1.3b": models.wan_1_3b(),
+}
+
+
+@pytest.fixture
+def suite(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    return importlib.import_module("benchmarks.models")
+
+
+@pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")  # Mochi's peer asks for float32
+@pytest.mark.parametrize("name", TINY)
+def test_both_answer_alike(suite, monkeypatch, name: str) -> None:
+    family = suite.FAMILIES[name]
+    tiny = replace(family, config={**family.config, **TINY[name]})
+    monkeypatch.setitem(suite.FAMILIES, name, tiny)
+    found = list(suite.compare_models([name], ["float32", "bfloat16"], ["auto"], [True], 2, tokens=16))
+    assert [each.dtype for each in found] == ["float32", "bfloat16"]
+    assert all(each.error < (3e-6 if each.dtype == "float32" else 0.03) for each in found)
+    assert all(each.low <= each.ratio <= each.high for each in found)
+    assert len(suite.report_models(found).splitlines()) == 2 + 2 + 1 + 2
+
+
+def test_every_model_is_here(suite) -> None:
+    assert list(suite.FAMILIES) == sorted(suite.FAMILIES) == sorted(TINY) == sorted(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_width_is_the_published_one(suite, name: str) -> None:
+    family = suite.FAMILIES[name]
+    adapter = next(each for each in foreign._FAMILIES if each.peer == family.peer and each.form == "diffusers")
+    config = adapter.read_config(family.config)
+    assert replace(config, depth=PRESETS[name].depth) == PRESETS[name]
+    x = family.latents()
+    t, h, w = (side // p for side, p in zip(x.shape[2:], family.patch, strict=True))
+    assert (t * h * w, x.shape[1]) == (4096, family.channels)
