@@ -1,6 +1,7 @@
-"""What samplers are tested on: a perfect denoiser of a Gaussian mixture, and diffusers' schedulers on the same levels."""
+"""What samplers are tested on: a perfect denoiser of a Gaussian mixture, and diffusers' schedulers on equal levels."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from tubelet.diffusion.predictions import Coefficients
 from tubelet.layout import Rows
 from tubelet.protocols import Denoiser, Path
 
-__all__ = ["KINDS", "distance", "drive", "fresh", "gaussian", "mixture", "randn", "ratios"]
+__all__ = ["KINDS", "Exploding", "distance", "drive", "fresh", "gaussian", "mixture", "randn", "ratios"]
 
 KINDS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction", "velocity": "flow_prediction"}
 """Diffusers' names of predictions."""
@@ -68,25 +69,40 @@ def gaussian(process: Process, mean: float, std: float) -> Denoiser:
     return mixture(process, (mean,), (1.0,), std)
 
 
-def drive(
-    scheduler: Any,
-    denoiser: Denoiser,
-    start: Tensor,
-    times: Tensor,
-    sigmas: Tensor | None = None,
-    evaluations: Callable[[int], Tensor] | None = None,
-    **options: Any,
-) -> Tensor:
-    """What a scheduler of diffusers' makes of ``start``, asked on the very levels of ``times``.
+@dataclass(frozen=True)
+class Exploding:
+    """``alpha = 1``, ``sigma = end·t``: the path on which time is k-diffusion's sigma."""
 
-    ``sigmas`` replace its own; ``evaluations`` gives the time of each call where they are not those of ``times``.
+    end: float = 50.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.end * t
+
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.end)
+
+
+def drive(scheduler: Any, denoiser: Denoiser, start: Tensor, times: Tensor, sigmas: Tensor, **options: Any) -> Tensor:
+    """What a scheduler of diffusers' makes of ``start`` in its own loop, on given levels.
+
+    Args:
+        scheduler: theirs; its sigmas are replaced, so that both sides see the same ones in float64.
+        denoiser: ours.
+        start: the state at ``times[0]``.
+        times: the time of each call, and that of the result.
+        sigmas: theirs at ``times``.
+        options: of their ``step``; an iterator is asked for one value a step.
     """
     scheduler.set_timesteps(len(times) - 1)
-    if sigmas is not None:
-        scheduler.sigmas = sigmas
-        scheduler.timesteps = torch.arange(len(sigmas) - 1)
+    scheduler.sigmas, scheduler.timesteps = sigmas, torch.arange(len(times) - 1, dtype=torch.float64)
     x = start
-    for i, label in enumerate(scheduler.timesteps):
-        time = times[i] if evaluations is None else evaluations(i)
-        x = scheduler.step(denoiser(x, one_row(time)), label, x, **options).prev_sample
+    for label, time in zip(scheduler.timesteps, times, strict=False):
+        drawn = {name: next(each) if isinstance(each, Iterator) else each for name, each in options.items()}
+        x = scheduler.step(denoiser(x, one_row(time)), label, x, **drawn).prev_sample
     return x

@@ -5,8 +5,8 @@ With ``lambda = log(alpha/sigma)`` and a step ``h`` from ``t`` to ``s`` the solu
     x_s = sigma_s/sigma_t·x_t + alpha_s·h·∫ exp(-(1 - u)·h)·x0(u) du,   u = (lambda - lambda_t)/h from 0 to 1
 
 (Lu et al., 2022, arXiv:2211.01095, proposition 4.1). The same holds for the noise with alpha and sigma exchanged and
-the sign of ``h`` turned (arXiv:2206.00927, proposition 3.1). Solvers put a polynomial through what they know in place of
-``x0(u)``, in Newton's form, whose terms are added one by one: a row that knows less leaves terms out. Shapes: ``(r,)``.
+the sign of ``h`` turned (arXiv:2206.00927, proposition 3.1). Solvers put a polynomial through what they know in place
+of ``x0(u)``, in Newton's form, whose terms come one by one: a row that knows less leaves some out. Shapes: ``(r,)``.
 """
 
 from collections.abc import Sequence

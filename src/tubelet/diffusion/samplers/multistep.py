@@ -17,7 +17,7 @@ from torch import Tensor
 from tubelet.diffusion.process import Process
 from tubelet.diffusion.samplers.exponential import Node, halved, moments, node, weights
 from tubelet.diffusion.samplers.renewal import draw
-from tubelet.diffusion.samplers.rows import Mark, combine, data_and_noise, hold, mark, predicted, renewed, step_size
+from tubelet.diffusion.samplers.rows import Mark, combine, data_and_noise, ends, hold, predicted, renewed, step_size
 from tubelet.layout import Rows
 from tubelet.protocols import Denoiser
 
@@ -33,6 +33,7 @@ class Past(NamedTuple):
 
     Example:
         >>> from tubelet.diffusion import RectifiedFlow
+        >>> from tubelet.diffusion.samplers.rows import mark
         >>> Past(mark(RectifiedFlow(), Rows(torch.tensor([0.5]))), torch.zeros(2, 1)).value.shape
         torch.Size([2, 1])
     """
@@ -89,7 +90,7 @@ class ExponentialAdams:
         self, denoiser: Denoiser, x: State, t: Rows, s: Rows, process: Process, history: tuple[Past, ...] | None = None
     ) -> tuple[State, tuple[Past, ...]]:
         """The state at ``s``, and the history for the next step."""
-        here, there = mark(process.path, t), mark(process.path, s)
+        here, there = ends(process.path, t, s)
         prediction = predicted(denoiser, x, t)
         x0, eps = data_and_noise(process, t, here)
         own = x0 if self.through == "x0" else eps
@@ -124,6 +125,7 @@ def earlier_nodes(h: Float[Tensor, " r"], here: Mark, past: Sequence[Past], *kno
 
     Example:
         >>> from tubelet.diffusion import RectifiedFlow
+        >>> from tubelet.diffusion.samplers.rows import mark
         >>> before, here = (mark(RectifiedFlow(), Rows(torch.tensor([t]))) for t in (0.5, 0.25))
         >>> nodes = earlier_nodes(step_size(before, here), here, [Past(before, torch.zeros(1, 1))])
         >>> [round(float(each.u)) for each in nodes]

@@ -16,7 +16,17 @@ from torch import Tensor
 from tubelet.diffusion.conventions import noise_ratio, time_of_ratio
 from tubelet.diffusion.process import Process
 from tubelet.diffusion.samplers.renewal import draw
-from tubelet.diffusion.samplers.rows import combine, hold, mark, predicted, quotient, renewed, step_size, velocity
+from tubelet.diffusion.samplers.rows import (
+    check_rows,
+    combine,
+    ends,
+    hold,
+    predicted,
+    quotient,
+    renewed,
+    step_size,
+    velocity,
+)
 from tubelet.layout import Rows
 from tubelet.protocols import Denoiser, Path, SamplerStep
 
@@ -43,7 +53,7 @@ def renoise(x: State, t: Rows, u: Rows, path: Path, fresh: State, scale: float =
         >>> renoise(torch.full((1, 1), 4.0), clean, half, RectifiedFlow(), torch.ones(1, 1))
         tensor([[2.5000]])
     """
-    low, high = mark(path, t), mark(path, u)
+    low, high = ends(path, t, u)
     deviation = scale * high.sigma * renewed(step_size(high, low))
     return hold(x, combine(t, [quotient(high.alpha, low.alpha), deviation], [x, fresh]), t, u)
 
@@ -72,11 +82,12 @@ def ancestral_step(
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
+    check_rows(t, s)
     begin, end = t.values.double(), s.values.double()
     down = Rows(end * (1 + eta * (quotient(end, begin) - 1)), t.index, t.owner)
     of_x, of_prediction = velocity(process, t)
     step = down.values - begin
-    low, high = mark(process.path, down), mark(process.path, s)
+    low, high = ends(process.path, down, Rows(end, s.index))
     ratio = quotient(high.alpha, low.alpha)
     factors = [ratio * (1 + step * of_x), ratio * step * of_prediction, high.sigma * renewed(step_size(high, low))]
     return hold(x, combine(t, factors, [x, predicted(denoiser, x, t), draw(noise, x)]), t, s)

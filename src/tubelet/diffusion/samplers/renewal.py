@@ -21,8 +21,8 @@ from tubelet.diffusion.samplers.rows import (
     Mark,
     combine,
     data_and_noise,
+    ends,
     hold,
-    mark,
     predicted,
     renewed,
     spread,
@@ -76,8 +76,8 @@ def ddim_step(
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
     if eta > 0 and noise is None:
         raise ValueError(f"noise must be given where eta is above 0, got noise=None and eta={eta}")
+    here, there = ends(process.path, t, s)
     prediction = predicted(denoiser, x, t)
-    here, there = mark(process.path, t), mark(process.path, s)
     if noise is None or eta == 0:
         return hold(x, combine(t, _mixture(process, t, here, there, there.sigma), [x, prediction]), t, s)
     deviation = eta * there.sigma * renewed(step_size(here, there))
@@ -123,7 +123,7 @@ def ddpm_step(
     """
     if variance not in get_args(Variance):
         raise ValueError(f"variance must be one of {get_args(Variance)}, got {variance!r}")
-    here, there = mark(process.path, t), mark(process.path, s)
+    here, there = ends(process.path, t, s)
     step = step_size(here, there)
     factors = _mixture(process, t, here, there, there.sigma * (-step.clamp(min=0)).exp())
     small, large = (torch.where(there.sigma > 0, at.sigma * renewed(step), 0.0) for at in (there, here))
@@ -164,7 +164,7 @@ def lcm_step(
     """
     if not boundary >= 0:
         raise ValueError(f"boundary must not be negative, got {boundary}")
-    here, there = mark(process.path, t), mark(process.path, s)
+    here, there = ends(process.path, t, s)
     x0, _ = data_and_noise(process, t, here)
     time = t.values.double()
     scale = torch.where(

@@ -2,9 +2,10 @@
 
 A step is a linear combination of tensors (the state, the prediction, earlier predictions) whose factors depend on noise
 levels alone. So factors are computed per row, whatever the dtype of the state, and the tokens are touched by
-:func:`combine` and :func:`hold` only. Nothing is read on the host. Both levels of a step have the same rows.
+:func:`combine` and :func:`hold` only. Nothing is read from a device. Both levels of a step have the same rows.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,14 +20,17 @@ from tubelet.protocols import Denoiser, Path
 
 __all__ = [
     "Mark",
+    "check_rows",
     "combine",
     "data_and_noise",
+    "ends",
     "hold",
     "mark",
     "one_row",
     "predicted",
     "quotient",
     "renewed",
+    "select",
     "spread",
     "step_size",
     "velocity",
@@ -63,6 +67,39 @@ def mark(path: Path, t: Rows) -> Mark:
     return Mark(alpha, sigma, alpha.log() - sigma.log())
 
 
+def ends(path: Path, t: Rows, s: Rows) -> tuple[Mark, Mark]:
+    """Where a step begins and ends, asked of the path at once.
+
+    Raises:
+        ValueError: the two have other numbers of rows, or hold integers.
+
+    Example:
+        >>> from tubelet.diffusion import RectifiedFlow
+        >>> here, there = ends(RectifiedFlow(), one_row(torch.tensor(0.5)), one_row(torch.tensor(0.25)))
+        >>> there.alpha
+        tensor([0.7500], dtype=torch.float64)
+    """
+    check_rows(t, s)
+    both = mark(path, Rows(torch.cat([t.values, s.values])))
+    first, second = zip(*(each.chunk(2) for each in both), strict=True)
+    return Mark(*first), Mark(*second)
+
+
+def check_rows(t: Rows, s: Rows) -> None:
+    """Refuse levels that cannot be the two ends of a step.
+
+    Raises:
+        ValueError: they have other numbers of rows, or hold integers.
+
+    Example:
+        >>> check_rows(Rows(torch.zeros(1)), Rows(torch.ones(1)))
+    """
+    if t.values.shape != s.values.shape:
+        raise ValueError(f"levels must have the same rows, got {len(t.values)} and {len(s.values)}")
+    if not (t.values.is_floating_point() and s.values.is_floating_point()):
+        raise ValueError(f"noise levels must be floating-point, got {t.values.dtype} and {s.values.dtype}")
+
+
 def step_size(here: Mark, there: Mark) -> Float[Tensor, " r"]:
     """The growth of ``log(alpha/sigma)``: infinite from pure noise and to clean data, 0 for rows that stay at either.
 
@@ -77,8 +114,7 @@ def step_size(here: Mark, there: Mark) -> Float[Tensor, " r"]:
     """
     if here.alpha.shape != there.alpha.shape:
         raise ValueError(f"levels must have the same rows, got {here.alpha.shape[0]} and {there.alpha.shape[0]}")
-    step = there.log_ratio - here.log_ratio
-    return torch.where(step.isnan(), 0.0, step)
+    return torch.nan_to_num(there.log_ratio - here.log_ratio, 0.0, math.inf, -math.inf)
 
 
 def renewed(step: Float[Tensor, " r"]) -> Float[Tensor, " r"]:
@@ -142,13 +178,13 @@ def velocity(process: Process, t: Rows) -> Factors:
 
 
 def combine(
-    rows: Rows, factors: Sequence[Float[Tensor, " r"]], values: Sequence[Float[Tensor, "*lead c"]]
+    rows: Rows, factors: Sequence[Float[Tensor, " r"] | None], values: Sequence[Float[Tensor, "*lead c"]]
 ) -> Float[Tensor, "*lead c"]:
-    """The sum of tensors, each times its factor, in float32 at least.
+    """The sum of two or more tensors, each times its factor, in float32 at least.
 
     Args:
         rows: any rows of the tokens, for which row each uses.
-        factors: for each tensor one number a row.
+        factors: for each tensor one number a row; the first may be None, which is 1.
         values: the tensors.
 
     Example:
@@ -159,10 +195,10 @@ def combine(
     dtype = torch.float32
     for value in values:
         dtype = torch.promote_types(dtype, value.dtype)
-    wide = [spread(factor.to(dtype), rows, values[0]) for factor in factors]
-    total = wide[0] * values[0]
-    for factor, value in zip(wide[1:], values[1:], strict=True):
-        total = total.addcmul_(factor, value.to(dtype))
+    first, second, *rest = (None if each is None else spread(each.to(dtype), rows, values[0]) for each in factors)
+    total = torch.addcmul(values[0].to(dtype) if first is None else first * values[0], second, values[1].to(dtype))
+    for factor, value in zip(rest, values[2:], strict=True):
+        total.addcmul_(factor, value.to(dtype))
     return total
 
 
@@ -189,7 +225,23 @@ def hold(x: Float[Tensor, "*s"], new: Float[Tensor, "*s"], t: Rows, s: Rows) -> 
     """
     if new.shape != x.shape:
         raise ValueError(f"x has shape {tuple(x.shape)}, but the new state has {tuple(new.shape)}")
-    return torch.where(level(t, x) == level(s, x), x, new.to(x.dtype))
+    return select(Rows(t.values == s.values, t.index), x, new.to(x.dtype))
+
+
+def select(flags: Rows, yes: Float[Tensor, "*s"], no: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """``yes`` where a row's flag is True, ``no`` elsewhere.
+
+    Flags on the CPU are read, since nothing waits for it and most runs hold no row: then ``no`` itself is the result.
+
+    Example:
+        >>> flags = Rows(torch.tensor([True, False]), torch.tensor([0, 1]))
+        >>> select(flags, torch.zeros(2, 1), torch.ones(2, 1)).tolist()
+        [[0.0], [1.0]]
+    """
+    plain = type(flags.values) is Tensor and flags.values.device.type == "cpu" and not torch.compiler.is_compiling()
+    if plain and not flags.values.any():
+        return no
+    return torch.where(level(flags, yes), yes, no)
 
 
 def one_row(t: Float[Tensor, ""]) -> Rows:
@@ -209,8 +261,7 @@ def quotient(numerator: Float[Tensor, " r"], denominator: Float[Tensor, " r"]) -
         >>> quotient(torch.tensor([1.0, 1.0]), torch.tensor([2.0, 0.0]))
         tensor([0.5000, 0.0000])
     """
-    empty = denominator == 0
-    return torch.where(empty, 0.0, numerator / torch.where(empty, 1.0, denominator))
+    return (numerator / denominator).masked_fill(denominator == 0, 0.0)
 
 
 def _dots(path: Path, t: Rows) -> Factors:

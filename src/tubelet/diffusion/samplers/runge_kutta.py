@@ -6,13 +6,11 @@ k-diffusion calls DPM-2; RK4 is Kutta, 1901. Where a step ends on clean data (si
 
 from collections.abc import Callable, Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tubelet.diffusion.predictions import level
 from tubelet.diffusion.process import Process
-from tubelet.diffusion.samplers.rows import combine, hold, predicted, velocity
+from tubelet.diffusion.samplers.rows import check_rows, combine, hold, predicted, select, velocity
 from tubelet.layout import Rows
 from tubelet.protocols import Denoiser
 
@@ -29,9 +27,8 @@ def euler_step(denoiser: Denoiser, x: State, t: Rows, s: Rows, process: Process)
         >>> euler_step(lambda x, t: 2 * x, torch.ones(3, 1), t, s, Process()).tolist()
         [[0.0], [0.0], [0.0]]
     """
-    of_x, of_prediction = velocity(process, t)
-    step = _gap(t, s)
-    return hold(x, combine(t, [1 + step * of_x, step * of_prediction], [x, predicted(denoiser, x, t)]), t, s)
+    check_rows(t, s)
+    return hold(x, _move(x, t, s, [1.0], [_slope(denoiser, x, t, process)]), t, s)
 
 
 def heun_step(denoiser: Denoiser, x: State, t: Rows, s: Rows, process: Process) -> State:
@@ -44,6 +41,7 @@ def heun_step(denoiser: Denoiser, x: State, t: Rows, s: Rows, process: Process) 
         >>> heun_step(lambda x, t: 2 * x, torch.ones(3, 1), t, s, Process()).tolist()
         [[0.5], [0.5], [0.5]]
     """
+    check_rows(t, s)
     first = _slope(denoiser, x, t, process)
     euler = _move(x, t, s, [1.0], [first])
     second = _slope(denoiser, hold(x, euler, t, s), s, process)
@@ -74,6 +72,7 @@ def midpoint_step(
         >>> midpoint_step(lambda x, t: 2 * x, torch.ones(3, 1), t, s, Process()).tolist()
         [[0.5], [0.5], [0.5]]
     """
+    check_rows(t, s)
     between = Rows((middle or _mean)(t.values, s.values), t.index, t.owner)
     first = _slope(denoiser, x, t, process)
     halfway = hold(x, _move(x, t, between, [1.0], [first]), t, s)
@@ -90,6 +89,7 @@ def rk4_step(denoiser: Denoiser, x: State, t: Rows, s: Rows, process: Process) -
         >>> rk4_step(lambda x, t: 0 * x + 1, torch.ones(3, 1), t, s, Process()).tolist()
         [[0.5], [0.5], [0.5]]
     """
+    check_rows(t, s)
     between = Rows(_mean(t.values, s.values), t.index, t.owner)
     slopes = [_slope(denoiser, x, t, process)]
     for _ in range(2):
@@ -106,19 +106,13 @@ def _slope(denoiser: Denoiser, x: State, t: Rows, process: Process) -> State:
 
 def _move(x: State, t: Rows, s: Rows, weights: Sequence[float], slopes: Sequence[State]) -> State:
     """``x`` after the step along the weighted sum of slopes."""
-    step = _gap(t, s)
-    return combine(t, [torch.ones_like(step), *(weight * step for weight in weights)], [x, *slopes])
-
-
-def _gap(t: Rows, s: Rows) -> Float[Tensor, " r"]:
-    if t.values.shape != s.values.shape:
-        raise ValueError(f"levels must have the same rows, got {len(t.values)} and {len(s.values)}")
-    return s.values.double() - t.values.double()
+    step = s.values.double() - t.values.double()
+    return combine(t, [None, *(weight * step for weight in weights)], [x, *slopes])
 
 
 def _unless_clean(x: State, clean: State, other: State, t: Rows, s: Rows, process: Process) -> State:
     """``clean`` where the step ends on clean data, ``other`` elsewhere."""
-    return hold(x, torch.where(level(s.map(process.path.sigma), x) == 0, clean, other), t, s)
+    return hold(x, select(s.map(lambda values: process.path.sigma(values) == 0), clean, other), t, s)
 
 
 def _mean(t: Tensor, s: Tensor) -> Tensor:

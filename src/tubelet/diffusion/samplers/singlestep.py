@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tubelet.diffusion.conventions import time_of_ratio
 from tubelet.diffusion.process import Process
-from tubelet.diffusion.samplers.rows import combine, data_and_noise, hold, mark, predicted, quotient, step_size
+from tubelet.diffusion.samplers.rows import combine, data_and_noise, ends, hold, mark, predicted, quotient, step_size
 from tubelet.layout import Rows
 from tubelet.protocols import Denoiser
 
@@ -39,7 +39,7 @@ def dpmpp_2s_step(denoiser: Denoiser, x: State, t: Rows, s: Rows, process: Proce
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}")
-    here, there = mark(process.path, t), mark(process.path, s)
+    here, there = ends(process.path, t, s)
     h = step_size(here, there)
     moving = h.isfinite() & (h != 0)
     ratio = (-here.log_ratio - share * torch.where(moving, h, 0.0)).exp()

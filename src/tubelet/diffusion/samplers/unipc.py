@@ -18,11 +18,11 @@ from tubelet.diffusion.samplers.rows import (
     Mark,
     combine,
     data_and_noise,
+    ends,
     hold,
-    mark,
     predicted,
     quotient,
-    spread,
+    select,
     step_size,
 )
 from tubelet.layout import Rows
@@ -79,7 +79,7 @@ class UniPC:
         self, denoiser: Denoiser, x: State, t: Rows, s: Rows, process: Process, history: Corrected | None = None
     ) -> tuple[State, Corrected]:
         """The state at ``s``, and the history for the next step."""
-        here, there = mark(process.path, t), mark(process.path, s)
+        here, there = ends(process.path, t, s)
         prediction = predicted(denoiser, x, t)
         x0, eps = data_and_noise(process, t, here)
         now = Past(here, combine(t, x0, [x, prediction]))
@@ -98,7 +98,7 @@ class UniPC:
         h = step_size(last.at, now.at)
         nodes = earlier_nodes(h, last.at, earlier, Node(torch.ones_like(h), torch.ones_like(h, dtype=torch.bool)))
         new = self._integrated(history.x, h, now.at, t, (last, now, *earlier), nodes)
-        return torch.where(spread(nodes[0].use & (t.values != s.values), t, x), new.to(x.dtype), x)
+        return select(Rows(~nodes[0].use | (t.values == s.values), t.index), x, new.to(x.dtype))
 
     def _integrated(
         self, x: State, h: Tensor, there: Mark, t: Rows, known: tuple[Past, ...], nodes: list[Node]
