@@ -178,13 +178,13 @@ def velocity(process: Process, t: Rows) -> Factors:
 
 
 def combine(
-    rows: Rows, factors: Sequence[Float[Tensor, " r"] | None], values: Sequence[Float[Tensor, "*lead c"]]
+    rows: Rows, factors: Sequence[Float[Tensor, " r"]], values: Sequence[Float[Tensor, "*lead c"]]
 ) -> Float[Tensor, "*lead c"]:
-    """The sum of two or more tensors, each times its factor, in float32 at least.
+    """The sum of tensors, each times its factor, in float32 at least; without a first factor its tensor is added whole.
 
     Args:
         rows: any rows of the tokens, for which row each uses.
-        factors: for each tensor one number a row; the first may be None, which is 1.
+        factors: for each tensor, or for each but the first, one number a row.
         values: the tensors.
 
     Example:
@@ -195,9 +195,13 @@ def combine(
     dtype = torch.float32
     for value in values:
         dtype = torch.promote_types(dtype, value.dtype)
-    first, second, *rest = (None if each is None else spread(each.to(dtype), rows, values[0]) for each in factors)
-    total = torch.addcmul(values[0].to(dtype) if first is None else first * values[0], second, values[1].to(dtype))
-    for factor, value in zip(rest, values[2:], strict=True):
+    wide = [spread(factor.to(dtype), rows, values[0]) for factor in factors]
+    if len(wide) < len(values):
+        total = torch.addcmul(values[0].to(dtype), wide[0], values[1].to(dtype))
+    else:
+        total = wide[0] * values[0]
+    done = 1 + len(values) - len(wide)
+    for factor, value in zip(wide[1:], values[done:], strict=True):
         total.addcmul_(factor, value.to(dtype))
     return total
 

@@ -23,6 +23,7 @@ def euler_step(denoiser: Denoiser, x: State, t: Rows, s: Rows, process: Process)
     """One Euler step from ``t`` to ``s``: ``x + (s - t)·velocity``.
 
     Example:
+        >>> import torch
         >>> t, s = Rows(torch.tensor([1.0])), Rows(torch.tensor([0.5]))
         >>> euler_step(lambda x, t: 2 * x, torch.ones(3, 1), t, s, Process()).tolist()
         [[0.0], [0.0], [0.0]]
@@ -37,6 +38,7 @@ def heun_step(denoiser: Denoiser, x: State, t: Rows, s: Rows, process: Process) 
     Where the step ends on clean data (sigma 0) it is an Euler step, which keeps order 2 over a whole run.
 
     Example:
+        >>> import torch
         >>> t, s = Rows(torch.tensor([1.0])), Rows(torch.tensor([0.5]))
         >>> heun_step(lambda x, t: 2 * x, torch.ones(3, 1), t, s, Process()).tolist()
         [[0.5], [0.5], [0.5]]
@@ -68,6 +70,7 @@ def midpoint_step(
         middle: from the values of ``t`` and ``s`` a time between them; by default their mean.
 
     Example:
+        >>> import torch
         >>> t, s = Rows(torch.tensor([1.0])), Rows(torch.tensor([0.5]))
         >>> midpoint_step(lambda x, t: 2 * x, torch.ones(3, 1), t, s, Process()).tolist()
         [[0.5], [0.5], [0.5]]
@@ -85,9 +88,10 @@ def rk4_step(denoiser: Denoiser, x: State, t: Rows, s: Rows, process: Process) -
     Where the step ends on clean data (sigma 0) it is a midpoint step.
 
     Example:
+        >>> import torch
         >>> t, s = Rows(torch.tensor([1.0])), Rows(torch.tensor([0.5]))
-        >>> rk4_step(lambda x, t: 0 * x + 1, torch.ones(3, 1), t, s, Process()).tolist()
-        [[0.5], [0.5], [0.5]]
+        >>> rk4_step(lambda x, t: 0 * x + 3, torch.ones(3, 1), t, s, Process()).tolist()
+        [[-0.5], [-0.5], [-0.5]]
     """
     check_rows(t, s)
     between = Rows(_mean(t.values, s.values), t.index, t.owner)
@@ -107,7 +111,7 @@ def _slope(denoiser: Denoiser, x: State, t: Rows, process: Process) -> State:
 def _move(x: State, t: Rows, s: Rows, weights: Sequence[float], slopes: Sequence[State]) -> State:
     """``x`` after the step along the weighted sum of slopes."""
     step = s.values.double() - t.values.double()
-    return combine(t, [None, *(weight * step for weight in weights)], [x, *slopes])
+    return combine(t, [weight * step for weight in weights], [x, *slopes])
 
 
 def _unless_clean(x: State, clean: State, other: State, t: Rows, s: Rows, process: Process) -> State:
