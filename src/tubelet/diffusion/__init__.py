@@ -7,7 +7,7 @@ to 1 (noise) and ``x_t = alpha(t)·x0 + sigma(t)·eps``; every conversion follow
 """
 
 from tubelet.diffusion.condition_dropout import Drops, draw_dropped, independent_drops, nulled
-from tubelet.diffusion.conventions import log_snr, noise_ratio, time_of_log_snr, time_of_ratio
+from tubelet.diffusion.conventions import Invertible, log_snr, noise_ratio, time_of_log_snr, time_of_ratio
 from tubelet.diffusion.conversion import converted
 from tubelet.diffusion.densities import (
     Density,
@@ -75,6 +75,7 @@ __all__ = [
     "Drops",
     "ExponentialAdams",
     "Importance",
+    "Invertible",
     "Known",
     "Normalized",
     "OneStep",

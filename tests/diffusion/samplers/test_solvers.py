@@ -46,6 +46,8 @@ from tubelet.diffusion import (
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.protocols import Path, Solver
 
+pytestmark = pytest.mark.graph  # run-time shape checks off, as for users; the tests against peers have them on
+
 QUIET: dict[str, Any] = {
     "euler": euler_step,
     "heun": heun_step,
@@ -108,13 +110,15 @@ def test_known_tokens_survive_garbage_bit_for_bit(name: str, path: Path) -> None
     assert distance(got[~given], alone) < 1e-6
 
 
+GRIDS = st.builds(Grid, st.integers(1, 2), st.integers(1, 2), st.integers(1, 2))
+
+
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
-    sizes=st.lists(st.tuples(st.builds(Grid, st.integers(1, 2), st.integers(1, 2), st.integers(1, 2)), st.integers(0, 99))
-                   , min_size=2, max_size=3),
+    sizes=st.lists(st.tuples(GRIDS, st.integers(0, 99)), min_size=2, max_size=3),
     path=st.sampled_from(PATHS),
-)  # fmt: skip
+)
 def test_packed_mixtures_with_levels_of_their_own_equal_separate(name: str, sizes: list[Any], path: Path) -> None:
     """Each sample has its own noise, from its seed, and its own levels: the last ones of a common list, slowed."""
     process, denoiser, (grids, seeds) = Process(path=path, prediction="v"), network(), zip(*sizes, strict=True)
@@ -170,7 +174,7 @@ def test_a_paused_run_goes_on_to_the_same_bits(name: str) -> None:
     for number in range(1, 4):
         state = next(states)
         assert state.number == number
-    bits = pickle.dumps((state, step)) if "churned" not in name else pickle.dumps((state, step))
+    bits = pickle.dumps((state, step))
     rest = [*states]
     resumed, again = pickle.loads(bits)
     gone_on = [*trajectory(denoiser, resumed, step=again, **run)]
@@ -195,8 +199,7 @@ def test_the_dtype_stays_and_float32_is_near_float64(name: str, dtype: torch.dty
     results = []
     for each in (dtype, torch.float64):
         noise = (drawn.to(each) for drawn in fresh(6, 4))
-        start = randn(6, 4, dtype=each)
-        got = sample(mixture(process), start, process.times(8), process=process, step=ALL[name](noise))
+        got = sample(mixture(process), randn(6, 4).to(each), process.times(8), process=process, step=ALL[name](noise))
         assert got.dtype == each
         results.append(got)
     assert distance(*results) < (3e-2 if dtype == torch.bfloat16 else 2e-6)
@@ -207,7 +210,9 @@ def test_the_dtype_stays_and_float32_is_near_float64(name: str, dtype: torch.dty
 def test_inversion_and_back(name: str, path: Path) -> None:
     """From data to noise and back the same way: what is left is the error of both."""
     process = Process(path=path, prediction="v")
-    data, times = randn(6, 1) * 0.35 + 0.6, torch.linspace(0.95, 0.0, 61, dtype=torch.float64)
+    # log(alpha/sigma) of a table is infinite at 0 and far away at the first index
+    end = 0.0 if isinstance(path, RectifiedFlow) else 0.02
+    data, times = randn(6, 1) * 0.35 + 0.6, torch.linspace(0.95, end, 61, dtype=torch.float64)
     run = {"process": process, "step": QUIET[name]}
     noise = sample(mixture(process), data, times.flip(0), **run)
     assert distance(noise, data) > 0.1
@@ -309,7 +314,6 @@ def test_wrong_arguments_are_named() -> None:
         Churned(euler_step, 0.1, iter([x]), low=0.8, high=0.2)
 
 
-@pytest.mark.graph  # run-time shape checks off, as for users
 @pytest.mark.parametrize("name", QUIET)
 def test_rows_that_change_on_the_way_are_refused(name: str) -> None:
     solver, x = lift(QUIET[name]), torch.zeros(4, 3)
@@ -318,7 +322,6 @@ def test_rows_that_change_on_the_way_are_refused(name: str) -> None:
         solver.step(lambda x, t: x, x, two, four.map(lambda t: t / 2), Process(), None)
 
 
-@pytest.mark.graph
 @pytest.mark.parametrize("name", ALL)
 def test_predictions_and_noise_of_another_shape_are_refused(name: str) -> None:
     x, t, s = torch.zeros(4, 3), one_row(torch.tensor(0.5)), one_row(torch.tensor(0.25))
@@ -330,7 +333,6 @@ def test_predictions_and_noise_of_another_shape_are_refused(name: str) -> None:
             lift(ALL[name](itertools.repeat(torch.zeros(1, 3)))).step(lambda x, t: x, x, t, s, Process(), None)
 
 
-@pytest.mark.graph
 def test_parts_of_another_shape_are_refused() -> None:
     x, t, s = torch.zeros(4, 3), one_row(torch.tensor(0.5)), one_row(torch.tensor(0.25))
     with pytest.raises(ValueError, match=r"x has shape \(4, 3\), but the parts have \[\(4, 2\), \(4, 1\)\]"):

@@ -204,15 +204,27 @@ class VP:
         span = self._within(t)
         return (span.alpha() * span.turn() * self.steps).to(t.dtype)
 
+    def time_of_ratio(self, ratio: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """The time at which ``sigma/alpha`` is ``ratio``; 1 where there is none so large."""
+        wide, spans = ratio.double(), self._spans_on(ratio.device)
+        value = -2 * wide.log()
+        number = torch.searchsorted(spans.ends, -value).clamp(max=self.steps - 1)
+        value = torch.where(number == 0, torch.atan(wide), torch.where(spans.tail[number], torch.atan(1 / wide), value))
+        place = number + (value - spans.start[number]) / spans.slope[number]
+        return (place / self.steps).clamp(max=1).to(ratio.dtype)
+
     def _within(self, t: Float[Tensor, "*s"]) -> "_Span":
         """The span from index to index that holds ``t``, and the place in it."""
-        spans = self._spans
-        if spans.start.device != t.device:
-            spans = _Spans(*(table.to(t.device, non_blocking=True) for table in spans))
+        spans = self._spans_on(t.device)
         place = self._place(t)
         number = place.ceil().clamp(1, self.steps).long() - 1
         slope = spans.slope[number]
         return _Span(spans.start[number] + (place - number) * slope, slope, number == 0, spans.tail[number])
+
+    def _spans_on(self, device: torch.device) -> "_Spans":
+        if self._spans.start.device == device:
+            return self._spans
+        return _Spans(*(table.to(device, non_blocking=True) for table in self._spans))
 
     def _place(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """How many indices lie below ``t``, in float64: whole within 4 ulp of an index; the slope is N throughout."""
@@ -226,12 +238,14 @@ class VP:
 class _Spans(NamedTuple):
     """What is linear from each index to the next, the first from ``t = 0``.
 
-    At the head it is the angle from pure data, at the tail the angle from pure noise, elsewhere the log ratio.
+    At the head it is the angle from pure data, at the tail the angle from pure noise, elsewhere the log ratio of data
+    to noise. ``ends`` are the log ratios of noise to data where the spans end.
     """
 
     start: Tensor
     slope: Tensor
     tail: Tensor
+    ends: Tensor
 
 
 class _Span(NamedTuple):
@@ -261,7 +275,7 @@ def _spans(signal: Float[Tensor, " n"]) -> _Spans:
     first, before_last = torch.acos(signal[:1].sqrt()), torch.asin(signal[-2:-1].sqrt())
     start, slope = torch.cat([torch.zeros_like(first), ratio[:-1]]), torch.cat([first, ratio.diff()])
     tail = torch.cat([torch.zeros_like(first, dtype=torch.bool), ratio[1:].isinf()])
-    return _Spans(torch.where(tail, before_last, start), torch.where(tail, -before_last, slope), tail)
+    return _Spans(torch.where(tail, before_last, start), torch.where(tail, -before_last, slope), tail, -ratio)
 
 
 def _log_snr(signal: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:

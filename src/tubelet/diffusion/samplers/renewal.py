@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tubelet.diffusion.posteriors import learned_range
 from tubelet.diffusion.process import Process
 from tubelet.diffusion.samplers.rows import (
     Mark,
@@ -132,7 +133,7 @@ def ddpm_step(
         return hold(x, combine(t, [*factors, small if variance == "small" else large], values), t, s)
     prediction, share = _two_parts(denoiser(x, t), parts, x)
     low, high = (torch.where(deviation > 0, deviation, 1.0).log() for deviation in (small, large))
-    logarithm = combine(t, [(high + low) / 2, (high - low) / 2], [torch.ones_like(x), share])
+    logarithm = learned_range(share, spread(low, t, x), spread(high, t, x))
     fresh = torch.where(spread(small > 0, t, x), logarithm.exp() * draw(noise, x), 0.0)
     return hold(x, combine(t, factors, [x, prediction]) + fresh, t, s)
 
