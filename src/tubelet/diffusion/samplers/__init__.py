@@ -13,6 +13,14 @@ from tubelet.diffusion.samplers.renewal import Variance, ddim_step, ddpm_step, l
 from tubelet.diffusion.samplers.rows import hold, one_row
 from tubelet.diffusion.samplers.runge_kutta import euler_step, heun_step, midpoint_step, rk4_step
 from tubelet.diffusion.samplers.singlestep import dpmpp_2s_step
+from tubelet.diffusion.samplers.times import (
+    beta_times,
+    exponential_times,
+    karras_times,
+    leading_times,
+    linear_times,
+    trailing_times,
+)
 from tubelet.diffusion.samplers.unipc import Corrected, UniPC
 
 __all__ = [
@@ -25,6 +33,7 @@ __all__ = [
     "UniPC",
     "Variance",
     "ancestral_step",
+    "beta_times",
     "ddim_step",
     "ddpm_step",
     "deis",
@@ -33,14 +42,19 @@ __all__ = [
     "dpmpp_2s_step",
     "dpmpp_3m",
     "euler_step",
+    "exponential_times",
     "heun_step",
     "hold",
+    "karras_times",
     "lcm_step",
+    "leading_times",
     "lift",
+    "linear_times",
     "midpoint_step",
     "one_row",
     "renoise",
     "rk4_step",
     "sample",
+    "trailing_times",
     "trajectory",
 ]

@@ -90,8 +90,8 @@ def rk4_step(denoiser: Denoiser, x: State, t: Rows, s: Rows, process: Process) -
     Example:
         >>> import torch
         >>> t, s = Rows(torch.tensor([1.0])), Rows(torch.tensor([0.5]))
-        >>> rk4_step(lambda x, t: 0 * x + 3, torch.ones(3, 1), t, s, Process()).tolist()
-        [[-0.5], [-0.5], [-0.5]]
+        >>> rk4_step(lambda x, t: 0 * x + 3, torch.ones(1, 1), t, s, Process())
+        tensor([[-0.5000]])
     """
     check_rows(t, s)
     between = Rows(_mean(t.values, s.values), t.index, t.owner)

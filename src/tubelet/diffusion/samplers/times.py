@@ -22,9 +22,9 @@ from tubelet.protocols import Path
 
 __all__ = ["beta_times", "exponential_times", "karras_times", "leading_times", "linear_times", "trailing_times"]
 
-_TERMS = 200
+_TERMS = 60
 """Terms of the continued fraction of the incomplete beta function."""
-_HALVINGS = 64
+_HALVINGS = 56
 """Halvings of [0, 1] in search of a quantile."""
 
 Times = Float[Tensor, " s"]
