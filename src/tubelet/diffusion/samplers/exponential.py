@@ -9,7 +9,9 @@ the sign of ``h`` turned (arXiv:2206.00927, proposition 3.1). Solvers put a poly
 of ``x0(u)``, in Newton's form, whose terms come one by one: a row that knows less leaves some out. Shapes: ``(r,)``.
 """
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -71,38 +73,43 @@ def node(h: Float[Tensor, " r"], distance: Float[Tensor, " r"], before: Node) ->
         >>> node(torch.tensor([0.5]), torch.tensor([-0.25]), first).u
         tensor([-0.5000])
     """
-    u = distance / h
-    use = before.use & u.isfinite() & (u < before.u.clamp(max=0))
-    return Node(torch.where(use, u, before.u.clamp(max=0) - 1), use)
+    u, bound = distance / h, before.u.clamp(max=0)
+    use = before.use & (u < bound) & (u > -math.inf)
+    return Node(torch.where(use, u, bound - 1), use)
 
 
 def weights(moment: Sequence[Float[Tensor, " r"]], nodes: Sequence[Node]) -> list[Float[Tensor, " r"]]:
-    """The weight of each prediction in the integral of Newton's polynomial through those at the nodes.
+    """The weights of all predictions but the first in the integral of Newton's polynomial through those at the nodes.
+
+    They count from the first prediction: its own weight is what remains of the integral of 1.
 
     Args:
         moment: integrals of 1, u, u², ..., as many as nodes.
-        nodes: where predictions were made; where one is of no use, none behind it is.
+        nodes: where predictions were made, the first at 0; where one is of no use, none behind it is.
 
     Example:
         >>> yes = torch.tensor([True])
         >>> begin, end = Node(torch.tensor([0.0]), yes), Node(torch.tensor([1.0]), yes)
         >>> [float(w) for w in weights([torch.tensor([1.0]), torch.tensor([0.5])], [begin, end])]
-        [0.5, 0.5]
+        [0.5]
     """
-    found = [torch.zeros_like(moment[0]) for _ in nodes]
-    basis = [torch.ones_like(moment[0])]  # the coefficients of (u - u_0)...(u - u_{k-1})
-    for k, (u, use) in enumerate(nodes):
-        integral = torch.where(use, sum(c * m for c, m in zip(basis, moment, strict=False)), 0.0)
-        for i in range(k + 1):
-            found[i] = found[i] + integral / _distances(nodes[: k + 1], i)
-        shifted, scaled = [torch.zeros_like(u), *basis], [*(-u * c for c in basis), torch.zeros_like(u)]
-        basis = [a + b for a, b in zip(shifted, scaled, strict=True)]
+    found, integrals = [], _newton(moment, nodes[1:])
+    for k, (u, _) in enumerate(nodes[1:]):
+        product = u
+        for other in nodes[1 : k + 1]:
+            product = product * (u - other.u)
+        weight = integrals[k] / product
+        for integral, other in zip(integrals[k + 1 :], nodes[k + 2 :], strict=True):
+            product = product * (u - other.u)
+            weight = weight + integral / product
+        found.append(weight)
     return found
 
 
-def _distances(nodes: Sequence[Node], i: int) -> Float[Tensor, " r"]:
-    """The product of the distances of a node from the others."""
-    product = torch.ones_like(nodes[i].u)
-    for j, other in enumerate(nodes):
-        product = product * (nodes[i].u - other.u) if j != i else product
-    return product
+def _newton(moment: Sequence[Float[Tensor, " r"]], nodes: Sequence[Node]) -> list[Float[Tensor, " r"]]:
+    """The integrals of u, u·(u - u_1), u·(u - u_1)·(u - u_2), ...; 0 in rows for which the last node is of no use."""
+    found, rest = [], list(moment[1:])
+    for u, use in nodes:
+        found.append(torch.where(use, rest[0], 0.0))
+        rest = [after - u * integral for integral, after in pairwise(rest)]
+    return found

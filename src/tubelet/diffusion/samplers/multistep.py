@@ -100,8 +100,10 @@ class ExponentialAdams:
         h = step_size(here, there)
         earlier = self._earlier(h, there, past)
         kept = there.sigma * (-(self.eta**2) * h).exp() if self.eta else there.sigma
-        first = -sum(earlier, torch.zeros_like(h))
-        factors = [there.alpha * x0[i] + kept * eps[i] + first * own[i] for i in (0, 1)]
+        factors = [there.alpha * x0[i] + kept * eps[i] for i in (0, 1)]
+        if earlier:
+            total = sum(earlier[1:], earlier[0])
+            factors = [factor - total * of_own for factor, of_own in zip(factors, own, strict=True)]
         values = [x, prediction]
         if self.noise is not None and self.eta:
             factors.append(there.sigma * renewed(self.eta**2 * h))
@@ -111,13 +113,15 @@ class ExponentialAdams:
 
     def _earlier(self, h: Tensor, there: Mark, past: tuple[Past, ...]) -> list[Tensor]:
         """The weights of the earlier predictions; each is taken from the present one's."""
+        if len(past) == 1:
+            return []
         nodes = earlier_nodes(h, past[0].at, past[1:])
         growth, gain = ((1 + self.eta**2) * h, there.alpha) if self.through == "x0" else (-h, there.sigma)
         moment = moments(torch.where(nodes[0].use, growth, 1.0), len(nodes))
         if not self.exact:
             moment = halved(moment, nodes, moment[0] / 2)
             moment[2:] = [each / 2 for each in moment[2:]]
-        return [gain * weight for weight in weights(moment, nodes)[1:]]
+        return [gain * weight for weight in weights(moment, nodes)]
 
 
 def earlier_nodes(h: Float[Tensor, " r"], here: Mark, past: Sequence[Past], *known: Node) -> list[Node]:
@@ -131,10 +135,11 @@ def earlier_nodes(h: Float[Tensor, " r"], here: Mark, past: Sequence[Past], *kno
         >>> [round(float(each.u)) for each in nodes]
         [0, -1]
     """
-    moving = h.isfinite() & (h != 0)
-    nodes = [Node(torch.zeros_like(h), moving), *(Node(each.u, each.use & moving) for each in known)]
+    moving = (h != 0) & (h.abs() < math.inf)
+    nodes, safe = [Node(torch.zeros_like(h), moving), *(Node(each.u, moving) for each in known)], None
     for each in past:
-        nodes.append(node(torch.where(moving, h, 1.0), step_size(here, each.at), nodes[-1]))
+        safe = torch.where(moving, h, 1.0) if safe is None else safe
+        nodes.append(node(safe, step_size(here, each.at), nodes[-1]))
     return nodes
 
 

@@ -26,6 +26,7 @@ from tubelet.diffusion.samplers.rows import (
     hold,
     predicted,
     renewed,
+    select,
     spread,
     step_size,
 )
@@ -133,9 +134,10 @@ def ddpm_step(
         return hold(x, combine(t, [*factors, small if variance == "small" else large], values), t, s)
     prediction, share = _two_parts(denoiser(x, t), parts, x)
     low, high = (torch.where(deviation > 0, deviation, 1.0).log() for deviation in (small, large))
-    logarithm = learned_range(share, spread(low, t, x), spread(high, t, x))
-    fresh = torch.where(spread(small > 0, t, x), logarithm.exp() * draw(noise, x), 0.0)
-    return hold(x, combine(t, factors, [x, prediction]) + fresh, t, s)
+    mean = combine(t, factors, [x, prediction])
+    logarithm = learned_range(share, *(spread(each.to(mean.dtype), t, x) for each in (low, high)))
+    new = torch.addcmul(mean, logarithm.exp(), draw(noise, x))
+    return hold(x, select(Rows(small == 0, t.index), mean, new), t, s)
 
 
 def lcm_step(

@@ -111,7 +111,7 @@ def _slope(denoiser: Denoiser, x: State, t: Rows, process: Process) -> State:
 def _move(x: State, t: Rows, s: Rows, weights: Sequence[float], slopes: Sequence[State]) -> State:
     """``x`` after the step along the weighted sum of slopes."""
     step = s.values.double() - t.values.double()
-    return combine(t, [weight * step for weight in weights], [x, *slopes])
+    return combine(t, [step if weight == 1 else weight * step for weight in weights], [x, *slopes])
 
 
 def _unless_clean(x: State, clean: State, other: State, t: Rows, s: Rows, process: Process) -> State:

@@ -108,7 +108,9 @@ class UniPC:
         safe = torch.where(nodes[0].use, h, 1.0)
         moment = moments(safe, len(nodes))
         moment = halved(moment, nodes, (safe if self.variant == "bh1" else moment[0]) / 2)
-        others = [there.alpha * weight for weight in weights(moment, nodes)[1:]]
-        own = there.alpha * first - sum(others, torch.zeros_like(h))
+        others = [there.alpha * weight for weight in weights(moment, nodes)]
+        own = there.alpha * first
+        for other in others:
+            own = own - other
         keep = quotient(there.sigma, known[0].at.sigma)
         return combine(t, [keep, own, *others], [x, *(each.value for each in known)])
