@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import Case, Result, as_json, attention, measure, models, overhead, table, video_dit
+from benchmarks import Case, Result, as_json, attention, measure, models, overhead, samplers, table, video_dit
 from tubelet.bench import report, run_plan
 from tubelet.bench.device import environment
 from tubelet.files import replacing
 
-SUITES = ("attention", "models", "overhead", "video_dit")
+SUITES = ("attention", "models", "overhead", "samplers", "video_dit")
 
 
 def main() -> int:
@@ -40,8 +40,13 @@ def main() -> int:
         parser.error(f"at least 2 rounds and 1 thread are needed, got {arguments.rounds} and {arguments.threads}")
     torch.set_num_threads(arguments.threads)
     lists = (text.split(",") for text in (arguments.models, arguments.dtypes, arguments.backends))
-    run_models = partial(run_models_of, *lists, arguments.tokens)
-    runs = {"attention": run_attention, "models": run_models, "overhead": run_overhead, "video_dit": run_video_dit}
+    runs = {
+        "attention": run_attention,
+        "models": partial(run_models_of, *lists, arguments.tokens),
+        "overhead": run_overhead,
+        "samplers": run_samplers,
+        "video_dit": run_video_dit,
+    }
     right = [runs[name](arguments.device, arguments.rounds, arguments.out) for name in chosen]
     return 0 if all(right) else 1
 
@@ -80,6 +85,15 @@ def run_overhead(device: str, rounds: int, out: Path | None) -> bool:
     for loop, attend in zip(results[::2], results[1::2], strict=True):
         if loop.ms is not None and attend.ms is not None:
             print(f"{loop.group}: {1000 * (attend.ms - loop.ms) / overhead.CALLS:+.1f} µs a call", flush=True)
+    return all(result.right for result in results)
+
+
+def run_samplers(device: str, rounds: int, out: Path | None) -> bool:
+    results = run_groups("samplers", samplers.cases(device), device, rounds, out)
+    for theirs, ours in zip(results[::2], results[1::2], strict=True):
+        if theirs.ms is not None and ours.ms is not None:
+            steps = f"{1000 * ours.ms / samplers.STEPS:.0f} against {1000 * theirs.ms / samplers.STEPS:.0f} µs"
+            print(f"{ours.group}: {ours.ms / theirs.ms:.2f} of theirs, {steps} a step", flush=True)
     return all(result.right for result in results)
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "Pattern",
     "Positions",
     "SamplerStep",
+    "Solver",
     "TextEncoder",
     "TextTokens",
 ]
@@ -271,6 +272,23 @@ class SamplerStep(Protocol):
         self, denoiser: Denoiser, x: Float[Tensor, "*lead c"], t: Rows, s: Rows, process: Any
     ) -> Float[Tensor, "*lead c"]:
         """The next state."""
+        ...
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """A sampler that remembers: a pure step whose memory is an explicit, picklable value.
+
+    Example:
+        >>> from tubelet.diffusion import UniPC
+        >>> isinstance(UniPC(), Solver)
+        True
+    """
+
+    def step(
+        self, denoiser: Denoiser, x: Float[Tensor, "*lead c"], t: Rows, s: Rows, process: Any, history: Any = None
+    ) -> tuple[Float[Tensor, "*lead c"], Any]:
+        """The state at ``s`` and the history for the next step; at the start of a run the history is None."""
         ...
 
 

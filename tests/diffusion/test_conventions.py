@@ -25,6 +25,7 @@ from tubelet.diffusion import (
     time_of_log_snr,
     time_of_ratio,
 )
+from tubelet.diffusion.conventions import Invertible
 
 PATHS = {
     "flow": RectifiedFlow(),
@@ -116,3 +117,21 @@ def test_alpha_bar_and_the_angle_by_way_of_the_ratio() -> None:
     angle = torch.tensor([0.1, 0.8, 1.5], dtype=torch.float64)
     at = time_of_ratio(VPSDE(), angle.tan())
     torch.testing.assert_close(torch.atan2(VPSDE().sigma(at), VPSDE().alpha(at)), angle)
+
+
+class Opaque:
+    """A path that does not tell its inverse."""
+
+    def __init__(self, path: object) -> None:
+        self.alpha, self.sigma = path.alpha, path.sigma
+        self.alpha_dot, self.sigma_dot = path.alpha_dot, path.sigma_dot
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_inverses_in_closed_form_are_what_comparing_finds(name: str) -> None:
+    path = PATHS[name]
+    t = torch.cat([torch.logspace(-6, -1, 11, dtype=torch.float64), torch.linspace(0.1, 0.9999, 37).double()])
+    ratio = noise_ratio(path, t)
+    assert isinstance(path, Invertible)
+    assert not isinstance(Opaque(path), Invertible)
+    torch.testing.assert_close(time_of_ratio(path, ratio), time_of_ratio(Opaque(path), ratio), rtol=1e-10, atol=1e-14)

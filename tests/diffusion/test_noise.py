@@ -1,6 +1,8 @@
 """Per-sample noise: packed equals separate, and it is standard normal."""
 
+import copy
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -45,6 +47,16 @@ def test_noise_is_standard_normal_and_differs_between_samples_and_draws() -> Non
         assert abs(float(values.std()) - 1) < 0.03
     for a, b in ((first[0], first[1]), (first[0], second[0])):
         assert abs(float((a * b).mean())) < 0.04
+
+
+def test_a_stream_keeps_its_place_when_it_is_pickled_or_copied() -> None:
+    stream = noise_stream(TokenLayout.packed([Grid(1, 2, 2), Grid(2, 1, 1)]), 3, [1, 2])
+    next(stream)
+    pickled, copied = pickle.loads(pickle.dumps(stream)), copy.deepcopy(stream)
+    for _ in range(2):
+        drawn = next(stream)
+        assert torch.equal(next(pickled), drawn)
+        assert torch.equal(next(copied), drawn)
 
 
 def test_the_global_generator_is_left_alone() -> None:

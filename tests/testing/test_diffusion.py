@@ -1,14 +1,29 @@
 """The kit's checks of paths, denoisers and sampler steps."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tubelet.diffusion import VP, Process, RectifiedFlow, ddim_step, euler_step, heun_step
+from tubelet.diffusion import (
+    VP,
+    Process,
+    RectifiedFlow,
+    UniPC,
+    ddim_step,
+    deis,
+    dpmpp_2m,
+    dpmpp_2s_step,
+    euler_step,
+    heun_step,
+    lift,
+    midpoint_step,
+    rk4_step,
+)
 from tubelet.layout import Rows
-from tubelet.testing import check_denoiser, check_path, check_sampler_step
+from tubelet.testing import check_denoiser, check_path, check_sampler_step, check_solver
 
 
 @pytest.mark.parametrize("path", [RectifiedFlow(), VP.linear(), VP.cosine()])
@@ -46,7 +61,7 @@ def test_bad_paths_are_named(fault: str, message: str) -> None:
         check_path(Path(fault))
 
 
-@pytest.mark.parametrize("step", [euler_step, heun_step, ddim_step])
+@pytest.mark.parametrize("step", [euler_step, heun_step, midpoint_step, rk4_step, ddim_step, dpmpp_2s_step])
 def test_our_steps_pass(step: Any) -> None:
     check_sampler_step(step)
 
@@ -78,6 +93,45 @@ def test_bad_steps_are_named() -> None:
         check_sampler_step(backwards)
     with pytest.raises(AssertionError, match="differs"):
         check_sampler_step(careless)
+
+
+@pytest.mark.parametrize("solver", [dpmpp_2m(), deis(), UniPC(3), lift(ddim_step)])
+def test_our_solvers_pass(solver: Any) -> None:
+    check_solver(solver)
+    check_solver(solver, Process(path=VP.cosine(), prediction="eps"))
+
+
+@dataclass
+class Faulty:
+    """Euler's method with a flaw in how it remembers."""
+
+    fault: str
+    hidden: Any = None
+
+    def step(self, denoiser: Any, x: Tensor, t: Rows, s: Rows, process: Process, history: Any = None) -> Any:
+        new = euler_step(denoiser, x, t, s, process)
+        if self.fault == "hides":
+            self.hidden = 0 if history is None else (self.hidden or 0) + 1
+            return new + 1e-6 * self.hidden * (new != x), True
+        if self.fault == "mixes" and history is not None:
+            return new + 1e-3 * x.mean() * (new != x), True
+        if self.fault == "drifts" and history is not None:
+            return new + 1e-6 * (new != x), True
+        if self.fault == "moves" and history is not None:
+            return new + 1e-9, True
+        return new, True
+
+
+def test_bad_solvers_are_named() -> None:
+    messages = {
+        "hides": "the rest of a run that was pickled differs",
+        "mixes": "row 0 of a run alone differs|row 1 of a run alone differs",
+        "drifts": "the end of a run with perfect predictions differs",
+        "moves": "rows whose noise level does not change differs",
+    }
+    for fault, message in messages.items():
+        with pytest.raises(AssertionError, match=message):
+            check_solver(Faulty(fault))
 
 
 def test_denoisers() -> None:

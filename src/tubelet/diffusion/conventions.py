@@ -7,16 +7,33 @@ variance-preserving models. ``docs/diffusion.md`` has a table of all conventions
 Shapes: any, kept. Arithmetic is float64; results have the dtype of the argument.
 """
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tubelet.protocols import Path
 
-__all__ = ["log_snr", "noise_ratio", "time_of_log_snr", "time_of_ratio"]
+__all__ = ["Invertible", "log_snr", "noise_ratio", "time_of_log_snr", "time_of_ratio"]
 
 _PARTS, _ROUNDS = 256, 8
 """The unit interval is cut into 256 parts eight times over: to 2⁻⁶⁴, the nearest float64 or closer."""
+
+
+@runtime_checkable
+class Invertible(Protocol):
+    """A path that knows its inverse in closed form.
+
+    Example:
+        >>> from tubelet.diffusion import RectifiedFlow
+        >>> isinstance(RectifiedFlow(), Invertible)
+        True
+    """
+
+    def time_of_ratio(self, ratio: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """The time of ``sigma/alpha``, from 0 to infinity; 1 where there is none so large."""
+        ...
 
 
 def noise_ratio(path: Path, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
@@ -34,7 +51,8 @@ def noise_ratio(path: Path, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
 def time_of_ratio(path: Path, ratio: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """The time at which a path has this ``sigma/alpha``, the inverse of :func:`noise_ratio`; 1 where none is so large.
 
-    Found by comparing, so that it serves every path whose ratio grows; nothing is read on the host.
+    A path that is :class:`Invertible` tells; in others it is found by comparing, which serves every path whose ratio
+    grows. Nothing is read on the host.
 
     Example:
         >>> from tubelet.diffusion import RectifiedFlow
@@ -42,6 +60,8 @@ def time_of_ratio(path: Path, ratio: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]
         tensor([0.0000, 0.5000, 0.7500, 1.0000])
     """
     wide = ratio.double()
+    if isinstance(path, Invertible):
+        return path.time_of_ratio(wide).to(ratio.dtype)
     signal, noise = torch.where(wide.isinf(), 0.0, 1.0), torch.where(wide.isinf(), 1.0, wide)
     signal, noise = signal[..., None], noise[..., None]
     t, width = torch.zeros_like(wide), 1.0

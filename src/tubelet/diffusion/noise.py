@@ -4,6 +4,7 @@ Shapes: ``(*lead, channels)`` in the order of a :class:`~tubelet.layout.TokenLay
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -49,6 +50,8 @@ def noise_stream(
 ) -> Iterator[Float[Tensor, "*lead c"]]:
     """Endless fresh noise for stochastic samplers; the first tensor is what :func:`noise_like` returns.
 
+    Pickled or deep-copied, a stream keeps its place: that is how a stochastic run is paused.
+
     Raises:
         ValueError: as for :func:`noise_like`.
 
@@ -62,16 +65,26 @@ def noise_stream(
         raise ValueError(f"dtype must be floating-point, got {dtype}")
     if len(seeds) != len(layout.lengths):
         raise ValueError(f"seeds has {len(seeds)} entries, but the layout has {len(layout.lengths)} samples")
-    return _draw(layout, channels, seeds, device, dtype)
+    generators = tuple(torch.Generator().manual_seed(seed) for seed in seeds)
+    return _Stream(layout, channels, generators, device, dtype)
 
 
-def _draw(
-    layout: TokenLayout, channels: int, seeds: Sequence[int], device: torch.device | str | None, dtype: torch.dtype
-) -> Iterator[Tensor]:
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    while True:
-        out = torch.zeros(*layout.shape, channels)
-        flat = out.view(-1, channels)
-        for start, length, generator in zip(layout.starts, layout.lengths, generators, strict=True):
-            flat[start : start + length] = torch.randn(length, channels, generator=generator)
-        yield out.to(device=device, dtype=dtype)
+@dataclass(frozen=True, eq=False)
+class _Stream:
+    """An iterator whose place is that of its generators, so that it can be pickled between two draws."""
+
+    layout: TokenLayout
+    channels: int
+    generators: tuple[torch.Generator, ...]
+    device: torch.device | str | None
+    dtype: torch.dtype
+
+    def __iter__(self) -> "_Stream":
+        return self
+
+    def __next__(self) -> Tensor:
+        out = torch.zeros(*self.layout.shape, self.channels)
+        flat = out.view(-1, self.channels)
+        for start, length, generator in zip(self.layout.starts, self.layout.lengths, self.generators, strict=True):
+            flat[start : start + length] = torch.randn(length, self.channels, generator=generator)
+        return out.to(device=self.device, dtype=self.dtype)

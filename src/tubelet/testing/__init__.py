@@ -14,7 +14,7 @@ from tubelet.testing.conformance import (
     conformance_rows,
     conformance_table,
 )
-from tubelet.testing.diffusion import check_denoiser, check_path, check_sampler_step
+from tubelet.testing.diffusion import check_denoiser, check_path, check_sampler_step, check_solver
 from tubelet.testing.encoders import check_autoencoder, check_patchifier, check_text_encoder
 from tubelet.testing.layers import check_modulation, check_positions
 from tubelet.testing.mixtures import mixtures, same
@@ -33,6 +33,7 @@ __all__ = [
     "check_pattern",
     "check_positions",
     "check_sampler_step",
+    "check_solver",
     "check_text_encoder",
     "conformance_document",
     "conformance_rows",

@@ -1,13 +1,16 @@
 """Checks of noise paths, denoisers and sampler steps. Shapes: patches ``(*lead, c)``, times in [0, 1] with 0 = data."""
 
+import pickle
+from itertools import pairwise
+
 import torch
 
 from tubelet.diffusion import Process
 from tubelet.layout import Rows
-from tubelet.protocols import Denoiser, Path, SamplerStep
+from tubelet.protocols import Denoiser, Path, SamplerStep, Solver
 from tubelet.testing.mixtures import check_module, same
 
-__all__ = ["check_denoiser", "check_path", "check_sampler_step"]
+__all__ = ["check_denoiser", "check_path", "check_sampler_step", "check_solver"]
 
 
 def check_path(path: Path, *, interior: int = 7) -> None:
@@ -100,3 +103,56 @@ def check_sampler_step(step: SamplerStep, process: Process | None = None) -> Non
         here, there = (Rows(y.values[at : at + 1]) for y in narrow)
         lone = step(lambda x, at: x.sin(), x0[row : row + 1].float(), here, there, process)
         same(f"row {row} stepped alone", single[row : row + 1], lone, 1e-5)
+
+
+def check_solver(solver: Solver, process: Process | None = None, *, steps: int = 5) -> None:
+    """Check a solver that remembers.
+
+    Its first step passes :func:`check_sampler_step`. Then a run on levels of its own for each row: rows whose level
+    does not change keep their values bit for bit, each row goes the way it goes alone, with a perfect denoiser of one
+    point to where the path goes, and a history that is pickled after the first step leads on to the same bits.
+
+    Args:
+        solver: yours, deterministic.
+        process: the process it serves; None for rectified flow.
+        steps: of the run, at least 2.
+
+    Raises:
+        AssertionError: what differs.
+
+    Example:
+        >>> from tubelet.diffusion import UniPC
+        >>> check_solver(UniPC())
+    """
+    process = Process() if process is None else process
+    check_sampler_step(lambda denoiser, x, t, s, process: solver.step(denoiser, x, t, s, process, None)[0], process)
+    x0, noise = torch.randn(2, 6, 3, dtype=torch.float64)
+    index = torch.tensor([0, 1, 2, 2, 1, 0])
+    way = torch.linspace(0.9, 0.1, steps + 1, dtype=torch.float64)
+    levels = [Rows(torch.stack([torch.full_like(t, 0.4), t, t / 2]), index) for t in way]
+    start = process.noise(x0, noise, levels[0])
+    after, history = solver.step(_wave, start, levels[0], levels[1], process, None)
+    kept = pickle.dumps((after, history))
+    done = _follow(solver, _wave, after, levels[1:], process, history)
+    same("rows whose noise level does not change", done[index == 0], start[index == 0], 0.0)
+    after, history = pickle.loads(kept)
+    resumed = _follow(solver, _wave, after, levels[1:], process, history)
+    same("the rest of a run that was pickled", resumed, done, 0.0)
+    for row in range(3):
+        lone = [Rows(each.values[row : row + 1]) for each in levels]
+        alone = _follow(solver, _wave, start[index == row], lone, process, None)
+        same(f"row {row} of a run alone", alone, done[index == row], 1e-11)
+    exact = _follow(solver, lambda x, at: process.target(x0, noise, at), start, levels, process, None)
+    same("the end of a run with perfect predictions", exact, process.noise(x0, noise, levels[-1]), 1e-9)
+
+
+def _wave(x: torch.Tensor, t: Rows) -> torch.Tensor:
+    return torch.sin(2 * x)
+
+
+def _follow(
+    solver: Solver, denoiser: Denoiser, x: torch.Tensor, levels: list[Rows], process: Process, history: object
+) -> torch.Tensor:
+    for t, s in pairwise(levels):
+        x, history = solver.step(denoiser, x, t, s, process, history)
+    return x

@@ -53,6 +53,10 @@ class EDM:
         """The derivative of sigma, ``end``."""
         return torch.full_like(t, self.end)
 
+    def time_of_ratio(self, ratio: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """The time at which ``sigma/alpha`` is ``ratio``; 1 where there is none so large."""
+        return (ratio / self.end).clamp(max=1)
+
 
 @dataclass(frozen=True)
 class VESDE:
@@ -98,6 +102,11 @@ class VESDE:
         wide = t.double()
         sigma = self._sigma(torch.where(wide == 0, _START, wide))
         return (math.log(self.end / self.start) * (sigma**2 + self.start**2) / sigma).to(t.dtype)
+
+    def time_of_ratio(self, ratio: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """The time at which ``sigma/alpha`` is ``ratio``; 1 where there is none so large."""
+        rate = 2 * math.log(self.end / self.start)
+        return (torch.log1p((ratio.double() / self.start) ** 2) / rate).clamp(max=1).to(ratio.dtype)
 
     def _sigma(self, t: Tensor) -> Tensor:
         return self.start * torch.sqrt(torch.expm1(2 * math.log(self.end / self.start) * t))

@@ -34,3 +34,7 @@ class RectifiedFlow:
     def sigma_dot(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """The derivative of sigma, 1."""
         return torch.ones_like(t)
+
+    def time_of_ratio(self, ratio: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """The time at which ``sigma/alpha`` is ``ratio``."""
+        return 1 / (1 + 1 / ratio)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from tubelet.diffusion.conventions import time_of_ratio
 from tubelet.protocols import Path
 
 __all__ = ["Normalized"]
@@ -46,6 +47,10 @@ class Normalized:
     def sigma_dot(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """The derivative of sigma, ``alpha·angle'``."""
         return self.alpha(t) * self._speed(t)
+
+    def time_of_ratio(self, ratio: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """The time at which ``sigma/alpha`` is ``ratio``: the other path's."""
+        return time_of_ratio(self.path, ratio)
 
     def _norm(self, t: Tensor) -> Tensor:
         return self.path.alpha(t).hypot(self.path.sigma(t))

@@ -59,6 +59,12 @@ class VPSDE:
         wide = torch.where(wide == 0, _START, wide)
         return (torch.exp(-self._integral(wide)) * self._beta(wide) / (2 * self._sigma(wide))).to(t.dtype)
 
+    def time_of_ratio(self, ratio: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """The time at which ``sigma/alpha`` is ``ratio``; 1 where there is none so large."""
+        growth = self.end - self.start
+        integral = torch.log1p(ratio.double() ** 2).clamp(max=self.start + growth / 2)
+        return (2 * integral / (self.start + torch.sqrt(self.start**2 + 2 * growth * integral))).to(ratio.dtype)
+
     def _beta(self, t: Tensor) -> Tensor:
         return self.start + (self.end - self.start) * t
 

@@ -4,7 +4,8 @@ Any shape of ``t`` in [0, 1] is accepted and kept.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -38,6 +39,7 @@ class VP:
     """
 
     alphas_cumprod: Float[Tensor, " n"]
+    _spans: "_Spans" = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         table = self.alphas_cumprod.double()
@@ -50,6 +52,7 @@ class VP:
             i = int(steps.argmax())
             raise ValueError(f"alphas_cumprod must decrease, got {table[i]} and {table[i + 1]} at {i} and {i + 1}")
         object.__setattr__(self, "alphas_cumprod", table)
+        object.__setattr__(self, "_spans", _spans(table))
 
     @classmethod
     def from_betas(cls, betas: Float[Tensor, " n"]) -> "VP":
@@ -185,51 +188,94 @@ class VP:
 
     def alpha(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """The factor of the data."""
-        return self._factors(t)[0].to(t.dtype)
+        return self._within(t).alpha().to(t.dtype)
 
     def sigma(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """The factor of the noise."""
-        return self._factors(t)[1].to(t.dtype)
+        return self._within(t).sigma().to(t.dtype)
 
     def alpha_dot(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """The derivative of alpha, ``-sigma·angle'``."""
-        _, sigma, speed = self._factors(t)
-        return (-sigma * speed).to(t.dtype)
+        span = self._within(t)
+        return (-span.sigma() * span.turn() * self.steps).to(t.dtype)
 
     def sigma_dot(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """The derivative of sigma, ``alpha·angle'``."""
-        alpha, _, speed = self._factors(t)
-        return (alpha * speed).to(t.dtype)
+        span = self._within(t)
+        return (span.alpha() * span.turn() * self.steps).to(t.dtype)
 
-    def _factors(self, t: Float[Tensor, "*s"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Alpha, sigma and the derivative of the angle ``atan2(sigma, alpha)``, in float64."""
-        table = self.alphas_cumprod.to(t.device, non_blocking=True)
+    def time_of_ratio(self, ratio: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """The time at which ``sigma/alpha`` is ``ratio``; 1 where there is none so large."""
+        wide, spans = ratio.double(), self._spans_on(ratio.device)
+        value = -2 * wide.log()
+        number = torch.searchsorted(spans.ends, -value).clamp(max=self.steps - 1)
+        value = torch.where(number == 0, torch.atan(wide), torch.where(spans.tail[number], torch.atan(1 / wide), value))
+        place = number + (value - spans.start[number]) / spans.slope[number]
+        return (place / self.steps).clamp(max=1).to(ratio.dtype)
+
+    def _within(self, t: Float[Tensor, "*s"]) -> "_Span":
+        """The span from index to index that holds ``t``, and the place in it."""
+        spans = self._spans_on(t.device)
         place = self._place(t)
-        low = (place.ceil() - 1).clamp(0, self.steps - 2).long()
-        before, after = table[low], table[low + 1]
-        start, end = _log_snr(before), _log_snr(torch.where(after > 0, after, before))
-        ratio = start + (place - low) * (end - start)
-        alpha, sigma = torch.sigmoid(ratio).sqrt(), torch.sigmoid(-ratio).sqrt()
-        speed = alpha * sigma * (start - end) * (self.steps / 2)
+        number = place.ceil().clamp(1, self.steps).long() - 1
+        slope = spans.slope[number]
+        return _Span(spans.start[number] + (place - number) * slope, slope, number == 0, spans.tail[number])
 
-        first = torch.acos(table[0].sqrt())
-        angle = first * (place + 1)
-        head = place <= 0
-        last = torch.asin(before.sqrt())
-        rest = last * (low + 1 - place)
-        tail = (after == 0) & ~head
-        alpha = torch.where(head, angle.cos(), torch.where(tail, rest.sin(), alpha))
-        sigma = torch.where(head, angle.sin(), torch.where(tail, rest.cos(), sigma))
-        speed = torch.where(head, first, torch.where(tail, last, speed / self.steps)) * self.steps
-        return alpha, sigma, speed
+    def _spans_on(self, device: torch.device) -> "_Spans":
+        if self._spans.start.device == device:
+            return self._spans
+        return _Spans(*(table.to(device, non_blocking=True) for table in self._spans))
 
     def _place(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """Where ``t`` lies on the table, in float64: an index itself within 4 ulp of it; the slope is N throughout."""
+        """How many indices lie below ``t``, in float64: whole within 4 ulp of an index; the slope is N throughout."""
         scaled = t.double() * self.steps
-        near = scaled.detach().round()
-        gap = near - scaled.detach()
-        exact = gap.abs() <= 4 * torch.finfo(t.dtype).eps * scaled.detach().abs()
-        return scaled + torch.where(exact, gap, 0) - 1
+        fixed = scaled.detach()
+        near = fixed.round()
+        gap = near - fixed
+        return scaled + gap * (gap.abs() <= 4 * torch.finfo(t.dtype).eps * near)
+
+
+class _Spans(NamedTuple):
+    """What is linear from each index to the next, the first from ``t = 0``.
+
+    At the head it is the angle from pure data, at the tail the angle from pure noise, elsewhere the log ratio of data
+    to noise. ``ends`` are the log ratios of noise to data where the spans end.
+    """
+
+    start: Tensor
+    slope: Tensor
+    tail: Tensor
+    ends: Tensor
+
+
+class _Span(NamedTuple):
+    """Times on their spans, in float64: the value of what is linear there, its growth on the span, and which it is."""
+
+    value: Tensor
+    slope: Tensor
+    head: Tensor
+    tail: Tensor
+
+    def alpha(self) -> Tensor:
+        middle = torch.sigmoid(self.value).sqrt()
+        return torch.where(self.head, self.value.cos(), torch.where(self.tail, self.value.sin(), middle))
+
+    def sigma(self) -> Tensor:
+        middle = torch.sigmoid(-self.value).sqrt()
+        return torch.where(self.head, self.value.sin(), torch.where(self.tail, self.value.cos(), middle))
+
+    def turn(self) -> Tensor:
+        """The growth of the angle ``atan2(sigma, alpha)`` over the span, at the place."""
+        middle = -(torch.sigmoid(self.value) * torch.sigmoid(-self.value)).sqrt() / 2
+        return self.slope * torch.where(self.head, 1.0, torch.where(self.tail, -1.0, middle))
+
+
+def _spans(signal: Float[Tensor, " n"]) -> _Spans:
+    ratio = _log_snr(signal)
+    first, before_last = torch.acos(signal[:1].sqrt()), torch.asin(signal[-2:-1].sqrt())
+    start, slope = torch.cat([torch.zeros_like(first), ratio[:-1]]), torch.cat([first, ratio.diff()])
+    tail = torch.cat([torch.zeros_like(first, dtype=torch.bool), ratio[1:].isinf()])
+    return _Spans(torch.where(tail, before_last, start), torch.where(tail, -before_last, slope), tail, -ratio)
 
 
 def _log_snr(signal: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:

@@ -1,0 +1,159 @@
+"""The loop over times: solvers, the states of a run, and running to the end. Shapes: ``(*lead, c)``.
+
+A solver is ``solver.step(denoiser, x, t, s, process, history) -> (x, history)``: pure, and what it remembers is an
+explicit value, None at the start. A one-step method is a function without the history. One loop serves both.
+A :class:`State` is all there is of a run between two steps: kept, pickled and resumed, it goes on to the same bits.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tubelet.diffusion.process import Process
+from tubelet.diffusion.samplers.rows import one_row
+from tubelet.diffusion.samplers.runge_kutta import euler_step
+from tubelet.layout import Rows
+from tubelet.protocols import Denoiser, SamplerStep, Solver
+
+__all__ = ["OneStep", "State", "lift", "sample", "trajectory"]
+
+_ROUNDING = 1e-6
+"""How far a warp may round above 1."""
+
+
+class State(NamedTuple):
+    """A run between two steps: how many steps were made, what they gave, and what the solver remembers.
+
+    Example:
+        >>> State(0, torch.zeros(2, 1)).history is None
+        True
+    """
+
+    number: int
+    x: Float[Tensor, "*lead c"]
+    history: Any = None
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """A one-step method as a solver without a history.
+
+    Example:
+        >>> t, s = Rows(torch.tensor([1.0])), Rows(torch.tensor([0.5]))
+        >>> OneStep(euler_step).step(lambda x, t: 2 * x, torch.ones(1, 1), t, s, Process())
+        (tensor([[0.]]), None)
+    """
+
+    method: SamplerStep
+
+    def step(
+        self, denoiser: Denoiser, x: Float[Tensor, "*lead c"], t: Rows, s: Rows, process: Process, history: None = None
+    ) -> tuple[Float[Tensor, "*lead c"], None]:
+        """The state at ``s``, and no history."""
+        return self.method(denoiser, x, t, s, process), None
+
+
+def lift(step: SamplerStep | Solver) -> Solver:
+    """A solver: the one that is given, or a one-step method as one.
+
+    Example:
+        >>> lift(euler_step)
+        OneStep(method=<function euler_step at ...>)
+    """
+    return step if isinstance(step, Solver) else OneStep(step)
+
+
+def trajectory(
+    denoiser: Denoiser,
+    start: Float[Tensor, "*lead c"] | State,
+    times: Float[Tensor, " s"],
+    *,
+    process: Process,
+    step: SamplerStep | Solver = euler_step,
+    rows: Callable[[Tensor], Rows] | None = None,
+) -> Iterator[State]:
+    """The states of a run, one after each step; the arguments are those of :func:`sample`.
+
+    Args:
+        denoiser: predicts what ``process.prediction`` names, from a state and its noise levels.
+        start: the state at ``times[0]``, or a :class:`State` of a run over the same times, which is gone on with. A
+            stream of noise is part of a stochastic solver, and has a place of its own: keep it beside the state.
+        times: noise levels in order.
+        process: path and prediction.
+        step: a one-step method or a solver.
+        rows: the noise levels of all tokens at one time.
+
+    Raises:
+        ValueError: as for :func:`sample`, when the first state is asked for.
+
+    Example:
+        >>> process = Process()
+        >>> states = list(trajectory(lambda x, t: x, torch.ones(1, 1), process.times(2), process=process))
+        >>> [(state.number, state.x.tolist()) for state in states]
+        [(1, [[0.5]]), (2, [[0.25]])]
+    """
+    state = start if isinstance(start, State) else State(0, start)
+    if not state.x.is_floating_point():
+        raise ValueError(f"noise must be floating-point, got {state.x.dtype}")
+    _check_times(times)
+    solver, levels = lift(step), [(rows or one_row)(time) for time in times.unbind()]
+    for t, s in itertools.islice(itertools.pairwise(levels), state.number, None):
+        x, history = solver.step(denoiser, state.x, t, s, process, state.history)
+        state = State(state.number + 1, x, history)
+        yield state
+
+
+def sample(
+    denoiser: Denoiser,
+    noise: Float[Tensor, "*lead c"] | State,
+    times: Float[Tensor, " s"],
+    *,
+    process: Process,
+    step: SamplerStep | Solver = euler_step,
+    rows: Callable[[Tensor], Rows] | None = None,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Float[Tensor, "*lead c"]:
+    """Follow ``times`` from the first to the last, one step each; wrap the call in ``torch.inference_mode()``.
+
+    Args:
+        denoiser: predicts what ``process.prediction`` names, from a state and its noise levels.
+        noise: the state at ``times[0]``, or the :class:`State` of a run to go on with.
+        times: noise levels in order, such as ``process.times(steps)``. They are used as they are: no warp is applied.
+            From clean data to noise they invert a sample.
+        process: path and prediction.
+        step: how one step is made: a one-step method such as :func:`heun_step`, or a solver such as :class:`UniPC`.
+        rows: the noise levels of all tokens at one time (default: all the same), such as :meth:`Known.levels`.
+        callback: called after each step with its number and state.
+
+    Returns:
+        The state at ``times[-1]``.
+
+    Raises:
+        ValueError: ``noise`` holds integers, or ``times`` is no list of two or more, or leaves [0, 1] (looked at on the
+            CPU only: reading times on another device would stall it).
+
+    Example:
+        >>> process = Process()
+        >>> towards_two = lambda x, t: (x - 2) / t.values
+        >>> sample(towards_two, torch.zeros(2, 1), process.times(4), process=process).tolist()
+        [[2.0], [2.0]]
+    """
+    x = noise.x if isinstance(noise, State) else noise
+    for number, x, _ in trajectory(denoiser, noise, times, process=process, step=step, rows=rows):
+        if callback is not None:
+            callback(number - 1, x)
+    return x
+
+
+def _check_times(times: Tensor) -> None:
+    if times.ndim != 1 or times.numel() < 2:
+        raise ValueError(f"times needs at least 2 entries on one axis, a start and an end, got {tuple(times.shape)}")
+    if times.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if not bool(((times >= 0) & (times <= 1 + _ROUNDING)).all()):  # NaN too
+        raise ValueError(f"times must lie in [0, 1], got {times.tolist()}")
