@@ -1,8 +1,8 @@
 """The cost of a sampler's step against diffusers' scheduler of the same name: everything but the network.
 
 Both follow one trajectory on the latents of a real model, with a network that costs nothing, on the same levels and
-with the same noise, drawn beforehand. Both are compared with ours in float64 before anything is timed. In the table theirs
-comes first, so that ``× first`` is our cost over theirs.
+with the same noise, drawn beforehand. Both are compared with ours in float64 before anything is timed. In the table
+theirs comes first, so that ``× first`` is our cost over theirs.
 """
 
 import copy
