@@ -16,6 +16,7 @@ from tubelet.conditioning import (
     AdaLNZero,
     LabelEmbedding,
     ModulationSlice,
+    NumbersEmbedding,
     TimestepEmbedding,
     timestep_sinusoid,
 )
@@ -171,3 +172,24 @@ def test_meta_construction_and_reset() -> None:
             torch.nn.init.constant_(p, torch.nan)
         filled.reset_parameters()
         assert all(p.isfinite().all() and p.abs().max() < 0.2 for p in filled.parameters())
+
+
+def test_numbers_of_a_sample_are_embedded_as_pixart_does() -> None:
+    """diffusers' embedding of resolution and aspect is two of ours side by side, on top of the time's."""
+    from diffusers.models.embeddings import PixArtAlphaCombinedTimestepSizeEmbeddings
+
+    theirs = PixArtAlphaCombinedTimestepSizeEmbeddings(24, 8, use_additional_conditions=True)
+    sizes, aspect = NumbersEmbedding(16, count=2), NumbersEmbedding(8, count=1)
+    for ours, name in ((sizes, "resolution_embedder"), (aspect, "aspect_ratio_embedder")):
+        peer = getattr(theirs, name)
+        ours.each.up.load_state_dict(peer.linear_1.state_dict())
+        ours.each.down.load_state_dict(peer.linear_2.state_dict())
+    resolution, ratio = torch.tensor([[480.0, 832.0], [256.0, 320.0]]), torch.tensor([[0.58], [0.8]])
+    time = torch.zeros(2)
+    expected = theirs(time, resolution, ratio, 2, torch.float32) - theirs.timestep_embedder(theirs.time_proj(time))
+    got = torch.cat([sizes(resolution), aspect(ratio)], dim=1)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="dim=16 is not a multiple of count=3"):
+        NumbersEmbedding(16, count=3)
+    with pytest.raises(ValueError, match="1 a row, but the module was made for count=2"):
+        sizes(ratio)

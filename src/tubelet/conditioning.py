@@ -23,6 +23,7 @@ __all__ = [
     "AdaLNZero",
     "LabelEmbedding",
     "ModulationSlice",
+    "NumbersEmbedding",
     "TimestepEmbedding",
     "timestep_sinusoid",
 ]
@@ -99,6 +100,51 @@ class TimestepEmbedding(nn.Module):
     if TYPE_CHECKING:
 
         def __call__(self, t: Float[Tensor, " r"]) -> Float[Tensor, "r d"]: ...
+
+
+class NumbersEmbedding(nn.Module):
+    """A few numbers of a sample (frames a second, height and width, aspect) to one vector, to add to its conditioning.
+
+    Each number has its own part of the vector, and all share one sinusoid and MLP (PixArt-alpha, arXiv:2310.00426, and
+    SDXL, arXiv:2307.01952, section 2.2).
+
+    Args:
+        dim: width of the result, a multiple of ``count``.
+        count: how many numbers.
+        frequencies: width of the sinusoid of each.
+
+    Raises:
+        ValueError: ``dim`` is not a multiple of ``count``; at the call, other than ``count`` numbers are given.
+
+    Example:
+        >>> NumbersEmbedding(32, count=2)(torch.tensor([[480.0, 832.0], [256.0, 256.0]])).shape
+        torch.Size([2, 32])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        count: int,
+        frequencies: int = 256,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if count < 1 or dim % count:
+            raise ValueError(f"dim={dim} is not a multiple of count={count}")
+        self.count = count
+        self.each = TimestepEmbedding(dim // count, frequencies, device=device, dtype=dtype)
+
+    def forward(self, numbers: Float[Tensor, "r count"]) -> Float[Tensor, "r d"]:
+        """``(r, count)`` numbers to ``(r, dim)``."""
+        if numbers.shape[-1] != self.count:
+            raise ValueError(f"numbers has {numbers.shape[-1]} a row, but the module was made for count={self.count}")
+        return self.each(numbers.flatten()).reshape(numbers.shape[0], -1)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, numbers: Float[Tensor, "r count"]) -> Float[Tensor, "r d"]: ...
 
 
 class LabelEmbedding(nn.Module):

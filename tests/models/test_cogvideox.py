@@ -263,7 +263,7 @@ def test_learned_positions_end_where_their_table_does() -> None:
         ({"time_dim": 7}, "dim=32, time_dim=7"),
         ({"rotary": False}, r"base=\(2, 3\) is a matter of rotations"),
         ({"learned_text": 0}, r"learned=\(3, 2, 4\) and learned_text=0"),
-        ({"patch": (1, 0, 2)}, r"patch=\(1, 0, 2\) is too small"),
+        ({"patch": (1, 0, 2)}, r"three positive whole numbers .*, got \(1, 0, 2\)"),
     ],
 )
 def test_configs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> None:

@@ -211,7 +211,7 @@ def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> 
         ({"single_depth": -1}, "single_depth must not be negative, got -1"),
         ({"heads": 5}, r"dim=16 does not make heads=5 of rope_axes=\(2, 2, 4\)"),
         ({"rope_axes": (2, 2, 2)}, r"dim=16 does not make heads=2 of rope_axes=\(2, 2, 2\)"),
-        ({"patch": (1, 0, 2)}, r"patch=\(1, 0, 2\) is too small"),
+        ({"patch": (1, 0, 2)}, r"three positive whole numbers .*, got \(1, 0, 2\)"),
         ({"image_condition": "first"}, "image_condition must be one of .* got 'first'"),
     ],
 )

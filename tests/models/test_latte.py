@@ -221,7 +221,7 @@ def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> 
         ({"depth": 3, "variant": "late_fusion"}, "depth must be even for variant='late_fusion'"),
         ({"sample_size": 7}, r"sample_size=7 is not made of patches of \(1, 2\)"),
         ({"frequencies": 7}, "even and positive, got 7"),
-        ({"patch": (1, 0, 2)}, r"patch=\(1, 0, 2\) is too small"),
+        ({"patch": (1, 0, 2)}, r"three positive whole numbers .*, got \(1, 0, 2\)"),
         ({"variance_channels": -1}, "variance_channels=-1"),
     ],
 )

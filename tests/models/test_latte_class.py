@@ -167,7 +167,7 @@ def test_labels_of_a_model_without_classes_are_refused() -> None:
         ({"heads": 3, "variant": "half_heads"}, "heads=3 do not make two halves"),
         ({"depth": 3}, "depth must be even for variant='interleaved'"),
         ({"frequencies": 7}, "even and positive, got 7"),
-        ({"patch": (1, 0, 2)}, r"patch=\(1, 0, 2\) is too small"),
+        ({"patch": (1, 0, 2)}, r"three positive whole numbers .*, got \(1, 0, 2\)"),
         ({"variance_channels": -1}, "variance_channels=-1"),
     ],
 )

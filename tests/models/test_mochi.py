@@ -180,7 +180,7 @@ def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> 
         ({"heads": 5}, "dim=24 does not make heads=5"),
         ({"pool_heads": 4}, "text_dim=6 is not a multiple of pool_heads=4"),
         ({"frequencies": 7}, "even and positive, got 7"),
-        ({"patch": (1, 0, 2)}, r"patch must be positive, got \(1, 0, 2\)"),
+        ({"patch": (1, 0, 2)}, r"three positive whole numbers .*, got \(1, 0, 2\)"),
     ],
 )
 def test_configs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> None:

@@ -146,7 +146,7 @@ def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> 
         ({"rope_theta": 0.0}, "rope_theta must be positive, got 0.0"),
         ({"depth": -1}, "depth must not be negative, got -1"),
         ({"heads": 5}, r"dim=16 does not make heads=5 of rope_axes=\(2, 2, 4\)"),
-        ({"patch": (1, 0, 2)}, r"patch=\(1, 0, 2\) is too small"),
+        ({"patch": (1, 0, 2)}, r"three positive whole numbers .*, got \(1, 0, 2\)"),
     ],
 )
 def test_configs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> None:

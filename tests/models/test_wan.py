@@ -293,7 +293,7 @@ def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> 
         ({"heads": 8}, "dim=24 does not make heads=8 of even width"),
         ({"frequencies": 7}, "even and positive, got 7"),
         ({"image_dim": None}, "image_tokens=4 have positions"),
-        ({"patch": (1, 0, 2)}, r"patch=\(1, 0, 2\) is too small"),
+        ({"patch": (1, 0, 2)}, r"three positive whole numbers .*, got \(1, 0, 2\)"),
     ],
 )
 def test_configs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> None:

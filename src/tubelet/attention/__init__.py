@@ -5,6 +5,7 @@ from tubelet.attention.cache import FrameCache
 from tubelet.attention.decoupled import DecoupledCrossAttention
 from tubelet.attention.dispatch import attend, backends, explain
 from tubelet.attention.modules import Attention, CrossAttention
+from tubelet.attention.patterning import set_pattern
 from tubelet.attention.patterns import (
     Both,
     Either,
@@ -42,4 +43,5 @@ __all__ = [
     "attend",
     "backends",
     "explain",
+    "set_pattern",
 ]

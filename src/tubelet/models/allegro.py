@@ -26,7 +26,7 @@ from tubelet.blocks import Branch, TransformerBlock, norm_modulate
 from tubelet.conditioning import AdaLNSingle, ModulationSlice, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_rows, check_tokens, index_time, on, reset_children
+from tubelet.models.inputs import check_patch, check_rows, check_tokens, index_time, on, reset_children
 from tubelet.norms import LayerNorm
 from tubelet.positions import Interpolation, Rope3d
 from tubelet.protocols import Pattern
@@ -68,8 +68,9 @@ class AllegroConfig:
         for name in ("dim", "depth", "heads", "latent_channels", "text_dim"):
             if (size := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be positive, got {size}")
-        if min(self.patch) < 1 or min(self.scale) <= 0:
-            raise ValueError(f"patch={self.patch} or scale={self.scale} is too small")
+        check_patch(self.patch)
+        if min(self.scale) <= 0:
+            raise ValueError(f"scale must be positive on each of three axes, got {self.scale}")
         if self.dim % self.heads or self.dim // self.heads % 6:
             raise ValueError(f"dim={self.dim} does not make heads={self.heads} of three axes of even width")
         if self.frequencies % 2 or self.frequencies < 2:

@@ -33,6 +33,7 @@ from tubelet.layout import JointIndex, LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
 from tubelet.models.inputs import (
     check_given,
+    check_patch,
     check_rows,
     check_tokens,
     highest_levels,
@@ -107,8 +108,9 @@ class CogVideoXConfig:
         for name in ("dim", "depth", "heads", "time_dim", "latent_channels", "text_dim", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.given_channels < 0 or min(self.patch) < 1:
-            raise ValueError(f"given_channels={self.given_channels} or patch={self.patch} is too small")
+        check_patch(self.patch)
+        if self.given_channels < 0:
+            raise ValueError(f"given_channels must not be negative, got {self.given_channels}")
         if self.dim % 2 or self.time_dim % 2:
             raise ValueError(f"sinusoids of the noise level are even, got dim={self.dim}, time_dim={self.time_dim}")
         if self.dim % self.heads or (self.rotary and self.dim // self.heads % 16):

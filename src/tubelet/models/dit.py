@@ -25,7 +25,15 @@ from tubelet.blocks import Branch, ModulatedNorm, TransformerBlock
 from tubelet.conditioning import AdaLNZero, LabelEmbedding, ModulationSlice, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_per_sample, check_rows, check_tokens, index_time, on, reset_children
+from tubelet.models.inputs import (
+    check_patch,
+    check_per_sample,
+    check_rows,
+    check_tokens,
+    index_time,
+    on,
+    reset_children,
+)
 from tubelet.norms import LayerNorm
 from tubelet.positions import SinCos2d, SinCos3d, Stretched
 from tubelet.protocols import Pattern
@@ -74,8 +82,9 @@ class DiTConfig:
                 raise ValueError(f"{name} must be positive, got {size}")
         if self.variance_channels < 0:
             raise ValueError(f"variance_channels must not be negative, got {self.variance_channels}")
-        if min(self.patch) < 1 or (self.base_grid is not None and min(self.base_grid) < 1):
-            raise ValueError(f"patch={self.patch} or base_grid={self.base_grid} is too small")
+        check_patch(self.patch)
+        if self.base_grid is not None and min(self.base_grid) < 1:
+            raise ValueError(f"base_grid={self.base_grid} is too small")
         if self.dim % self.heads:
             raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
         if self.position_axes not in (2, 3):

@@ -21,6 +21,7 @@ from tubelet.blocks import Branch, TransformerBlock
 from tubelet.conditioning import AdaLNZero, ModulationSlice, TimestepEmbedding
 from tubelet.layout import JointIndex, LayoutIndex, Rows
 from tubelet.mlp import MLP
+from tubelet.models.inputs import index_time
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rope3d
 from tubelet.protocols import Pattern
@@ -75,11 +76,11 @@ class FluxCondition(nn.Module):
         return self._rows(levels[0], layouts[0], vectors, guidance), video
 
     def _rows(self, t: Rows, layout: LayoutIndex, vectors: Tensor, guidance: Tensor | None) -> Rows:
-        rows = layout.add_per_sample(t.map(lambda level: self.time(level * self.scale)), vectors)
+        rows = layout.add_per_sample(t.map(lambda level: self.time(index_time(level, self.scale))), vectors)
         if self.guidance is None or guidance is None:
             return rows
         strength = layout.add_per_sample(t.map(torch.zeros_like), guidance.to(t.values.dtype))
-        told = self.guidance(strength.values * self.scale) * (t.values > self.unguided)[:, None]
+        told = self.guidance(index_time(strength.values, self.scale)) * (t.values > self.unguided)[:, None]
         return rows.map(lambda c: c + told)
 
     if TYPE_CHECKING:

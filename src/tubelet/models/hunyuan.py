@@ -36,10 +36,12 @@ from tubelet.models.flux import FluxBlocks, FluxCondition
 from tubelet.models.inputs import (
     check_given,
     check_guidance,
+    check_patch,
     check_per_sample,
     check_rows,
     check_tokens,
     highest_levels,
+    index_time,
     joined,
     on,
     reset_children,
@@ -104,8 +106,7 @@ class HunyuanVideoConfig:
         for name in ("depth", "single_depth", "refiner_depth", "given_channels"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if min(self.patch) < 1:
-            raise ValueError(f"patch={self.patch} is too small")
+        check_patch(self.patch)
         if self.dim % self.heads or sum(self.rope_axes) != self.dim // self.heads:
             raise ValueError(f"dim={self.dim} does not make heads={self.heads} of rope_axes={self.rope_axes}")
         if self.image_condition not in _IMAGE_CONDITIONS:
@@ -321,7 +322,7 @@ class _TextRefiner(nn.Module):
     def forward(self, text: Float[Tensor, "*lead e"], t: Rows, layout: LayoutIndex) -> Float[Tensor, "*lead d"]:
         """``(*lead, text_dim)`` to ``(*lead, dim)``; ``t`` are noise levels of the text."""
         mean = self.mean(mean_pool(text, layout))
-        cond = layout.add_per_sample(t.map(lambda level: self.time(level * self.time_scale)), mean)
+        cond = layout.add_per_sample(t.map(lambda level: self.time(index_time(level, self.time_scale))), mean)
         h: Tensor = self.embed(torch.where(layout.valid[..., None], text, 0))
         for block in self.blocks:
             h = block(h, cond, {"layout": layout})

@@ -11,23 +11,44 @@ from tubelet.layout import JointIndex, JointLayout, LayoutIndex, Rows, TokenLayo
 __all__: list[str] = []
 
 
-def index_time(level: Tensor, scale: float, shift: float) -> Tensor:
+def index_time(level: Tensor, scale: float, shift: float = 0.0) -> Tensor:
     """Noise levels in [0, 1] as the times a network was trained on, ``scale·level + shift``, not below 0.
 
-    Networks of a discrete path count from 0, where level ``(i + 1)/N`` is index ``i``: scale N, shift -1.
+    Networks of a discrete path count from 0, where level ``(i + 1)/N`` is index ``i``: scale N, shift -1. Half
+    precision would round times of hundreds to whole steps and worse: they are made in float32 or better.
     """
-    return (level * scale + shift).clamp(min=0)
+    return (level.to(torch.promote_types(level.dtype, torch.float32)) * scale + shift).clamp(min=0)
+
+
+def check_patch(patch: tuple[int, ...]) -> None:
+    """Refuse what is no ``(t, h, w)`` of positive whole numbers."""
+    if type(patch) is not tuple or len(patch) != 3 or not all(n == int(n) > 0 for n in patch):
+        raise ValueError(f"patch must be three positive whole numbers (t, h, w) in a tuple, got {patch!r}")
 
 
 def check_rows(t: Rows, lead: tuple[int, ...]) -> None:
     """Refuse indices of a discrete path, and levels of another layout, which would broadcast or be the wrong ones."""
+    if not isinstance(t, Rows):
+        raise ValueError(f"t must be Rows of levels, such as layout.rows(levels, 'sample'), got {type(t).__name__}")
     if t.values.ndim != 1 or not t.values.is_floating_point():
         raise ValueError(f"t must hold scalars (r,), got {t.values.dtype} of shape {tuple(t.values.shape)}")
+    _check_range(t)
     if t.index is not None:
         if tuple(t.index.shape) != lead:
             raise ValueError(f"t has an index of shape {tuple(t.index.shape)}, but layout has {lead}")
     elif t.values.shape[0] not in ((1, lead[0]) if len(lead) > 1 else (1,)):
         raise ValueError(f"t has {t.values.shape[0]} values without an index, but layout has {lead}: use layout.rows")
+
+
+def _check_range(t: Rows) -> None:
+    """Refuse times of a schedule (500 of 1000) where levels belong; looked at on the CPU only, where nothing waits."""
+    if torch.compiler.is_compiling() or t.values.device.type != "cpu" or t.values.numel() == 0:
+        return
+    if type(t.values) is not Tensor or torch._C._functorch.peek_interpreter_stack() is not None:
+        return
+    used = t.values if t.index is None else t.values[t.index]
+    if (most := float(used.detach().max())) > 1 + 1e-3:
+        raise ValueError(f"t holds noise levels in [0, 1], got {most}: divide times of a schedule by its steps")
 
 
 def check_tokens(name: str, x: Tensor, width: int, layout: LayoutIndex, samples: LayoutIndex) -> None:

@@ -28,7 +28,7 @@ from tubelet.blocks import norm_modulate
 from tubelet.conditioning import AdaLNSingle, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_rows, check_tokens, index_time, on, reset_children
+from tubelet.models.inputs import check_patch, check_rows, check_tokens, index_time, on, reset_children
 from tubelet.models.latte_variants import LatteVariant, latte_arrangement, latte_blocks
 from tubelet.norms import LayerNorm
 from tubelet.positions import Stretched, sincos_1d, sincos_2d
@@ -77,8 +77,9 @@ class LatteConfig:
         for name in ("dim", "depth", "heads", "latent_channels", "text_dim", "temporal_from"):
             if (size := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be positive, got {size}")
-        if self.variance_channels < 0 or min(self.patch) < 1:
-            raise ValueError(f"variance_channels={self.variance_channels} or patch={self.patch} is too small")
+        check_patch(self.patch)
+        if self.variance_channels < 0:
+            raise ValueError(f"variance_channels must not be negative, got {self.variance_channels}")
         if self.dim % self.heads or self.dim % 4:
             raise ValueError(f"dim={self.dim} must be a multiple of heads={self.heads} and, for its positions, of 4")
         if self.variant == "half_heads" and self.heads % 2:

@@ -26,7 +26,7 @@ from tubelet.blocks import Branch, TransformerBlock, norm_modulate
 from tubelet.conditioning import AdaLNSingle, ModulationSlice, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_rows, check_tokens, on, reset_children
+from tubelet.models.inputs import check_rows, check_tokens, index_time, on, reset_children
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import FirstPixel, FractionalRope3d, FrameRate, Interpolation
 from tubelet.protocols import Pattern
@@ -115,6 +115,8 @@ def ltx_places(
         >>> ltx_places(index, index.rows(torch.tensor([25.0, 50.0]), "sample"))[:, 0].tolist()
         [0.0, 0.04, 0.0, 0.02]
     """
+    if not isinstance(fps, Rows | float | int):  # a tensor would broadcast over tokens
+        raise ValueError(f"fps must be a number or index.rows(rates, 'sample'), got {type(fps).__name__}")
     rate = fps.expand() if isinstance(fps, Rows) else fps
     return FrameRate(base=1.0)(FirstPixel(stride, causal)(index.coords), rate)
 
@@ -204,7 +206,7 @@ class LTXTransformer(nn.Module):
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         x, places = (torch.where(index.valid[..., None], given, 0) for given in (x, places))
         h: Tensor = self.embed(x)
-        time = t.map(lambda level: self.time(level * self.config.time_scale).to(h.dtype))
+        time = t.map(lambda level: self.time(index_time(level, self.config.time_scale)).to(h.dtype))
         shared = time.map(lambda c: self.modulation(F.silu(c)))
         context: dict[str, Any] = {
             "layout": index,

@@ -30,7 +30,16 @@ from tubelet.blocks import Branch, norm_modulate
 from tubelet.conditioning import AdaLNZero, ModulationSlice, TimestepEmbedding
 from tubelet.layout import JointIndex, LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import SwiGLU
-from tubelet.models.inputs import check_rows, check_tokens, highest_levels, joined, on, reset_children
+from tubelet.models.inputs import (
+    check_patch,
+    check_rows,
+    check_tokens,
+    highest_levels,
+    index_time,
+    joined,
+    on,
+    reset_children,
+)
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.pooling import MeanQueryPool
 from tubelet.positions import AreaNormalised, MixedRope3d
@@ -74,8 +83,7 @@ class MochiConfig:
         for name in ("dim", "depth", "heads", "text_width", "latent_channels", "text_dim", "pool_heads", "area"):
             if not (size := getattr(self, name)) > 0:
                 raise ValueError(f"{name} must be positive, got {size}")
-        if min(self.patch) < 1:
-            raise ValueError(f"patch must be positive, got {self.patch}")
+        check_patch(self.patch)
         if self.dim % self.heads or self.dim // self.heads % 2:
             raise ValueError(f"dim={self.dim} does not make heads={self.heads} of even width")
         if self.text_dim % self.pool_heads:
@@ -202,7 +210,7 @@ class MochiTransformer(nn.Module):
 
     def _cond(self, t: Rows, pooled: Tensor, index: LayoutIndex) -> Rows:
         """The embedded time, from noise to data, plus the pooled text."""
-        time = t.map(lambda level: self.time((1 - level) * self.config.time_scale).to(pooled.dtype))
+        time = t.map(lambda level: self.time(index_time(1 - level, self.config.time_scale)).to(pooled.dtype))
         return index.add_per_sample(time, pooled)
 
     if TYPE_CHECKING:

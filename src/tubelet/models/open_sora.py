@@ -29,6 +29,7 @@ from tubelet.models.flux import FluxBlocks, FluxCondition
 from tubelet.models.inputs import (
     check_given,
     check_guidance,
+    check_patch,
     check_per_sample,
     check_rows,
     check_tokens,
@@ -88,8 +89,7 @@ class OpenSoraConfig:
         for name in ("depth", "single_depth", "given_channels"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if min(self.patch) < 1:
-            raise ValueError(f"patch={self.patch} is too small")
+        check_patch(self.patch)
         if self.dim % self.heads or sum(self.rope_axes) != self.dim // self.heads:
             raise ValueError(f"dim={self.dim} does not make heads={self.heads} of rope_axes={self.rope_axes}")
 

@@ -25,7 +25,15 @@ from tubelet.blocks import Branch, LongSkip, TransformerBlock
 from tubelet.conditioning import LabelEmbedding, timestep_sinusoid
 from tubelet.layout import JointIndex, LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_per_sample, check_rows, check_tokens, on, reset_children
+from tubelet.models.inputs import (
+    check_patch,
+    check_per_sample,
+    check_rows,
+    check_tokens,
+    index_time,
+    on,
+    reset_children,
+)
 from tubelet.models.patch_conv import PatchConv
 from tubelet.norms import LayerNorm
 from tubelet.positions import LearnedGridPositions
@@ -89,8 +97,9 @@ class UViTConfig:
         for name in sizes:
             if (size := getattr(self, name)) is not None and size < 1:
                 raise ValueError(f"{name} must be positive, got {size}")
-        if min(self.patch) < 1 or min(self.grid) < 1:
-            raise ValueError(f"patch={self.patch} or grid={self.grid} is too small")
+        check_patch(self.patch)
+        if min(self.grid) < 1:
+            raise ValueError(f"grid must be three positive sides (t, h, w), got {self.grid}")
         if self.dim % self.heads or self.dim % 2:
             raise ValueError(f"dim={self.dim} must be even and a multiple of heads={self.heads}")
         if self.depth % 2:
@@ -339,7 +348,7 @@ class UViT(nn.Module):
         if (labels is None) != (self.label is None):
             found = "None" if labels is None else f"of shape {tuple(labels.shape)}"
             raise ValueError(f"labels is {found}, but the model has classes={self.config.classes}")
-        sinusoid = timestep_sinusoid(t.values * self.config.time_scale, self.config.dim).to(dtype)
+        sinusoid = timestep_sinusoid(index_time(t.values, self.config.time_scale), self.config.dim).to(dtype)
         tokens = [self.time(sinusoid).expand(samples, -1)]
         if self.label is not None and labels is not None:
             check_per_sample("labels", labels, (), index)

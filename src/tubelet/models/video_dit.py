@@ -23,7 +23,7 @@ from tubelet.blocks import Branch, TransformerBlock, modulate
 from tubelet.conditioning import AdaLNZero, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_rows, on, reset_children
+from tubelet.models.inputs import check_rows, index_time, on, reset_children
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rope3d, SinCos3d
 
@@ -236,7 +236,7 @@ class VideoDiT(nn.Module):
         text = torch.where(text_layout.valid[..., None], text, 0)
         h: Tensor = self.embed(torch.where(layout.valid[..., None], torch.cat([x, mask], dim=-1), 0))
         h = h + self._positions(layout).to(h.dtype)
-        cond = t.map(lambda level: self.time(level * self.config.time_scale))
+        cond = t.map(lambda level: self.time(index_time(level, self.config.time_scale)))
         cond = layout.add_per_sample(cond, self.pooled(_mean_text(text, text_layout)))
         context: Mapping[str, Any] = {
             "layout": layout,

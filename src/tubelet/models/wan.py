@@ -31,7 +31,7 @@ from tubelet.blocks import Branch, TransformerBlock, norm_modulate
 from tubelet.conditioning import AdaLNSingle, ModulationSlice, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_given, check_rows, check_tokens, on, reset_children
+from tubelet.models.inputs import check_given, check_patch, check_rows, check_tokens, index_time, on, reset_children
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rope3d
 from tubelet.protocols import Pattern
@@ -87,8 +87,9 @@ class WanConfig:
         for name in sizes:
             if (size := getattr(self, name)) is not None and size < 1:
                 raise ValueError(f"{name} must be positive, got {size}")
-        if self.given_channels < 0 or min(self.patch) < 1:
-            raise ValueError(f"given_channels={self.given_channels} or patch={self.patch} is too small")
+        check_patch(self.patch)
+        if self.given_channels < 0:
+            raise ValueError(f"given_channels must not be negative, got {self.given_channels}")
         if self.dim % self.heads or self.dim // self.heads % 2:
             raise ValueError(f"dim={self.dim} does not make heads={self.heads} of even width")
         if self.frequencies % 2 or self.frequencies < 2:
@@ -273,7 +274,7 @@ class WanTransformer(nn.Module):
         inputs = x if given is None else torch.cat([x, given], dim=-1)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         h: Tensor = self.embed(torch.where(index.valid[..., None], inputs, 0))
-        time = t.map(lambda level: self.time(level * self.config.time_scale).to(h.dtype))
+        time = t.map(lambda level: self.time(index_time(level, self.config.time_scale)).to(h.dtype))
         shared = time.map(lambda c: self.modulation(F.silu(c)))
         context: dict[str, Any] = {
             "layout": index,

@@ -28,6 +28,7 @@ from tubelet.positions.maps import (
 from tubelet.positions.per_head import FractionalRope3d, MixedRope3d
 from tubelet.positions.rotary import Rope3d, Rotary, RotaryLayout, apply_rope, convert_rope, rope_angles, rope_axes
 from tubelet.positions.sincos import SinCos2d, SinCos3d, sincos_1d, sincos_2d, sincos_3d
+from tubelet.positions.yarn import Yarn
 
 __all__ = [
     "AreaNormalised",
@@ -46,6 +47,7 @@ __all__ = [
     "SinCos2d",
     "SinCos3d",
     "Stretched",
+    "Yarn",
     "apply_rope",
     "convert_rope",
     "ntk_theta",

@@ -61,6 +61,8 @@ class FrameRate:
     def __call__(self, coords: Real[Tensor, "*lead 3"], fps: Real[Tensor, "..."] | float) -> Float[Tensor, "*lead 3"]:
         """Coordinates to places; ``fps`` is one rate for all or one per token (``layout.rows(...).expand()``)."""
         wide = widened(coords)
+        if not isinstance(fps, Tensor) and not fps > 0:
+            raise ValueError(f"fps must be positive, got {fps}")
         rate = torch.as_tensor(fps, dtype=wide.dtype, device=wide.device)
         sides = zip(reversed(rate.shape), reversed(wide.shape[:-1]), strict=False)
         if rate.ndim >= wide.ndim or any(side not in (1, own) for side, own in sides):

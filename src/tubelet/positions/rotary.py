@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, Real, Shaped
 from torch import Tensor, nn
 
 from tubelet.positions.angles import angles, zero_text
+from tubelet.positions.yarn import Yarn
 
 __all__ = ["Rope3d", "Rotary", "RotaryLayout", "apply_rope", "convert_rope", "rope_angles", "rope_axes"]
 
@@ -98,6 +99,7 @@ class Rope3d(nn.Module):
         head_dim, axes, theta: as in :func:`rope_angles` (HunyuanVideo: 128, (16, 56, 56), 256).
         layout: which features pair.
         place: a map of the coordinates before they become angles, such as :class:`Interpolation`; None for none.
+        yarn: other frequencies for grids larger than those of training; None for none.
         dtype: of the cosines and sines.
 
     Raises:
@@ -118,10 +120,12 @@ class Rope3d(nn.Module):
         layout: RotaryLayout = "interleaved",
         *,
         place: Callable[[Tensor], Tensor] | None = None,
+        yarn: Yarn | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         _check_layout(layout)
+        self.yarn = yarn
         self.head_dim, self.axes, self.theta = head_dim, _checked_axes(head_dim, axes), theta
         self.layout, self.place, self.dtype = layout, place, dtype
 
@@ -129,8 +133,11 @@ class Rope3d(nn.Module):
         """Coordinates ``(*lead, 3)`` to cosines and sines ``(*lead, head_dim/2)``, in ``dtype`` or the module's own."""
         places = coords if self.place is None else self.place(coords)
         turns = zero_text(coords, rope_angles(places, self.head_dim, self.axes, self.theta))
+        grown = 1.0
+        if self.yarn is not None:
+            turns, grown = turns * self.yarn.shares(self.axes, self.theta).to(turns), self.yarn.magnitude
         dtype = self.dtype if dtype is None else dtype
-        return Rotary(turns.cos().to(dtype), turns.sin().to(dtype), self.layout, self.axes)
+        return Rotary((turns.cos() * grown).to(dtype), (turns.sin() * grown).to(dtype), self.layout, self.axes)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print``."""

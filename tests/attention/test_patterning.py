@@ -1,0 +1,39 @@
+"""Another pattern for a finished model: its own attention, joint ones too, equal to one made with the pattern."""
+
+import pytest
+import torch
+from mixtures import Mixture
+from parity import randomise
+
+from tubelet.attention import Window, set_pattern
+from tubelet.models import MochiConfig, MochiTransformer, WanConfig, WanTransformer
+
+F64 = {"dtype": torch.float64}
+MODELS = {
+    "wan": (
+        lambda **k: WanTransformer(
+            WanConfig(dim=24, depth=2, heads=2, mlp_dim=20, latent_channels=1, text_dim=5), **k, **F64
+        ),
+        Mixture({"x": 4}, {"text": 5}),
+        2,
+    ),
+    "mochi": (
+        lambda **k: MochiTransformer(
+            MochiConfig(dim=24, depth=2, heads=2, text_width=12, latent_channels=1, text_dim=8), **k, **F64
+        ),
+        Mixture({"x": 4}, {"text": 8}, joint=True),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_with_another_pattern_is_one_that_was_made_with_it(name: str) -> None:
+    make, mixture, count = MODELS[name]
+    made, changed, plain = (randomise(make(**kwargs)) for kwargs in ({"pattern": Window((1, 1, 2))}, {}, {}))
+    assert len(set_pattern(changed, Window((1, 1, 2)))) == count
+    assert len(set_pattern(randomise(make()), Window((1, 1, 2)), lambda name, module: "blocks.1" in name)) == 1
+    given, values = mixture.inputs(), mixture.levels("sample")
+    expected = mixture.ask(made, given, values, "sample")
+    torch.testing.assert_close(mixture.ask(changed, given, values, "sample"), expected, rtol=0, atol=0)
+    assert (mixture.ask(plain, given, values, "sample") - expected).abs().max() > 1e-3
