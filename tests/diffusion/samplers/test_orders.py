@@ -57,6 +57,8 @@ SOLVERS = {
     "unipc 2, bh1": (UniPC(2, "bh1"), 3),
     "unipc 3": (UniPC(3), 4),
 }
+SLOW = ("dpm++ 3m", "deis 3", "unipc 3")
+"""Those whose order shows in finer steps only."""
 BEGIN, END = 0.9, 0.15
 
 
@@ -79,7 +81,7 @@ def test_order(name: str, exact: Callable[[Tensor], Tensor]) -> None:
     """The first steps begin at exact states, so that the order is that of the method with its full history."""
     step, order = SOLVERS[name]
     solver, process, errors = lift(step), Process(), []
-    for steps in (40, 80) if order > 3 else (80, 160):
+    for steps in (80, 160) if name in SLOW else (40, 80):
         times = torch.linspace(BEGIN, END, steps + 1, dtype=torch.float64)
         x, history = exact(times[0]), None
         for number, (t, s) in enumerate(itertools.pairwise(times)):
@@ -87,21 +89,21 @@ def test_order(name: str, exact: Callable[[Tensor], Tensor]) -> None:
             x, history = solver.step(mixture(process), x, one_row(t), one_row(s), process, history)
         errors.append(distance(x, exact(times[-1])))
     rate = math.log2(errors[0] / errors[1])
-    assert abs(rate - order) < (0.25 if name == "unipc 3" else 0.2), (errors, rate)
+    assert abs(rate - order) < 0.2, (errors, rate)
 
 
 DETERMINISTIC = ["heun", "midpoint", "rk4", "dpm++ 2s", "dpm++ 2m", "dpm++ 3m, exact", "deis 3", "unipc 2", "unipc 3"]
 MEAN, STD = 0.7, 0.4
 
 
-@pytest.mark.parametrize("path", [RectifiedFlow(), VP.linear().zero_terminal_snr(), VP.cosine()])
+@pytest.mark.parametrize("path", [RectifiedFlow(), VP.linear().zero_terminal_snr()])
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_moments_of_gaussian_data(name: str, path: Any) -> None:
     """From pure noise to clean data, where log(alpha/sigma) is infinite at one end or both."""
     process = Process(path=path, prediction="v")
     noise = randn(500, 1)
     noise = (noise - noise.mean()) / noise.std()
-    times = process.times(60, dtype=torch.float64)
+    times = process.times(50, dtype=torch.float64)
     got = sample(gaussian(process, MEAN, STD), noise, times, process=process, step=SOLVERS[name][0])
     assert abs(float(got.mean()) - MEAN) < 1e-2
     assert abs(float(got.std()) - STD) < 1e-2

@@ -21,6 +21,7 @@ from tubelet.diffusion import (
     Known,
     Process,
     RectifiedFlow,
+    SelfConditioned,
     State,
     UniPC,
     ancestral_step,
@@ -72,7 +73,7 @@ NOISY: dict[str, Callable[[Any], Any]] = {
 }
 ALL: dict[str, Callable[[Any], Any]] = {name: lambda noise, step=step: step for name, step in QUIET.items()}
 ALL |= {f"{name} with noise": make for name, make in NOISY.items()}
-PATHS: list[Any] = [RectifiedFlow(), VP.linear(), VP.linear().zero_terminal_snr()]
+PATHS: list[Any] = [RectifiedFlow(), VP.linear().zero_terminal_snr()]
 
 
 def network(channels: int = 4) -> Any:
@@ -114,7 +115,7 @@ GRIDS = st.builds(Grid, st.integers(1, 2), st.integers(1, 2), st.integers(1, 2))
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(
     sizes=st.lists(st.tuples(GRIDS, st.integers(0, 99)), min_size=2, max_size=3),
     path=st.sampled_from(PATHS),
@@ -185,6 +186,33 @@ def test_a_paused_run_goes_on_to_the_same_bits(name: str) -> None:
     assert torch.equal(sample(denoiser, resumed, step=again, **run), rest[-1].x)
 
 
+def test_times_of_each_row_are_a_way_for_each() -> None:
+    process, denoiser, start = Process(), network(), randn(3, 4)
+    times = torch.stack([process.times(4, dtype=torch.float64) * speed for speed in (1.0, 0.7, 0.4)], 1)
+    for rows in (None, lambda t: Rows(t, torch.arange(3))):
+        got = (
+            sample(denoiser, start[:, None], times, process=process, step=UniPC(), rows=None)[:, 0]
+            if rows is None
+            else sample(denoiser, start, times, process=process, step=UniPC(), rows=rows)
+        )
+        for i in range(3):
+            alone = sample(denoiser, start[i : i + 1], times[:, i], process=process, step=UniPC())
+            torch.testing.assert_close(got[i : i + 1], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_a_network_that_sees_its_estimate_is_a_solver() -> None:
+    process, start = Process(prediction="x0"), randn(2, 4)
+    shown = []
+
+    def seen(x: Tensor, t: Rows, estimate: Tensor) -> Tensor:
+        shown.append(estimate)
+        return estimate + 1
+
+    got = sample(seen, start, process.times(3), process=process, step=SelfConditioned(euler_step))
+    assert [float(each.mean()) for each in shown] == [0.0, 1.0, 2.0]
+    torch.testing.assert_close(got, torch.full_like(got, 3.0))
+
+
 def test_a_finished_run_stays_as_it_is() -> None:
     process, x = Process(), randn(2, 4)
     done = State(2, x)
@@ -210,13 +238,13 @@ def test_the_dtype_stays_and_float32_is_near_float64(name: str, dtype: torch.dty
 def test_inversion_and_back(name: str, path: Path) -> None:
     """From data to noise and back the same way: what is left is the error of both."""
     process = Process(path=path, prediction="v")
-    # log(alpha/sigma) of a table is infinite at 0 and far away at the first index
-    end = 0.0 if isinstance(path, RectifiedFlow) else 0.02
-    data, times = randn(6, 1) * 0.35 + 0.6, torch.linspace(0.95, end, 61, dtype=torch.float64)
+    # from clean data to pure noise; but log(alpha/sigma) of a table is infinite at 0 and far away at the first index
+    begin, end = (1.0, 0.0) if isinstance(path, RectifiedFlow) else (0.95, 0.02)
+    data, times = randn(6, 1) * 0.35 + 0.6, torch.linspace(begin, end, 46, dtype=torch.float64)
     run = {"process": process, "step": QUIET[name]}
     noise = sample(mixture(process), data, times.flip(0), **run)
     assert distance(noise, data) > 0.1
-    bound = 0.15 if name in ("euler", "ddim") else 1e-2
+    bound = 0.25 if name in ("euler", "ddim") else 3e-2
     assert distance(sample(mixture(process), noise, times, **run), data) < bound
 
 

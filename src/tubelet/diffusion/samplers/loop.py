@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tubelet.diffusion.process import Process
-from tubelet.diffusion.samplers.rows import one_row
 from tubelet.diffusion.samplers.runge_kutta import euler_step
 from tubelet.layout import Rows
 from tubelet.protocols import Denoiser, SamplerStep, Solver
@@ -71,7 +70,7 @@ def lift(step: SamplerStep | Solver) -> Solver:
 def trajectory(
     denoiser: Denoiser,
     start: Float[Tensor, "*lead c"] | State,
-    times: Float[Tensor, " s"],
+    times: Float[Tensor, " s *r"],
     *,
     process: Process,
     step: SamplerStep | Solver = euler_step,
@@ -101,7 +100,7 @@ def trajectory(
     if not state.x.is_floating_point():
         raise ValueError(f"noise must be floating-point, got {state.x.dtype}")
     _check_times(times)
-    solver, levels = lift(step), [(rows or one_row)(time) for time in times.unbind()]
+    solver, levels = lift(step), [(rows or _as_rows)(time) for time in times.unbind()]
     for t, s in itertools.islice(itertools.pairwise(levels), state.number, None):
         x, history = solver.step(denoiser, state.x, t, s, process, state.history)
         state = State(state.number + 1, x, history)
@@ -111,7 +110,7 @@ def trajectory(
 def sample(
     denoiser: Denoiser,
     noise: Float[Tensor, "*lead c"] | State,
-    times: Float[Tensor, " s"],
+    times: Float[Tensor, " s *r"],
     *,
     process: Process,
     step: SamplerStep | Solver = euler_step,
@@ -123,19 +122,20 @@ def sample(
     Args:
         denoiser: predicts what ``process.prediction`` names, from a state and its noise levels.
         noise: the state at ``times[0]``, or the :class:`State` of a run to go on with.
-        times: noise levels in order, such as ``process.times(steps)``. They are used as they are: no warp is applied.
-            From clean data to noise they invert a sample.
+        times: noise levels in order, such as ``process.times(steps)``, or of each row in order, such as a
+            :func:`staircase`. They are used as they are: no warp is applied. From clean data to noise they invert.
         process: path and prediction.
         step: how one step is made: a one-step method such as :func:`heun_step`, or a solver such as :class:`UniPC`.
-        rows: the noise levels of all tokens at one time (default: all the same), such as :meth:`Known.levels`.
+        rows: the noise levels of all tokens at one time, such as :meth:`Known.levels`. By default one time is that of
+            all tokens, and several are one a batch element.
         callback: called after each step with its number and state.
 
     Returns:
         The state at ``times[-1]``.
 
     Raises:
-        ValueError: ``noise`` holds integers, or ``times`` is no list of two or more, or leaves [0, 1] (looked at on the
-            CPU only: reading times on another device would stall it).
+        ValueError: ``noise`` holds integers, or ``times`` are not two or more, or leave [0, 1] (looked at on the CPU
+            only: reading times on another device would stall it).
 
     Example:
         >>> process = Process()
@@ -150,9 +150,15 @@ def sample(
     return x
 
 
+def _as_rows(time: Float[Tensor, "*r"]) -> Rows:
+    return Rows(time.reshape(-1))
+
+
 def _check_times(times: Tensor) -> None:
-    if times.ndim != 1 or times.numel() < 2:
-        raise ValueError(f"times needs at least 2 entries on one axis, a start and an end, got {tuple(times.shape)}")
+    if times.ndim not in (1, 2) or len(times) < 2:
+        raise ValueError(
+            f"times needs at least 2 entries, a start and an end, of one or each row, got {tuple(times.shape)}"
+        )
     if times.device.type != "cpu" or torch.compiler.is_compiling():
         return
     if not bool(((times >= 0) & (times <= 1 + _ROUNDING)).all()):  # NaN too

@@ -104,13 +104,13 @@ class UniPC:
         self, x: State, h: Tensor, there: Mark, t: Rows, known: tuple[Past, ...], nodes: list[Node]
     ) -> State:
         """The step from ``x`` where the first of the known predictions was made, by a polynomial through all."""
-        first = -torch.expm1(-h)
         safe = torch.where(nodes[0].use, h, 1.0)
         moment = moments(safe, len(nodes))
         moment = halved(moment, nodes, (safe if self.variant == "bh1" else moment[0]) / 2)
+        begin = known[0].at
+        keep = quotient(there.sigma, begin.sigma)
+        own = there.alpha - keep * begin.alpha  # alpha_s·(1 - exp(-h)), also from and to pure noise
         others = [there.alpha * weight for weight in weights(moment, nodes)]
-        own = there.alpha * first
         for other in others:
             own = own - other
-        keep = quotient(there.sigma, known[0].at.sigma)
         return combine(t, [keep, own, *others], [x, *(each.value for each in known)])
