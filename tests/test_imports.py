@@ -37,6 +37,7 @@ training
 distributed
 hub
 pipeline
+completion
 recipe
 planner
 bench

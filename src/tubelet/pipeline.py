@@ -10,13 +10,13 @@ Shapes: videos ``(c, T, H, W)`` in [-1, 1], latents ``(z, t, h, w)`` of unit var
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from tubelet.diffusion import Known, Process, cfg, noise_like, sample
+from tubelet.diffusion import Known, Process, cfg, fold_known, noise_like, projected, sample
 from tubelet.layout import Grid, LayoutIndex, Rows, TokenLayout
 from tubelet.models import VideoDiT
 from tubelet.patchify import fold_packed, unfold_packed
@@ -32,6 +32,8 @@ __all__ = [
     "encode_videos",
     "generate",
     "prefix_mask",
+    "sample_latents",
+    "state_like",
 ]
 
 
@@ -264,7 +266,7 @@ def generate(
     guidance: float = 2.0,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> list[Float[Tensor, "c _ _ _"]]:
-    """Sample videos of any sizes in one packed batch.
+    """Sample videos of any sizes in one packed batch. :func:`tubelet.completion.complete` knows more than prefixes.
 
     It runs on the denoiser's device, and its state has the denoiser's dtype or float32 if that is wider; noise is drawn
     on the CPU. Videos come back on that device, in the state's dtype or their prefix's.
@@ -292,47 +294,119 @@ def generate(
         True
     """
     _check_texts(prompts)
-    if not math.isfinite(guidance):
-        raise ValueError(f"guidance must be finite, got {guidance}")
-    process = Process() if process is None else process
     prefixes = [None] * len(prompts) if prefixes is None else list(prefixes)
     _check_lengths(prompts=prompts, sizes=sizes, seeds=seeds, prefixes=prefixes)
-    if not prompts:
-        return []
-    order = sorted(range(len(prompts)), key=lambda i: (math.prod(sizes[i]), len(prompts[i].split())))
-    prompts, sizes = [prompts[i] for i in order], [sizes[i] for i in order]
-    seeds, prefixes = [seeds[i] for i in order], [prefixes[i] for i in order]
     patch = model.denoiser.config.patch
     grids = [model.vae.latent_grid(*size) for size in sizes]
-    own = model.denoiser.embed.weight
-    blank = torch.zeros((), device=own.device, dtype=torch.promote_types(own.dtype, torch.float32))
-    clean = [_clean(model.vae, *each, blank) for each in zip(grids, sizes, prefixes, strict=True)]
+    clean = [_clean(model.vae, *each, state_like(model)) for each in zip(grids, sizes, prefixes, strict=True)]
     if odd := [frames for _, frames in clean if frames % patch[0]]:
         raise ValueError(f"a prefix of {odd[0]} latent frames is not a multiple of the patch's {patch[0]} frames")
-    patches, token_grids = fold_packed([latent for latent, _ in clean], patch)
-    layout = TokenLayout.packed(token_grids)
-    index = layout.on(patches.device)
-    known = Known(
-        index.rows(prefix_mask(index, [frames // patch[0] for _, frames in clean]), "frame"),
-        patches,
+    made = sample_latents(
+        model,
+        prompts,
+        [_first_known(latent, frames) for latent, frames in clean],
+        seeds,
+        process=process,
+        steps=steps,
+        guidance=guidance,
+        callback=callback,
     )
+    return list(map(_paste, decode_latents(model.vae, made), prefixes))
+
+
+@torch.no_grad()
+def sample_latents(
+    model: TextToVideo,
+    prompts: Sequence[str],
+    knowns: Sequence[Known],
+    seeds: Sequence[int],
+    *,
+    process: Process | None = None,
+    steps: int = 25,
+    times: Float[Tensor, " s"] | None = None,
+    starts: Sequence[Float[Tensor, "z _ _ _"]] | None = None,
+    project: Callable[[list[Tensor]], list[Tensor]] | None = None,
+    guidance: float = 2.0,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> list[Float[Tensor, "z _ _ _"]]:
+    """Sample unit-variance latents of any sizes in one packed batch, around what is known of them.
+
+    Args:
+        model: the trained models; its autoencoder is not asked.
+        prompts: one text a video; "" is unconditional.
+        knowns: what is known of each video's latents, from ``Known.of_video(latents, mask)``; nothing where all of the
+            mask is False. Known patches come back bit for bit.
+        seeds: one a video.
+        process: what the denoiser was trained with; None means rectified flow.
+        steps: Euler steps from noise to data, where no ``times`` are given.
+        times: noise levels in order.
+        starts: the states at ``times[0]``; None is noise.
+        project: what the predicted latents are replaced by at every step (:func:`tubelet.diffusion.projected`).
+        guidance: scale of classifier-free guidance; 1 means none.
+        callback: called after each step with its number and the packed state, whose samples are ordered by size.
+
+    Raises:
+        ValueError: one text instead of a list, lists of different lengths, or a ``guidance`` that is not finite.
+
+    Example:
+        >>> callable(sample_latents)
+        True
+    """
+    _check_texts(prompts)
+    if not math.isfinite(guidance):
+        raise ValueError(f"guidance must be finite, got {guidance}")
+    _check_lengths(prompts=prompts, knowns=knowns, seeds=seeds, starts=knowns if starts is None else starts)
+    if not prompts:
+        return []
+    process, patch = Process() if process is None else process, model.denoiser.config.patch
+    order = sorted(range(len(prompts)), key=lambda i: (knowns[i].tokens.numel(), len(prompts[i].split())))
+    prompts, seeds = [prompts[i] for i in order], [seeds[i] for i in order]
+    known, layout = fold_known([knowns[i] for i in order], patch)
+    patches = known.values.to(state_like(model))
+    known = replace(known, values=patches)
+    index = layout.on(patches.device)
+    grids = [grid for grid in layout.grids if grid is not None]
+
+    def back(x: Tensor) -> list[Tensor]:
+        made = dict(zip(order, unfold_packed(x, grids, patch), strict=True))
+        return [made[i] for i in range(len(order))]
+
+    def packed(latents: Sequence[Tensor]) -> Tensor:
+        return fold_packed([latents[i] for i in order], patch)[0].to(patches)
 
     def denoiser(texts: Sequence[str]) -> Denoiser:
         return lambda x, t: _predict(model, x, t, texts, index, known.tokens)
 
     guided = denoiser(prompts) if guidance == 1 else cfg(denoiser(prompts), denoiser([""] * len(prompts)), guidance)
+    if project is not None:
+        guided = projected(guided, lambda x0: packed(project(back(x0))), process)
     noise = noise_like(layout, patches.shape[-1], seeds, device=patches.device, dtype=patches.dtype)
     done = sample(
         guided,
-        known.apply(noise),
-        process.times(steps, device=patches.device, dtype=patches.dtype),
+        known.noised(process, noise).apply(noise if starts is None else packed(starts)),
+        process.times(steps, device=patches.device, dtype=patches.dtype) if times is None else times.to(patches),
         process=process,
         rows=known.levels,
         callback=callback,
     )
-    videos = decode_latents(model.vae, unfold_packed(done, token_grids, patch))
-    made = dict(zip(order, map(_paste, videos, prefixes), strict=True))
-    return [made[i] for i in range(len(order))]
+    return back(known.apply(done))
+
+
+def state_like(model: TextToVideo) -> Float[Tensor, ""]:
+    """A zero on the device and in the dtype of a sampler's state: the denoiser's, or float32 if that is wider.
+
+    Example:
+        >>> callable(state_like)
+        True
+    """
+    own = model.denoiser.embed.weight
+    return torch.zeros((), device=own.device, dtype=torch.promote_types(own.dtype, torch.float32))
+
+
+def _first_known(latent: Float[Tensor, "z t h w"], frames: int) -> Known:
+    """Latents of which the first frames are known."""
+    mask = torch.arange(latent.shape[1], device="cpu") < frames
+    return Known.of_video(latent, mask[:, None, None].expand(latent.shape[1:]))
 
 
 def _check_texts(prompts: Sequence[str]) -> None:
@@ -344,7 +418,7 @@ def _check_texts(prompts: Sequence[str]) -> None:
 def _check_lengths(**lists: Sequence[object]) -> None:
     counts = {name: len(values) for name, values in lists.items()}
     if len(set(counts.values())) != 1:
-        raise ValueError(f"prompts, sizes, seeds and prefixes must be equally many, got {counts}")
+        raise ValueError(f"{', '.join(counts)} must be equally many, got {counts}")
 
 
 def _clean(

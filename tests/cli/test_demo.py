@@ -16,6 +16,7 @@ def calls(monkeypatch) -> list[tuple]:
     made: list[tuple] = []
     monkeypatch.setattr(command, "full", lambda *values: made.append(("full", *values)))
     monkeypatch.setattr(command, "judged", lambda *values: made.append(("judged", *values)))
+    monkeypatch.setattr(command, "tasks", lambda *values: made.append(("tasks", *values)))
     monkeypatch.setattr(command, "live_and_shipped", lambda *values: made.append(("live", *values)))
     return made
 
@@ -28,12 +29,16 @@ def test_defaults_and_options_reach_the_demo(calls, tmp_path, monkeypatch) -> No
     assert main(["demo", "--full", "--seed", "4", "--out", "there"]) == 0
     assert main(["demo", "--judge"]) == 0
     assert main(["demo", "--judge", "a b.safetensors", "--seed", "5", "--out", "there"]) == 0
+    assert main(["demo", "--tasks"]) == 0
+    assert main(["demo", "--tasks", "a b.safetensors", "--seed", "6", "--out", "there"]) == 0
     assert calls == [
         ("live", Path("runs/demo"), 2.0, 0, False),
         ("live", Path("there"), 0.5, 3, True),
         ("full", Path("there"), 4, False),
         ("judged", Path("runs/demo"), 0, None),
         ("judged", Path("there"), 5, Path("a b.safetensors")),
+        ("tasks", Path("runs/demo"), 0, None),
+        ("tasks", Path("there"), 6, Path("a b.safetensors")),
     ]
 
 
@@ -43,6 +48,9 @@ def test_defaults_and_options_reach_the_demo(calls, tmp_path, monkeypatch) -> No
         (("--full", "--minutes", "3"), "--minutes is of the live run, which --full leaves out"),
         (("--judge", "--minutes", "3"), "--minutes is of the live run, which --judge leaves out"),
         (("--judge", "--resume"), "--judge trains nothing"),
+        (("--tasks", "--minutes", "3"), "--minutes is of the live run, which --tasks leaves out"),
+        (("--tasks", "--resume"), "--tasks trains nothing"),
+        (("--tasks", "--judge"), "not allowed with"),
         (("--judge", "--full"), "not allowed with"),
         (("--judge", "none.safetensors"), "--judge: there is no none.safetensors"),
         (("--seed", str(2**63)), "--seed: expected a whole number"),

@@ -17,6 +17,7 @@ __all__ = [
     "number",
     "positive",
     "rate",
+    "share",
     "sides",
     "size",
     "video_file",
@@ -109,6 +110,25 @@ def positive(text: str) -> float:
         value = 0.0
     if not 0 < value <= _MOST:
         raise argparse.ArgumentTypeError(f"expected a number above 0 and at most {_MOST}, got {text!r}")
+    return value
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+
+    Example:
+        >>> share("0.7")
+        0.7
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
     return value
 
 

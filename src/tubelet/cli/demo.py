@@ -15,6 +15,7 @@ _EXAMPLE = """examples:
   tubelet demo --minutes 1 --seed 3 --out runs/quick
   tubelet demo --resume                go on after Ctrl-C
   tubelet demo --judge                 no training: measure the shipped checkpoint again
+  tubelet demo --tasks                 no training: every task of known frames, judged
   tubelet demo --full                  retrain the shipped checkpoint (up to an hour on two cores)"""
 
 
@@ -45,6 +46,14 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="only judge a checkpoint of the demo: FILE, or the one that ships",
     )
+    instead.add_argument(
+        "--tasks",
+        type=existing,
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="only do and judge the tasks of known frames, from extension to loops: FILE, or the one that ships",
+    )
     parser.set_defaults(run=run)
 
 
@@ -59,22 +68,27 @@ def run(arguments: argparse.Namespace) -> None:
         >>> callable(run)
         True
     """
-    from tubelet.demo.command import full, judged, live_and_shipped
+    from tubelet.demo.command import full, judged, live_and_shipped, tasks
 
     out, seed, resume, judge = arguments.out, arguments.seed, arguments.resume, arguments.judge
+    file = arguments.tasks
     _check(arguments)
     with flushed_denormals():
         if arguments.full:
             full(out, seed, resume)
         elif judge is not None:
             judged(out, seed, None if judge is True else judge)
+        elif file is not None:
+            tasks(out, seed, None if file is True else file)
         else:
             live_and_shipped(out, arguments.minutes or _MINUTES, seed, resume)
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """That no option is dropped: those of the live run do not go with the others."""
-    if arguments.minutes is not None and (arguments.full or arguments.judge is not None):
-        raise ValueError(f"--minutes is of the live run, which {'--full' if arguments.full else '--judge'} leaves out")
-    if arguments.resume and arguments.judge is not None:
-        raise ValueError("--resume goes on with a training, but --judge trains nothing")
+    chosen = {"--full": arguments.full or None, "--judge": arguments.judge, "--tasks": arguments.tasks}
+    instead = next((name for name, value in chosen.items() if value is not None), None)
+    if arguments.minutes is not None and instead:
+        raise ValueError(f"--minutes is of the live run, which {instead} leaves out")
+    if arguments.resume and instead in ("--judge", "--tasks"):
+        raise ValueError(f"--resume goes on with a training, but {instead} trains nothing")

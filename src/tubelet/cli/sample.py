@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tubelet.cli.arguments import count, existing, number, positive, rate, video_file, video_size
+from tubelet.cli.tasks import add_task, check_no_task, do_task
 
 __all__ = ["add", "run"]
 
 _EXAMPLE = """example:
   tubelet sample "a seven drifting left" --size 9,24,32 --out seven.gif
-  tubelet sample "a seven drifting left" --size 13,32,32 --image first.png"""
+  tubelet sample "a seven drifting left" --size 13,32,32 --image first.png
+  tubelet sample "a seven" --size 13,32,32 --task loop --out loop.gif
+  tubelet sample "a two drifting up" --size 13,32,32 --task edit --source "a nine drifting up" --guidance 4"""
 
 
 def add(commands: Any) -> None:
@@ -58,6 +62,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--guidance", type=positive, default=2.0, help="how much the prompt counts; default 2")
     parser.add_argument("--fps", type=rate, default=8.0, help="frames a second of the file; default 8")
     parser.add_argument("--scale", type=count, default=6, help="pixels of the file per pixel of the video; default 6")
+    add_task(parser)
     parser.set_defaults(run=run)
 
 
@@ -73,7 +78,6 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from tubelet.data import write_video
     from tubelet.demo.shipped import load_model
-    from tubelet.pipeline import generate
     from tubelet.text import WordEncoder
 
     t, h, w = arguments.size
@@ -81,22 +85,35 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--image is the first frame, which leaves nothing to make in --size 1,{h},{w}: ask for more")
     model = load_model(arguments.model)
     assert isinstance(model.text, WordEncoder)
-    prefix = None
-    if arguments.image is not None:
-        prefix = _first_frame(arguments.image, (h, w), gray=model.vae.config.in_channels == 1)
+    words, gray = model.text.config.words, model.vae.config.in_channels == 1
+    prompt = _worded(arguments.prompt, words)
     with torch.autocast("cpu", torch.bfloat16):
-        (video,) = generate(
-            model,
-            [_worded(arguments.prompt, model.text.config.words)],
-            [arguments.size],
-            [arguments.seed],
-            prefixes=[prefix],
-            steps=arguments.steps,
-            guidance=arguments.guidance,
-        )
+        if arguments.task is None:
+            video = _of_prompt(arguments, model, prompt, gray)
+        else:
+            read = partial(_read, size=(h, w), gray=gray)
+            video = do_task(arguments, model, prompt, lambda text: _worded(text, words), read)
     write_video(arguments.out, video.float(), arguments.fps, scale=arguments.scale)
-    frames = "1 frame" if t == 1 else f"{t} frames"
-    print(f"{arguments.out}: {arguments.prompt!r}, {frames} of {h}x{w}, seed {arguments.seed}")
+    frames, task = "1 frame" if t == 1 else f"{t} frames", f", task {arguments.task}" if arguments.task else ""
+    print(f"{arguments.out}: {arguments.prompt!r}, {frames} of {h}x{w}, seed {arguments.seed}{task}")
+
+
+def _of_prompt(arguments: argparse.Namespace, model: Any, prompt: str, gray: bool) -> Float[Tensor, "c t h w"]:
+    """Text to video, or image to video where there is an image."""
+    from tubelet.pipeline import generate
+
+    check_no_task(arguments)
+    prefix = None if arguments.image is None else _first_frame(arguments.image, arguments.size[1:], gray=gray)
+    (video,) = generate(
+        model,
+        [prompt],
+        [arguments.size],
+        [arguments.seed],
+        prefixes=[prefix],
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+    )
+    return video
 
 
 def _worded(prompt: str, words: Collection[str]) -> str:
@@ -107,7 +124,12 @@ def _worded(prompt: str, words: Collection[str]) -> str:
 
 
 def _first_frame(path: Path, size: tuple[int, int], gray: bool) -> Float[Tensor, "c 1 h w"]:
-    """The image at the video's size, and a line that says what was done to it."""
+    """The image at the video's size."""
+    return _read(path, size, gray, frames=1)
+
+
+def _read(path: Path, size: tuple[int, int], gray: bool, frames: int | None = None) -> Float[Tensor, "c t h w"]:
+    """The frames of a file at the video's size, and a line that says what was done to them."""
     from tubelet.data import read_video
 
     picture = read_video(path, frames=1)
@@ -123,4 +145,4 @@ def _first_frame(path: Path, size: tuple[int, int], gray: bool) -> Float[Tensor,
         done.append("turned grey")
     if done:
         print(f"{path}: {', '.join(done)}")
-    return read_video(path, frames=1, size=size, gray=gray)
+    return read_video(path, frames=frames, size=size, gray=gray)

@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,13 @@ from tubelet.demo.judge import Judge, train_judge
 from tubelet.demo.metrics import direction_accuracy
 from tubelet.demo.pictures import loss_curves, reconstruction_sheet
 from tubelet.demo.shipped import NAME, load_model
+from tubelet.demo.tasks import NAMES, do_task, judged_task, moving_clips, task_line
 from tubelet.files import replacing
 from tubelet.pipeline import TextToVideo
 from tubelet.text import WordEncoder
 from tubelet.training import History, Progress
 
-__all__ = ["full", "judged", "live_and_shipped"]
+__all__ = ["full", "judged", "live_and_shipped", "tasks"]
 
 _MOVING = 500
 
@@ -97,6 +99,39 @@ def judged(out: Path, seed: int, checkpoint: Path | None = None) -> dict[str, An
     metrics = _judged(model, out / "judged", seed)
     metrics["seconds"] = round(time.monotonic() - began, 1)
     _finish(out / "judged", metrics, seed)
+    return metrics
+
+
+def tasks(out: Path, seed: int, checkpoint: Path | None = None, samples: int = 200) -> dict[str, Any]:
+    """What ``tubelet demo --tasks`` does: every task of known frames on held-out clips, judged, with pictures.
+
+    Args:
+        out: ``metrics.json`` and a folder of each task go into its folder ``tasks/``.
+        seed: of the judge, the held-out clips and the samples.
+        checkpoint: a file of the demo's; None is the one that ships.
+        samples: clips of each task.
+
+    Raises:
+        ValueError: no such file, or a model of another world.
+
+    Example:
+        >>> metrics = tasks(Path("runs/demo"), seed=0)  # doctest: +SKIP
+    """
+    model, folder = load_model(checkpoint), out / "tasks"
+    _check_world(model, checkpoint)
+    _greet(folder)
+    judge, clips = _trained_judge(seed), moving_clips(seed, samples)
+    _say(f"{checkpoint or 'the checkpoint that ships'}, {samples} videos of each task, seed {seed}")
+    found: dict[str, Any] = {}
+    for name in NAMES:
+        with _show(name)(samples, 0) as progress:
+            done = do_task(model, name, clips, 10_000 + seed, tick=partial(progress.update, record={}))
+        found[name] = judged_task(judge, name, done)
+        write_all(folder / name, done.videos[:6], done.captions[:6])
+        _say(task_line(name, found[name]))
+    metrics = {"tasks": found, "seed": seed, "samples": samples, **_versions()}
+    _write_json(folder / "metrics.json", metrics)
+    _say(f"pictures, videos and metrics.json are in {folder}")
     return metrics
 
 

@@ -50,7 +50,7 @@ from tubelet.diffusion.guidance import (
     within,
     zero_init,
 )
-from tubelet.diffusion.known import Known
+from tubelet.diffusion.known import Known, fold_known
 from tubelet.diffusion.losses import masked_mean, squared_error
 from tubelet.diffusion.noise import noise_like, noise_stream
 from tubelet.diffusion.offset import offset_noise
@@ -58,6 +58,8 @@ from tubelet.diffusion.paths import EDM, VESDE, VP, VPSDE, Normalized, Rectified
 from tubelet.diffusion.posteriors import Posterior, learned_range, posterior, range_share
 from tubelet.diffusion.predictions import Coefficients, Prediction, coefficients, from_x0_eps, level, to_x0_eps
 from tubelet.diffusion.process import Process
+from tubelet.diffusion.projection import projected
+from tubelet.diffusion.repainting import Repainted
 from tubelet.diffusion.samplers import (
     Churned,
     Corrected,
@@ -123,6 +125,7 @@ __all__ = [
     "Prediction",
     "Process",
     "RectifiedFlow",
+    "Repainted",
     "Rule",
     "Scale",
     "SelfConditioned",
@@ -160,6 +163,7 @@ __all__ = [
     "edm_weight",
     "euler_step",
     "exponential_times",
+    "fold_known",
     "from_x0_eps",
     "heun_step",
     "hold",
@@ -194,6 +198,7 @@ __all__ = [
     "p2",
     "packed",
     "posterior",
+    "projected",
     "range_share",
     "renoise",
     "replaced",

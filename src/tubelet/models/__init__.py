@@ -48,6 +48,7 @@ from tubelet.models.ltx import LTXConfig, LTXTransformer, ltx_2b, ltx_13b, ltx_p
 from tubelet.models.mochi import MochiConfig, MochiTransformer, mochi_10b
 from tubelet.models.open_sora import OpenSoraConfig, OpenSoraTransformer, open_sora_2
 from tubelet.models.patch_conv import PatchConv
+from tubelet.models.streamed import StreamedVideoDiT
 from tubelet.models.uvit import (
     UViT,
     UViTConfig,
@@ -100,6 +101,7 @@ __all__ = [
     "OpenSoraConfig",
     "OpenSoraTransformer",
     "PatchConv",
+    "StreamedVideoDiT",
     "UViT",
     "UViTConfig",
     "VideoDiT",

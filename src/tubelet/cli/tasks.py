@@ -1,0 +1,171 @@
+"""``tubelet sample --task``: what a task takes from a video file, or from a video that the model makes first."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tubelet.cli.arguments import count, existing, share
+
+__all__ = ["NAMES", "add_task", "check_no_task", "do_task"]
+
+NAMES = (
+    "text",
+    "image",
+    "extend",
+    "prepend",
+    "connect",
+    "loop",
+    "inpaint",
+    "outpaint",
+    "spacetime",
+    "interpolate",
+    "upsample",
+    "edit",
+    "invert",
+    "long",
+)
+"""Every task; those before the last three are :data:`tubelet.completion.TASKS`. Example: ``NAMES[0]``."""
+
+_GIVEN, _EVERY, _STRENGTH, _WINDOW = 5, 4, 0.75, 13
+_USES = {
+    "given": ("extend", "prepend", "connect", "loop", "long"),
+    "every": ("interpolate", "upsample"),
+    "strength": ("edit", "invert"),
+    "window": ("long",),
+    "source": NAMES[1:],
+    "video": NAMES[1:],
+}
+
+Video = Float[Tensor, "c _ _ _"]
+
+
+def add_task(parser: argparse.ArgumentParser) -> None:
+    """Add the options of tasks to ``tubelet sample``.
+
+    Example:
+        >>> parser = argparse.ArgumentParser()
+        >>> add_task(parser)
+        >>> parser.parse_args(["--task", "loop"]).task
+        'loop'
+    """
+    group = parser.add_argument_group("tasks", "what is known of the video; the rest is made")
+    group.add_argument("--task", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    group.add_argument(
+        "--video",
+        type=existing,
+        action="append",
+        metavar="FILE",
+        help="the source; twice for connect; without it the model makes one of --source",
+    )
+    group.add_argument("--source", metavar="PROMPT", help="what the source shows; default the prompt")
+    group.add_argument("--given", type=count, help=f"frames kept at an end of the source; default {_GIVEN}")
+    group.add_argument(
+        "--every", type=count, help=f"interpolate, upsample: of how many frames one is known; default {_EVERY}"
+    )
+    group.add_argument("--strength", type=share, help=f"edit, invert: 0 keeps the source; default {_STRENGTH:g}, 1")
+    group.add_argument("--window", type=count, help=f"long: frames made at once; default {_WINDOW}")
+
+
+def check_no_task(arguments: argparse.Namespace) -> None:
+    """That no option of a task is dropped where there is none.
+
+    Raises:
+        ValueError: an option of tasks without ``--task``.
+
+    Example:
+        >>> parser = argparse.ArgumentParser()
+        >>> add_task(parser)
+        >>> check_no_task(parser.parse_args(["--every", "2"]))
+        Traceback (most recent call last):
+        ...
+        ValueError: --every is of a task: interpolate, upsample; say which with --task
+    """
+    for option, tasks in _USES.items():
+        if getattr(arguments, option) is not None:
+            raise ValueError(f"--{option} is of a task: {', '.join(tasks)}; say which with --task")
+
+
+def do_task(
+    arguments: argparse.Namespace,
+    model: Any,
+    prompt: str,
+    worded: Callable[[str], str],
+    read: Callable[[Path], Video],
+) -> Video:
+    """The video of a task.
+
+    Args:
+        arguments: of ``tubelet sample``.
+        model: the trained models.
+        prompt: as the model's captions have it.
+        worded: puts another prompt so.
+        read: a video file at the size that is asked for.
+
+    Raises:
+        ValueError: an option that the task does not use, a source that is too short, or a file too many.
+
+    Example:
+        >>> callable(do_task)
+        True
+    """
+    from tubelet.completion import complete, edit, edit_inverted, lengthen, task
+
+    _check(arguments)
+    name, frames, seed = arguments.task, arguments.size[0], arguments.seed
+    given, every = arguments.given or _GIVEN, arguments.every or _EVERY
+    made = {"steps": arguments.steps, "guidance": arguments.guidance}
+    window = min(arguments.window or _WINDOW, frames)
+    source = _source(arguments, model, worded, read, window if name == "long" else frames, given)
+    if name == "edit":
+        strength = _STRENGTH if arguments.strength is None else arguments.strength
+        return edit(model, [prompt], [source], [seed], strength=strength, **made)[0]
+    if name == "invert":
+        strength = 1.0 if arguments.strength is None else arguments.strength
+        shown = worded(arguments.prompt if arguments.source is None else arguments.source)
+        return edit_inverted(model, [prompt], [source], [shown], strength=strength, **made)[0]
+    if name == "long":
+        start, overlap = source[:, :given], min(given, window - 1)
+        return lengthen(model, [prompt], [start], frames, [seed], window=window, overlap=overlap, **made)[0]
+    return complete(model, [prompt], [task(name, source, frames, given, every)], [seed], **made)[0]
+
+
+def _source(
+    arguments: argparse.Namespace,
+    model: Any,
+    worded: Callable[[str], str],
+    read: Callable[[Path], Video],
+    frames: int,
+    given: int,
+) -> Video:
+    """The files, of which connect wants the end of the first and the start of the second; else a sample."""
+    import torch
+
+    from tubelet.pipeline import generate
+
+    if arguments.video is None:
+        shown = worded(arguments.prompt if arguments.source is None else arguments.source)
+        size = (frames, *arguments.size[1:])
+        how = {"steps": arguments.steps, "guidance": arguments.guidance}
+        return generate(model, [shown], [size], [arguments.seed], **how)[0]
+    videos = [read(path) for path in arguments.video]
+    return videos[0] if len(videos) == 1 else torch.cat([videos[0][:, -given:], videos[1][:, :given]], dim=1)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """That no option is dropped."""
+    name, files = arguments.task, arguments.video or ()
+    for option, tasks in _USES.items():
+        if getattr(arguments, option) is not None and name not in tasks:
+            raise ValueError(f"--{option} is not of --task {name}, but of {', '.join(tasks)}")
+    if arguments.image is not None:
+        raise ValueError(f"--image is --task image by itself: give --task {name} a --video instead")
+    if len(files) > (2 if name == "connect" else 1):
+        raise ValueError(f"--task {name} has one source{' or two' * (name == 'connect')}, got {len(files)} files")
+    if files and arguments.source is not None and name != "invert":
+        raise ValueError(f"--source is what the model makes without a --video, got both for --task {name}")
+    if name == "invert" and files and arguments.source is None:
+        raise ValueError("--task invert needs a --source that says what the --video shows")
