@@ -95,8 +95,8 @@ def dit_original_config(config: Mapping[str, Any], shapes: Mapping[str, tuple[in
         ValueError: the tensors are not DiT's: there is no x_embedder.proj.weight of rank 4
     """
     file = FileShapes("DiT", shapes)
-    classes = file.of("y_embedder.embedding_table.weight")[0] - 1
-    return {**sizes_of(file, config), "num_classes": classes, **config}
+    sizes = sizes_of(file, config)
+    return {**sizes, "num_classes": file.of("y_embedder.embedding_table.weight")[0] - 1, **config}
 
 
 def sizes_of(file: FileShapes, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.files import parsing
-from tubelet.hub.allegro import ALLEGRO
+from tubelet.hub.allegro import ALLEGRO, ALLEGRO_ORIGINAL
 from tubelet.hub.cogvideox import COGVIDEOX
 from tubelet.hub.cosmos import COSMOS, COSMOS_ORIGINAL
 from tubelet.hub.dit import DIT
@@ -50,6 +50,7 @@ __all__ = [
 
 _FAMILIES = (
     ALLEGRO,
+    ALLEGRO_ORIGINAL,
     COGVIDEOX,
     COSMOS,
     COSMOS_ORIGINAL,
