@@ -85,7 +85,8 @@ def test_a_file_alone_as_it_is_published(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "uvit.pth")
     model = load_original(tmp_path / "uvit.pth", family="uvit")
     assert model.config == config and model.label.null == 1000  # type: ignore[union-attr]
-    assert all(torch.equal(to_original(model)[1][name], tensor) for name, tensor in state.items())
+    back = to_original(model)[1]
+    assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
 
 
 def test_files_of_other_models_are_refused() -> None:

@@ -105,8 +105,9 @@ def test_padded_text_never_changes_the_result(padding: float) -> None:
 
 
 @pytest.mark.graph
-def test_one_graph_serves_many_layouts() -> None:
-    check_one_graph(tiny(), MIXTURE)
+@pytest.mark.parametrize("joint", [False, True])
+def test_one_graph_serves_many_layouts(joint: bool) -> None:
+    check_one_graph(tiny(), MIXTURE, joint=joint)
 
 
 def test_the_prediction_is_zero_at_the_start_and_a_model_made_on_meta_resets_whole() -> None:

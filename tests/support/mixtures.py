@@ -144,8 +144,10 @@ def check_joint(model: nn.Module, mixture: Mixture) -> None:
         model(t=Rows(values[:1]), **given | dropped)
 
 
-def check_one_graph(model: nn.Module, mixture: Mixture, capacity: int = 20, text_capacity: int = 12) -> None:
-    """Compiled whole, once, for several mixtures of a capacity, with the results of eager code."""
+def check_one_graph(
+    model: nn.Module, mixture: Mixture, capacity: int = 20, text_capacity: int = 12, joint: bool = False
+) -> None:
+    """Compiled whole, once, for several mixtures of a capacity, with the results of eager code; ``joint`` gives it."""
     compiles: list[object] = []
 
     def counting(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., Any]:
@@ -160,6 +162,8 @@ def check_one_graph(model: nn.Module, mixture: Mixture, capacity: int = 20, text
         for name in one.per_sample:  # one shape for any number of samples
             real = given[name].detach()
             given[name] = torch.cat([real, real.new_zeros(16 - len(grids), *real.shape[1:])])
+        if joint:
+            given["joint"] = JointLayout((given["text_layout"], given["layout"])).on("cpu")
         got, expected = one.ask(compiled, given, values, "sample"), one.ask(model, given, values, "sample")
         total = sum(grid.tokens for grid in grids)
         torch.testing.assert_close(got[:total], expected[:total])
