@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tubelet.hub import Entry, KeyMap, renamed
+from tubelet.hub import Entry, KeyMap, fused, renamed
 
 FUSED = Entry(
     ("blocks.*.q.weight", "blocks.*.k.weight"),
@@ -46,3 +46,13 @@ def test_a_star_is_one_number_and_a_point_is_a_point() -> None:
 def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ValueError, match=r"unknown \['what'\], missing \['blocks.4.k.weight'\]"):
         KEYS.to_theirs({"blocks.4.q.weight": torch.zeros(1), "what": torch.zeros(1)})
+
+
+def test_equal_parts_of_one_tensor_are_those_of_several_modules_in_order() -> None:
+    keys = KeyMap(fused(["q", "k", "v"], "qkv"))
+    state = {"qkv.weight": torch.arange(6.0).view(6, 1), "qkv.bias": torch.arange(6.0)}
+    ours = keys.to_ours(state)
+    assert [ours[f"{name}.bias"].tolist() for name in "qkv"] == [[0, 1], [2, 3], [4, 5]]
+    back = keys.to_theirs(ours)
+    assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
+    assert [entry.theirs for entry in fused(["q"], "a", ["weight"])] == [("a.weight",)]

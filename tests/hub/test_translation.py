@@ -1,7 +1,7 @@
 """Tensors of one form as those of another, where one of ours is several of theirs and the other way round."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -47,6 +47,7 @@ PAIR = Family(
     wide=("first",),
     complete=complete,
     prefixes=("other.", "net."),
+    others=("vae.",),
 )
 THEIRS = {"a": torch.randn(1, 5), "b": torch.randn(3, 5), "c": torch.randn(3, 5)}
 
@@ -69,6 +70,32 @@ def test_a_prefix_before_some_names_only_is_no_prefix() -> None:
     with pytest.raises(ValueError, match=r"a file: its tensors do not fit Pair in 2 places:\n  missing a") as caught:
         to_ours(PAIR, "a file", {"width": 5}, held({"net.a": THEIRS["a"], "b": THEIRS["b"], "c": THEIRS["c"]}))
     assert "unexpected net.a (1, 5)" in str(caught.value)
+
+
+def test_other_models_in_the_file_are_left_alone() -> None:
+    file = {f"net.{name}": tensor for name, tensor in THEIRS.items()} | {"vae.a": torch.zeros(2)}
+    _, ours = to_ours(PAIR, "a file", {}, held(file))
+    assert torch.equal(ours.read("second"), THEIRS["c"][1:])
+
+
+def test_a_table_that_follows_from_the_config_is_judged_by_its_entry_and_written() -> None:
+    """Of any length; missing it is named as any other tensor, and its numbers are compared before anything is built."""
+
+    def judge(table: Tensor) -> list[Tensor]:
+        if not table.is_meta and table.any():
+            raise ValueError(f"steps holds {table.tolist()}")
+        return []
+
+    steps = Entry((), ("steps",), judge, lambda: [torch.zeros(4)])
+    family = replace(PAIR, keys=lambda config: KeyMap((*PAIR.keys(config).entries, steps)))
+    model, ours = to_ours(family, "a file", {}, held(THEIRS | {"steps": torch.zeros(2)}))
+    assert ours.like.keys() == {"joined", "first", "second"}
+    _, back = to_theirs(family, model.config, ours)
+    assert torch.equal(back.read("steps"), torch.zeros(4)) and back.shapes["steps"] == (4,)
+    with pytest.raises(ValueError, match=r"steps holds \[1.0\]"):
+        to_ours(family, "a file", {}, held(THEIRS | {"steps": torch.ones(1)}))
+    with pytest.raises(ValueError, match=r"missing steps \(4,\)"):
+        to_ours(family, "a file", {}, held(THEIRS))
 
 
 def test_a_dtype_spares_islands_and_integers() -> None:

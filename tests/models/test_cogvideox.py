@@ -11,6 +11,7 @@ from mixtures import (
     LEVELS,
     Mixture,
     check_finer_levels,
+    check_joint,
     check_one_graph,
     check_packed_equals_separate,
     check_padding_never_counts,
@@ -32,7 +33,7 @@ TINY = CogVideoXConfig(
     dim=32, depth=2, heads=2, time_dim=6, latent_channels=2, text_dim=5, patch=(1, 1, 2), given_channels=1,
     base=(2, 3), sincos=(1.0, 1.5, 1.5), learned=(3, 2, 4), learned_text=3, ofs=True,
 )  # fmt: skip
-MIXTURE = Mixture({"x": 4, "given": 2}, {"text": 5}, {"ofs": ()}, joint=True)
+MIXTURE = Mixture({"x": 4, "given": 2}, {"text": 5}, {"ofs": ()})
 
 
 def loaded(theirs: CogVideoXTransformer3DModel, dtype: torch.dtype | None = None) -> CogVideoXTransformer:
@@ -218,10 +219,9 @@ def test_one_graph_serves_many_layouts() -> None:
     check_one_graph(tiny(), MIXTURE)
 
 
-def test_layouts_on_the_host_make_their_joint_index_themselves() -> None:
-    model, given, values = tiny(), MIXTURE.inputs(), MIXTURE.levels("sample")
-    t = given["layout"].on("cpu").rows(values, "sample")
-    assert torch.equal(model(t=t, **given), MIXTURE.ask(model, given, values, "sample"))
+def test_a_joint_index_may_be_given_and_is_made_otherwise() -> None:
+    """From layouts on the host, from indices, from one of each; indices with dropped tokens need one."""
+    check_joint(tiny(), MIXTURE)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,6 @@ def test_layouts_on_the_host_make_their_joint_index_themselves() -> None:
         ({"ofs": torch.zeros(2, **F64)}, "values has 2 rows, but the layout has 3"),
         ({"t": Rows(torch.zeros(3, **F64))}, "3 values without an index"),
         ({"text_t": Rows(torch.zeros(3, **F64))}, "3 values without an index"),
-        ({"layout": MIXTURE.layouts()["layout"].on("cpu")}, "are indices: give joint"),
         ({"joint": JointLayout((TokenLayout.packed([None], [2]),)).on("cpu")}, r"joint merges \(2,\) tokens"),
     ],
 )

@@ -10,6 +10,7 @@ from mixtures import (
     LEVELS,
     Mixture,
     check_finer_levels,
+    check_joint,
     check_one_graph,
     check_packed_equals_separate,
     check_padding_never_counts,
@@ -32,7 +33,7 @@ TINY = HunyuanVideoConfig(
     dim=16, heads=2, depth=1, single_depth=2, refiner_depth=1, mlp_ratio=1.5, latent_channels=2, given_channels=1,
     text_dim=5, pooled_dim=3, patch=(1, 1, 2), rope_axes=(2, 2, 4), guidance=True,
 )  # fmt: skip
-MIXTURE = Mixture({"x": 4, "given": 2}, {"text": 5}, {"pooled": (3,), "guidance": ()}, joint=True)
+MIXTURE = Mixture({"x": 4, "given": 2}, {"text": 5}, {"pooled": (3,), "guidance": ()})
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -134,10 +135,9 @@ def test_the_prediction_is_zero_at_the_start_and_a_model_made_on_meta_resets_who
     check_reset(lambda **made: HunyuanVideoTransformer(TINY, **made), MIXTURE)
 
 
-def test_layouts_on_the_host_make_their_joint_index_themselves() -> None:
-    model, given, values = tiny(), MIXTURE.inputs(), MIXTURE.levels("sample")
-    t = given["layout"].on("cpu").rows(values, "sample")
-    assert torch.equal(model(t=t, **given), MIXTURE.ask(model, given, values, "sample"))
+def test_a_joint_index_may_be_given_and_is_made_otherwise() -> None:
+    """From layouts on the host, from indices, from one of each; indices with dropped tokens need one."""
+    check_joint(tiny(), MIXTURE)
 
 
 def test_rows_of_a_batch_are_never_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,6 @@ def test_any_pattern_equals_its_mask(pattern: Pattern, monkeypatch: pytest.Monke
         ({"pooled": torch.zeros(3, 4, **F64)}, r"pooled has shape \(3, 4\), but layout has 3 samples of \(3,\)"),
         ({"text_layout": TokenLayout.packed([None], [5])}, "layout has 3 samples, but that of text has 1"),
         ({"t": Rows(torch.zeros(3, **F64))}, "3 values without an index"),
-        ({"layout": MIXTURE.layouts()["layout"].on("cpu")}, r"are indices: give joint=JointLayout"),
         ({"joint": JointLayout((TokenLayout.padded([1], 1),) * 2).on("cpu")}, r"merges \(1, 1\) tokens"),
     ],
 )

@@ -10,6 +10,7 @@ from mixtures import (
     LEVELS,
     Mixture,
     check_finer_levels,
+    check_joint,
     check_one_graph,
     check_packed_equals_separate,
     check_padding_never_counts,
@@ -33,7 +34,7 @@ TINY = MochiConfig(
     dim=24, depth=2, heads=2, text_width=10, latent_channels=2, text_dim=6, pool_heads=2, patch=(1, 1, 2),
     frequencies=8, area=30.0,
 )  # fmt: skip
-MIXTURE = Mixture({"x": 4}, {"text": 6}, joint=True)
+MIXTURE = Mixture({"x": 4}, {"text": 6})
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -104,8 +105,9 @@ def test_padded_text_never_changes_the_result(padding: float) -> None:
 
 
 @pytest.mark.graph
-def test_one_graph_serves_many_layouts() -> None:
-    check_one_graph(tiny(), MIXTURE)
+@pytest.mark.parametrize("joint", [False, True])
+def test_one_graph_serves_many_layouts(joint: bool) -> None:
+    check_one_graph(tiny(), MIXTURE, joint=joint)
 
 
 def test_the_prediction_is_zero_at_the_start_and_a_model_made_on_meta_resets_whole() -> None:
@@ -149,10 +151,9 @@ def test_any_pattern_equals_its_mask(pattern: Pattern) -> None:
     torch.testing.assert_close(got, MIXTURE.ask(model, given, values, "frame"), rtol=1e-11, atol=1e-11)
 
 
-def test_layouts_on_the_host_make_their_joint_index_themselves() -> None:
-    model, given, values = tiny(), MIXTURE.inputs(), MIXTURE.levels("sample")
-    t = given["layout"].on("cpu").rows(values, "sample")
-    assert torch.equal(model(t=t, **given), MIXTURE.ask(model, given, values, "sample"))
+def test_a_joint_index_may_be_given_and_is_made_otherwise() -> None:
+    """From layouts on the host, from indices, from one of each; indices with dropped tokens need one."""
+    check_joint(tiny(), MIXTURE)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +161,7 @@ def test_layouts_on_the_host_make_their_joint_index_themselves() -> None:
     [
         ({"x": torch.zeros(13, 5, **F64)}, "x is 5 wide, but the model takes 4"),
         ({"text": torch.zeros(6, 6, **F64)}, r"text has tokens \(6,\), but its layout has \(5,\)"),
-        ({"layout": MIXTURE.layouts()["layout"].on("cpu")}, "are indices: give joint"),
         ({"joint": JointLayout((TokenLayout.padded([1], 1),) * 2).on("cpu")}, r"merges \(1, 1\) tokens"),
-        ({"text_layout": TokenLayout.packed([None] * 3, [1, 2, 2]).on("cpu")}, "are indices: give joint"),
         ({"t": Rows(torch.zeros(3, **F64))}, "3 values without an index"),
     ],
 )

@@ -9,6 +9,7 @@ from mixtures import (
     LEVELS,
     Mixture,
     check_finer_levels,
+    check_joint,
     check_one_graph,
     check_packed_equals_separate,
     check_padding_never_counts,
@@ -29,7 +30,12 @@ TINY = OpenSoraConfig(
     dim=16, heads=2, depth=1, single_depth=1, mlp_ratio=1.5, latent_channels=2, given_channels=3, text_dim=5,
     pooled_dim=3, patch=(1, 1, 2), rope_axes=(2, 2, 4), guidance=True,
 )  # fmt: skip
-MIXTURE = Mixture({"x": 4, "given": 6}, {"text": 5}, {"pooled": (3,), "guidance": ()}, joint=True)
+MIXTURE = Mixture({"x": 4, "given": 6}, {"text": 5}, {"pooled": (3,), "guidance": ()})
+
+
+def test_a_joint_index_may_be_given_and_is_made_otherwise() -> None:
+    """From layouts on the host, from indices, from one of each; indices with dropped tokens need one."""
+    check_joint(tiny(), MIXTURE)
 
 
 def ours(state: dict[str, Tensor], config: dict[str, Any]) -> OpenSoraTransformer:
@@ -129,7 +135,6 @@ def test_patterns_hide_what_they_say(pattern: Pattern) -> None:
         ({"guidance": None}, "guidance is None, but the model has guidance=True"),
         ({"pooled": torch.zeros(3, 4, **F64)}, r"pooled has shape \(3, 4\), but layout has 3 samples of \(3,\)"),
         ({"t": Rows(torch.zeros(3, **F64))}, "3 values without an index"),
-        ({"layout": MIXTURE.layouts()["layout"].on("cpu")}, "are indices: give joint=JointLayout"),
         ({"joint": JointLayout((TokenLayout.padded([1], 1),) * 2).on("cpu")}, r"merges \(1, 1\) tokens"),
     ],
 )

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from parity import error
 from torch import Tensor, nn
 
-from tubelet.layout import Grid, JointLayout, Level, TokenLayout
+from tubelet.layout import Grid, JointLayout, Level, Rows, TokenLayout
 
 F64: dict[str, Any] = {"dtype": torch.float64}
 GRIDS, TEXT = (Grid(2, 2, 1), Grid(1, 1, 3), Grid(3, 1, 2)), (2, 0, 3)
@@ -21,12 +22,11 @@ LEVELS: tuple[Level, ...] = ("sample", "frame", "token")
 
 @dataclass
 class Mixture:
-    """Widths of what the model takes: along the video, along the text, per sample; ``joint``: it takes a JointIndex."""
+    """Widths of what the model takes: along the video, along the text, per sample."""
 
     video: Mapping[str, int]
     text: Mapping[str, int]
     per_sample: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    joint: bool = False
     grids: tuple[Grid, ...] = GRIDS
     lengths: tuple[int, ...] = TEXT
 
@@ -56,9 +56,8 @@ class Mixture:
         index = given["layout"].on("cpu")
         if level == "token":
             values = torch.cat([values, values.new_zeros(index.sample.numel() - len(values))])
-        more = {"joint": JointLayout((given["text_layout"], given["layout"])).on("cpu")} if self.joint else {}
         layouts = {"layout": index, "text_layout": given["text_layout"].on("cpu")}
-        return model(t=index.rows(values, level), **{**given, **layouts, **more})
+        return model(t=index.rows(values, level), **{**given, **layouts})
 
     def alone(self, given: Mapping[str, Any], values: Tensor, level: Level) -> Iterator[tuple[dict[str, Any], Tensor]]:
         """Each sample as a dense batch of one, with its noise levels."""
@@ -115,9 +114,7 @@ def check_finer_levels(model: nn.Module, mixture: Mixture, level: Level) -> None
 def check_padding_never_counts(model: nn.Module, mixture: Mixture, padding: float) -> None:
     """A batch of rows with padded texts equals the samples end to end, whatever the padding holds."""
     count, grid = len(mixture.lengths), mixture.grids[0]
-    same = Mixture(
-        mixture.video, mixture.text, mixture.per_sample, mixture.joint, (grid,) * count, mixture.lengths
-    )  # fmt: skip
+    same = Mixture(mixture.video, mixture.text, mixture.per_sample, (grid,) * count, mixture.lengths)
     given, values = same.inputs(), mixture.levels("sample")
     width = max(mixture.lengths) + 2
     rows = dict(given) | {name: given[name].unflatten(0, (count, -1)) for name in same.video}
@@ -131,8 +128,26 @@ def check_padding_never_counts(model: nn.Module, mixture: Mixture, padding: floa
     torch.testing.assert_close(got.flatten(0, 1), expected, rtol=1e-11, atol=1e-11)
 
 
-def check_one_graph(model: nn.Module, mixture: Mixture, capacity: int = 20, text_capacity: int = 12) -> None:
-    """Compiled whole, once, for several mixtures of a capacity, with the results of eager code."""
+def check_joint(model: nn.Module, mixture: Mixture) -> None:
+    """Text and video merge alike from indices, from layouts on the host, from one of each, and by a given index."""
+    given, values = mixture.inputs(20, 12), mixture.levels("sample")
+    layouts = given["text_layout"], given["layout"]
+    text, video = (layout.on("cpu") for layout in layouts)
+    total, t = sum(grid.tokens for grid in mixture.grids), video.rows(values, "sample")
+    expected = mixture.ask(model, given, values, "sample")[:total]
+    joint = JointLayout(layouts).on("cpu")
+    for change in ({}, {"text_layout": text}, {"layout": video}, {"joint": joint}, {"layout": video, "joint": joint}):
+        torch.testing.assert_close(model(t=t, **given | change)[:total], expected, rtol=1e-11, atol=1e-11)
+    dropped = {"layout": given["layout"].keep(range(total)).on("cpu"), "x": given["x"][:total]}
+    dropped |= {name: given[name][:total] for name in mixture.video}
+    with pytest.raises(ValueError, match="has dropped tokens: merge the layouts by a JointLayout"):
+        model(t=Rows(values[:1]), **given | dropped)
+
+
+def check_one_graph(
+    model: nn.Module, mixture: Mixture, capacity: int = 20, text_capacity: int = 12, joint: bool = False
+) -> None:
+    """Compiled whole, once, for several mixtures of a capacity, with the results of eager code; ``joint`` gives it."""
     compiles: list[object] = []
 
     def counting(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., Any]:
@@ -142,11 +157,13 @@ def check_one_graph(model: nn.Module, mixture: Mixture, capacity: int = 20, text
     compiled = torch.compile(model, fullgraph=True, backend=counting)
     for grids in ((Grid(1, 2, 2),), (Grid(2, 2, 2), Grid(1, 1, 3)), (Grid(1, 1, 1),) * 9):
         lengths = tuple(i % 3 for i in range(len(grids)))
-        one = Mixture(mixture.video, mixture.text, mixture.per_sample, mixture.joint, grids, lengths)
+        one = Mixture(mixture.video, mixture.text, mixture.per_sample, grids, lengths)
         given, values = one.inputs(capacity, text_capacity), one.levels("sample")
         for name in one.per_sample:  # one shape for any number of samples
             real = given[name].detach()
             given[name] = torch.cat([real, real.new_zeros(16 - len(grids), *real.shape[1:])])
+        if joint:
+            given["joint"] = JointLayout((given["text_layout"], given["layout"])).on("cpu")
         got, expected = one.ask(compiled, given, values, "sample"), one.ask(model, given, values, "sample")
         total = sum(grid.tokens for grid in grids)
         torch.testing.assert_close(got[:total], expected[:total])

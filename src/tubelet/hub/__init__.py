@@ -29,7 +29,7 @@ from tubelet.hub.foreign import (
     to_diffusers,
     to_original,
 )
-from tubelet.hub.keys import Entry, Family, KeyMap, renamed
+from tubelet.hub.keys import Entry, Family, KeyMap, fused, renamed
 
 __all__ = [
     "Attending",
@@ -40,6 +40,7 @@ __all__ = [
     "from_dict",
     "from_diffusers",
     "from_original",
+    "fused",
     "load",
     "load_bundle",
     "load_diffusers",

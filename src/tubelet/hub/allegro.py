@@ -1,7 +1,10 @@
-"""Allegro's checkpoints in the form of diffusers' ``AllegroTransformer3DModel``, both ways.
+"""Allegro's checkpoints, both ways: diffusers' ``AllegroTransformer3DModel``, and its authors' class of that name.
 
-Their config names the size of the published videos (``sample_height`` and so on), which bounds nothing; ours has no
-such size and writes their default.
+Both configs name the size of the published videos (``sample_height``, ``sample_size_t`` and so on), which bounds
+nothing; ours has no such size and writes the default. All names of tensors are the same in both. Of a file alone the
+shapes say all but the number of heads, which are 96 wide.
+
+Source: https://github.com/rhymes-ai/Allegro, ``allegro/models/transformers/transformer_3d_allegro.py``.
 """
 
 from collections.abc import Mapping
@@ -9,9 +12,19 @@ from typing import Any
 
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
 from tubelet.hub.pixart import attention_keys, checked_config, ends_keys, square_patch
+from tubelet.hub.shapes import FileShapes
 from tubelet.models.allegro import AllegroConfig, AllegroTransformer
 
-__all__ = ["ALLEGRO", "allegro_config_from_diffusers", "allegro_config_to_diffusers", "allegro_keys"]
+__all__ = [
+    "ALLEGRO",
+    "ALLEGRO_ORIGINAL",
+    "allegro_config_from_diffusers",
+    "allegro_config_from_original",
+    "allegro_config_to_diffusers",
+    "allegro_config_to_original",
+    "allegro_keys",
+    "allegro_original_config",
+]
 
 _PEER = "AllegroTransformer3DModel"
 _DEFAULTS: dict[str, Any] = {
@@ -40,6 +53,28 @@ _FIXED = {
     key: _DEFAULTS[key]
     for key in ("patch_size_t", "dropout", "attention_bias", "activation_fn", "norm_elementwise_affine")
 }
+_ORIGINAL_FIXED: dict[str, Any] = {
+    **_FIXED,
+    "double_self_attention": False,
+    "downsampler": None,
+    "norm_type": "ada_norm_single",
+    "only_cross_attention": False,
+    "use_linear_projection": False,
+    "use_rope": True,
+}
+_ORIGINAL_DEFAULTS: dict[str, Any] = {
+    **{key: value for key, value in _DEFAULTS.items() if not key.startswith("sample_")},
+    **_ORIGINAL_FIXED,
+    "ca_attention_mode": "xformers",
+    "model_max_length": 300,
+    "num_embeds_ada_norm": 1000,
+    "sa_attention_mode": "flash",
+    "sample_size": [90, 160],
+    "sample_size_t": 22,
+    "upcast_attention": False,
+    "use_additional_conditions": None,
+}
+_HEAD_DIM = 96
 _SCALES = ("interpolation_scale_t", "interpolation_scale_h", "interpolation_scale_w")
 
 
@@ -54,7 +89,11 @@ def allegro_config_from_diffusers(config: Mapping[str, Any]) -> AllegroConfig:
         >>> allegro_config_from_diffusers({"num_layers": 3}).depth
         3
     """
-    c = checked_config(config, _DEFAULTS, _FIXED, _PEER)
+    return _config(checked_config(config, _DEFAULTS, _FIXED, _PEER))
+
+
+def _config(c: Mapping[str, Any]) -> AllegroConfig:
+    """What both configs say under the same names."""
     dim = c["num_attention_heads"] * c["attention_head_dim"]
     if c["cross_attention_dim"] != dim:
         raise ValueError(f"cross_attention_dim={c['cross_attention_dim']}, but text is projected to width {dim}")
@@ -86,11 +125,15 @@ def allegro_config_to_diffusers(config: AllegroConfig) -> dict[str, Any]:
         >>> allegro_config_to_diffusers(allegro_3b())["attention_head_dim"]
         96
     """
+    return {**_DEFAULTS, **_sizes(config)}
+
+
+def _sizes(config: AllegroConfig) -> dict[str, Any]:
+    """Ours under their names."""
     if (config.time_scale, config.time_shift) != (1000, -1) or config.frequencies != 256:
         found = f"time_scale={config.time_scale}, time_shift={config.time_shift}, frequencies={config.frequencies}"
-        raise ValueError(f"{found}, but diffusers feeds indices of 1000 steps to 256 frequencies")
+        raise ValueError(f"{found}, but Allegro is fed indices of 1000 steps to 256 frequencies")
     return {
-        **_DEFAULTS,
         "patch_size": square_patch(config.patch),
         "num_attention_heads": config.heads,
         "attention_head_dim": config.dim // config.heads,
@@ -102,6 +145,71 @@ def allegro_config_to_diffusers(config: AllegroConfig) -> dict[str, Any]:
         "caption_channels": config.text_dim,
         **dict(zip(_SCALES, config.scale, strict=True)),
     }
+
+
+def allegro_original_config(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What a config of the authors' leaves open, from the shapes of the tensors.
+
+    Args:
+        config: what is known; empty for a file alone.
+        shapes: of every tensor, by their names.
+
+    Returns:
+        A config that :func:`allegro_config_from_original` reads.
+
+    Raises:
+        ValueError: tensors that every Allegro has are missing, or a width that makes no heads of 96 where their number
+            is not given.
+
+    Example:
+        >>> allegro_original_config({}, {"proj_in.weight": (2304, 16)})
+        Traceback (most recent call last):
+        ValueError: the tensors are not AllegroTransformer3DModel's: there is no pos_embed.proj.weight of rank 4
+    """
+    file = FileShapes(_PEER, shapes)
+    dim, channels, side, _ = file.of("pos_embed.proj.weight", 4)
+    heads = config.get("num_attention_heads", dim // _HEAD_DIM)
+    if not heads or dim % heads:
+        raise ValueError(f"num_attention_heads={heads} do not divide the width {dim}")
+    return {
+        "attention_head_dim": dim // heads,
+        "caption_channels": file.of("caption_projection.linear_1.weight")[1],
+        "cross_attention_dim": dim,
+        "in_channels": channels,
+        "num_attention_heads": heads,
+        "num_layers": file.count("transformer_blocks"),
+        "out_channels": file.of("proj_out.weight")[0] // side**2,
+        "patch_size": side,
+        **config,
+    }
+
+
+def allegro_config_from_original(config: Mapping[str, Any]) -> AllegroConfig:
+    """Our config from the authors'; keys that are missing are those of the published model.
+
+    Raises:
+        ValueError: keys that the class does not have, or values that make another model than
+            :class:`AllegroTransformer`.
+
+    Example:
+        >>> allegro_config_from_original({"num_layers": 3, "sa_attention_mode": "math"}).depth
+        3
+    """
+    return _config(checked_config(config, _ORIGINAL_DEFAULTS, _ORIGINAL_FIXED, _PEER))
+
+
+def allegro_config_to_original(config: AllegroConfig) -> dict[str, Any]:
+    """The authors' config from ours, as JSON values.
+
+    Raises:
+        ValueError: patches, ``frequencies`` or ``time_scale`` that their class cannot have.
+
+    Example:
+        >>> from tubelet.models import allegro_3b
+        >>> allegro_config_to_original(allegro_3b())["sample_size_t"]
+        22
+    """
+    return {**_ORIGINAL_DEFAULTS, **_sizes(config)}
 
 
 def allegro_keys(config: AllegroConfig) -> KeyMap:
@@ -128,3 +236,18 @@ def allegro_keys(config: AllegroConfig) -> KeyMap:
 
 ALLEGRO = Family(AllegroTransformer, _PEER, allegro_keys, allegro_config_from_diffusers, allegro_config_to_diffusers)
 """The adapter between :class:`tubelet.models.AllegroTransformer` and diffusers' class. Example: ``ALLEGRO.peer``."""
+
+ALLEGRO_ORIGINAL = Family(
+    AllegroTransformer,
+    _PEER,
+    allegro_keys,
+    allegro_config_from_original,
+    allegro_config_to_original,
+    wide=ALLEGRO.wide,
+    form="original",
+    complete=allegro_original_config,
+)
+"""The adapter between :class:`tubelet.models.AllegroTransformer` and its authors' class.
+
+Example: ``ALLEGRO_ORIGINAL.form``.
+"""

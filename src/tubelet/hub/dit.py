@@ -1,14 +1,11 @@
-"""DiT's checkpoints, both ways: diffusers' ``DiTTransformer2DModel``, and the published files of the paper's authors.
+"""DiT's checkpoints in the form of diffusers' ``DiTTransformer2DModel``, both ways.
 
 Diffusers' class differs from the published model in three numbers, which a config read from it keeps: its sinusoid of
 times ends at the lowest frequency (``freq_shift=1``), the norm before the MLP has an epsilon of its own (1e-5), and
 grids of other sizes span the places of the trained one (``base_grid``). Each of its blocks holds a copy of the
 embeddings of time and class; copies that differ make another model and are refused.
-
-The published files hold the fused projection of queries, keys and values and the fixed table of positions.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,15 +15,8 @@ from torch import Tensor
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
 from tubelet.hub.pixart import attention_keys, checked_config, embed_keys, project_keys, square_patch
 from tubelet.models.dit import DiT, DiTConfig
-from tubelet.positions import sincos_2d
 
-__all__ = [
-    "DIT",
-    "dit_config_from_diffusers",
-    "dit_config_to_diffusers",
-    "dit_keys",
-    "dit_published_keys",
-]
+__all__ = ["DIT", "dit_config_from_diffusers", "dit_config_to_diffusers", "dit_keys"]
 
 _DEFAULTS: dict[str, Any] = {
     "num_attention_heads": 16,
@@ -157,49 +147,6 @@ def dit_keys(config: DiTConfig) -> KeyMap:
     )
 
 
-def dit_published_keys(config: DiTConfig, grid: tuple[int, int] = (16, 16)) -> KeyMap:
-    """Which of our tensors are which in the authors' files, such as ``DiT-XL-2-256x256.pt``.
-
-    Args:
-        config: of the model, such as ``dit_xl()``.
-        grid: rows and columns of tokens for which the file has its table of positions: (32, 32) at 512 pixels.
-
-    Raises:
-        ValueError: patches of several frames or not square; while reading, a table of other positions.
-
-    Example:
-        >>> from tubelet.models import DiT, DiTConfig
-        >>> model = DiT(DiTConfig(dim=16, depth=1, heads=2, mlp_dim=32))
-        >>> file = dit_published_keys(model.config, grid=(2, 2)).to_theirs(model.state_dict())
-        >>> file["pos_embed"].shape, file["blocks.0.attn.qkv.weight"].shape
-        (torch.Size([1, 4, 16]), torch.Size([48, 16]))
-        >>> _ = model.load_state_dict(dit_published_keys(model.config, grid=(2, 2)).to_ours(file))
-    """
-    side = square_patch(config.patch)
-    return KeyMap(
-        (
-            *embed_keys("x_embedder.proj", side),
-            _positions("pos_embed", config.dim, grid),
-            *renamed("time.up", "t_embedder.mlp.0"),
-            *renamed("time.down", "t_embedder.mlp.2"),
-            *renamed("label.table", "y_embedder.embedding_table", ["weight"]),
-            *renamed("blocks.*.modulation.proj", "blocks.*.adaLN_modulation.1"),
-            *(_fused("blocks.*.branches.0.inner", "blocks.*.attn.qkv", leaf) for leaf in ("weight", "bias")),
-            *renamed("blocks.*.branches.0.inner.out_proj", "blocks.*.attn.proj"),
-            *renamed("blocks.*.branches.1.inner.up", "blocks.*.mlp.fc1"),
-            *renamed("blocks.*.branches.1.inner.down", "blocks.*.mlp.fc2"),
-            *renamed("final_norm.modulation.proj", "final_layer.adaLN_modulation.1"),
-            *project_keys("final_layer.linear", side, [config.latent_channels, config.variance_channels]),
-        )
-    )
-
-
-def _fused(ours: str, theirs: str, leaf: str) -> Entry:
-    """Queries, keys and values, end to end."""
-    names = tuple(f"{ours}.{name}_proj.{leaf}" for name in "qkv")
-    return Entry(names, (f"{theirs}.{leaf}",), lambda qkv: qkv.chunk(3), lambda *qkv: [torch.cat(qkv)])
-
-
 def _copied(ours: str, theirs: str, config: DiTConfig, leaves: Sequence[str] = ("weight", "bias")) -> list[Entry]:
     """What every block of theirs has a copy of."""
 
@@ -215,22 +162,6 @@ def _copied(ours: str, theirs: str, config: DiTConfig, leaves: Sequence[str] = (
         return Entry((f"{ours}.{leaf}",), names, to_ours, lambda tensor: [tensor.clone() for _ in names])
 
     return [entry(leaf) for leaf in leaves]
-
-
-def _positions(theirs: str, dim: int, grid: tuple[int, int]) -> Entry:
-    """The table of positions, which is a function of the grid: written, compared when it is read."""
-
-    def table() -> Tensor:
-        return sincos_2d(torch.cartesian_prod(*(torch.arange(side) for side in grid)), dim)[None]
-
-    def to_ours(found: Tensor) -> list[Tensor]:
-        if found.shape != (1, math.prod(grid), dim):
-            raise ValueError(f"{theirs} has shape {tuple(found.shape)}, but grid={grid} makes {math.prod(grid)} places")
-        if not torch.allclose(found.float().cpu(), table(), atol=1e-6 if found.dtype == torch.float32 else 1e-2):
-            raise ValueError(f"{theirs} holds other numbers than the sinusoids of grid={grid}")
-        return []
-
-    return Entry((), (theirs,), to_ours, lambda: [table()])
 
 
 DIT = Family(DiT, "DiTTransformer2DModel", dit_keys, dit_config_from_diffusers, dit_config_to_diffusers)

@@ -16,19 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.files import parsing
-from tubelet.hub.allegro import ALLEGRO
+from tubelet.hub.allegro import ALLEGRO, ALLEGRO_ORIGINAL
 from tubelet.hub.cogvideox import COGVIDEOX
 from tubelet.hub.cosmos import COSMOS, COSMOS_ORIGINAL
 from tubelet.hub.dit import DIT
+from tubelet.hub.dit_original import DIT_ORIGINAL
 from tubelet.hub.hunyuan import HUNYUAN_VIDEO
 from tubelet.hub.hunyuan_original import HUNYUAN_VIDEO_ORIGINAL
 from tubelet.hub.keys import Family
 from tubelet.hub.latte import LATTE
-from tubelet.hub.ltx import LTX
+from tubelet.hub.latte_original import LATTE_CLASS_ORIGINAL
+from tubelet.hub.ltx import LTX, LTX_ORIGINAL
 from tubelet.hub.mochi import MOCHI
+from tubelet.hub.mochi_original import MOCHI_ORIGINAL
 from tubelet.hub.open_sora import OPEN_SORA
 from tubelet.hub.tensors import Tensors, fetch, held, opened, weight_files, write, write_json
 from tubelet.hub.translation import to_ours, to_theirs
+from tubelet.hub.uvit import UVIT_ORIGINAL
 from tubelet.hub.wan import WAN
 from tubelet.hub.wan_original import WAN_ORIGINAL
 from tubelet.hub.weights import build, config_type, describe, gather
@@ -46,16 +50,22 @@ __all__ = [
 
 _FAMILIES = (
     ALLEGRO,
+    ALLEGRO_ORIGINAL,
     COGVIDEOX,
     COSMOS,
     COSMOS_ORIGINAL,
     DIT,
+    DIT_ORIGINAL,
     HUNYUAN_VIDEO,
     HUNYUAN_VIDEO_ORIGINAL,
     LATTE,
+    LATTE_CLASS_ORIGINAL,
     LTX,
+    LTX_ORIGINAL,
     MOCHI,
+    MOCHI_ORIGINAL,
     OPEN_SORA,
+    UVIT_ORIGINAL,
     WAN,
     WAN_ORIGINAL,
 )

@@ -10,7 +10,6 @@ Source: https://github.com/Tencent/HunyuanVideo and https://github.com/Tencent/H
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 
 from tubelet.hub.hunyuan import patches_in, patches_out
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
+from tubelet.hub.shapes import FileShapes
 from tubelet.models.hunyuan import HunyuanVideoConfig, HunyuanVideoTransformer
 
 __all__ = [
@@ -66,32 +66,22 @@ def hunyuan_video_original_config(config: Mapping[str, Any], shapes: Mapping[str
         Traceback (most recent call last):
         ValueError: the tensors are not HYVideoDiffusionTransformer's: there is no final_layer.linear.weight of rank 2
     """
-
-    def shape(name: str, rank: int = 2) -> tuple[int, ...]:
-        if len(found := shapes.get(name, ())) != rank:
-            where = "the tensors are not HYVideoDiffusionTransformer's"
-            raise ValueError(f"{where}: there is no {name} of rank {rank}")
-        return found
-
-    def depth(prefix: str) -> int:
-        names = (re.match(re.escape(prefix) + r"\.(\d+)\.", name) for name in shapes)
-        return 1 + max((int(match[1]) for match in names if match), default=-1)
-
-    dim, channels, *patch = shape("img_in.proj.weight", 5)
-    out = shape("final_layer.linear.weight")[0] // math.prod(patch)
+    file = FileShapes("HYVideoDiffusionTransformer", shapes)
+    dim, channels, *patch = file.of("img_in.proj.weight", 5)
+    out = file.of("final_layer.linear.weight")[0] // math.prod(patch)
     return {
         "patch_size": tuple(patch),
         "in_channels": channels,
         "out_channels": out,
         "hidden_size": dim,
-        "heads_num": dim // shape("double_blocks.0.img_attn_q_norm.weight", 1)[0],
-        "mlp_width_ratio": shape("double_blocks.0.img_mlp.fc1.weight")[0] / dim,
-        "mm_double_blocks_depth": depth("double_blocks"),
-        "mm_single_blocks_depth": depth("single_blocks"),
-        "refiner_depth": depth("txt_in.individual_token_refiner.blocks"),
-        "text_states_dim": shape("txt_in.input_embedder.weight")[1],
-        "text_states_dim_2": shape("vector_in.in_layer.weight")[1],
-        "guidance_embed": "guidance_in.mlp.0.weight" in shapes,
+        "heads_num": dim // file.of("double_blocks.0.img_attn_q_norm.weight", 1)[0],
+        "mlp_width_ratio": file.of("double_blocks.0.img_mlp.fc1.weight")[0] / dim,
+        "mm_double_blocks_depth": file.count("double_blocks"),
+        "mm_single_blocks_depth": file.count("single_blocks"),
+        "refiner_depth": file.count("txt_in.individual_token_refiner.blocks"),
+        "text_states_dim": file.of("txt_in.input_embedder.weight")[1],
+        "text_states_dim_2": file.of("vector_in.in_layer.weight")[1],
+        "guidance_embed": file.has("guidance_in.mlp.0.weight"),
         "i2v_condition_type": None if channels == out else "latent_concat",
         **config,
     }

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-import torch  # noqa: F401 - the examples use it
+import torch
 from torch import Tensor, nn
 
-__all__ = ["Entry", "Family", "KeyMap", "renamed"]
+__all__ = ["Entry", "Family", "KeyMap", "fused", "renamed"]
 
 Side = Literal["ours", "theirs"]
 Change = Callable[..., Sequence[Tensor]]
@@ -36,7 +36,7 @@ class Entry:
 
     ``to_ours`` takes the tensors of ``theirs`` in order and returns those of ``ours``; ``to_theirs`` is its inverse. An
     entry without ``ours`` writes what follows from the config, such as a table of fixed positions; its ``to_ours``
-    returns nothing, or refuses what it reads.
+    returns nothing, or refuses what it reads, whose shape it alone judges.
 
     Example:
         >>> entry = Entry(("*.q", "*.k"), ("*.qk",), lambda qk: qk.chunk(2), lambda q, k: [torch.cat([q, k])])
@@ -58,6 +58,21 @@ def renamed(ours: str, theirs: str, leaves: Sequence[str] = ("weight", "bias")) 
         [('linear_1.weight',), ('linear_1.bias',)]
     """
     return tuple(Entry((f"{ours}.{leaf}",), (f"{theirs}.{leaf}",)) for leaf in leaves)
+
+
+def fused(ours: Sequence[str], theirs: str, leaves: Sequence[str] = ("weight", "bias")) -> tuple[Entry, ...]:
+    """Entries for the parameters of modules of ours that are one of theirs, in equal parts one after the other.
+
+    Example:
+        >>> fused(["q", "k", "v"], "qkv")[1].ours
+        ('q.bias', 'k.bias', 'v.bias')
+    """
+
+    def entry(leaf: str) -> Entry:
+        names = tuple(f"{name}.{leaf}" for name in ours)
+        return Entry(names, (f"{theirs}.{leaf}",), lambda x: x.chunk(len(names)), lambda *parts: [torch.cat(parts)])
+
+    return tuple(map(entry, leaves))
 
 
 class Group(NamedTuple):
@@ -115,7 +130,7 @@ class KeyMap:
         return any(_pattern(text).fullmatch(name) for text in self.ignored)
 
     def groups(self, names: Iterable[str], side: Side) -> tuple[list[Group], list[str]]:
-        """Which of the names of one side belong together, and which no entry knows.
+        """Which of the names of one side belong together, and which no entry knows; with ours go the fixed tables.
 
         Example:
             >>> groups, unknown = KeyMap(renamed("up", "fc1")).groups(["fc1.bias", "fc9.bias"], "theirs")
@@ -135,7 +150,8 @@ class KeyMap:
                     break
             else:
                 unknown.append(name)
-        return list(found.values()), unknown
+        tables = [Group(entry, (), entry.theirs) for entry in self.entries if side == "ours" and not entry.ours]
+        return [*found.values(), *tables], unknown
 
     @cached_property
     def _patterns(self) -> dict[Side, list[tuple[re.Pattern[str], Entry]]]:
@@ -146,8 +162,6 @@ class KeyMap:
 
     def _translate(self, state: Mapping[str, Tensor], side: Side) -> dict[str, Tensor]:
         groups, unknown = self.groups(state, side)
-        if side == "ours":
-            groups += [Group(entry, (), entry.theirs) for entry in self.entries if not entry.ours]
         given = [group.ours if side == "ours" else group.theirs for group in groups]
         missing = [name for names in given for name in names if name not in state]
         if unknown or missing:
@@ -171,7 +185,7 @@ class Family:
     model known in both has a family for each. ``peer`` is empty where their files name no class. Where their config
     says too little, ``complete`` takes it (it may be empty) with the shapes of all tensors, and returns the config that
     ``read_config`` reads. ``prefixes`` are what may stand before every name of a file, such as
-    ``"model.diffusion_model."``.
+    ``"model.diffusion_model."``, and names that begin with one of ``others`` belong to other models in the same file.
 
     Example:
         >>> from tubelet.hub.wan import WAN
@@ -188,6 +202,7 @@ class Family:
     form: str = "diffusers"
     complete: Callable[[Mapping[str, Any], Shapes], Mapping[str, Any]] = field(default_factory=lambda: _as_it_is)
     prefixes: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

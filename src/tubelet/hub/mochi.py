@@ -7,10 +7,8 @@ the pooled text are one projection, and so are the two halves of a gated MLP, th
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from einops import rearrange
-
-from tubelet.hub.keys import Entry, Family, KeyMap, renamed
+from tubelet.hub.keys import Entry, Family, KeyMap, fused, renamed
+from tubelet.hub.pixart import embed_keys, square_patch
 from tubelet.models.mochi import MochiConfig, MochiTransformer
 
 __all__ = ["MOCHI", "mochi_config_from_diffusers", "mochi_config_to_diffusers", "mochi_keys"]
@@ -30,7 +28,7 @@ _DEFAULTS: dict[str, Any] = {
     "max_sequence_length": 256,
 }
 _FIXED = ("qk_norm", "activation_fn")
-_POOL_HEADS, _AREA = 8, 192.0 * 192.0  # what their class has and does not let choose
+POOL_HEADS, POSITION_AREA = 8, 192.0 * 192.0  # what no class of theirs lets choose
 
 
 def mochi_config_from_diffusers(config: Mapping[str, Any]) -> MochiConfig:
@@ -60,10 +58,10 @@ def mochi_config_from_diffusers(config: Mapping[str, Any]) -> MochiConfig:
         text_width=c["pooled_projection_dim"],
         latent_channels=c["in_channels"],
         text_dim=c["text_embed_dim"],
-        pool_heads=_POOL_HEADS,
+        pool_heads=POOL_HEADS,
         patch=(1, c["patch_size"], c["patch_size"]),
         frequencies=c["time_embed_dim"],
-        area=_AREA,
+        area=POSITION_AREA,
     )
 
 
@@ -78,14 +76,11 @@ def mochi_config_to_diffusers(config: MochiConfig) -> dict[str, Any]:
         >>> mochi_config_to_diffusers(mochi_10b())["pooled_projection_dim"]
         1536
     """
-    for name, only in (("time_scale", 1000), ("pool_heads", _POOL_HEADS), ("area", _AREA)):
+    for name, only in (("time_scale", 1000), ("pool_heads", POOL_HEADS), ("area", POSITION_AREA)):
         if getattr(config, name) != only:
             raise ValueError(f"{name}={getattr(config, name)}, but diffusers' class has {only}")
-    t, h, w = config.patch
-    if t != 1 or h != w:
-        raise ValueError(f"patch={config.patch}, but diffusers' class has one frame and square patches")
     return {
-        "patch_size": h,
+        "patch_size": square_patch(config.patch),
         "num_attention_heads": config.heads,
         "attention_head_dim": config.dim // config.heads,
         "num_layers": config.depth,
@@ -109,24 +104,17 @@ def mochi_keys(config: MochiConfig) -> KeyMap:
         >>> groups[0].theirs, unknown
         (('pos_frequencies',), [])
     """
-    _, h, w = config.patch
     time, pool, block = "time_embed.timestep_embedder", "time_embed.pooler", "transformer_blocks.*"
     last, theirs_last = f"blocks.{config.depth - 1}", f"transformer_blocks.{config.depth - 1}"
     joint, mlps = "blocks.*.branches.0.inner.streams", "blocks.*.branches.1.branches"
     return KeyMap(
         (
-            Entry(
-                ("embed.weight",),
-                ("patch_embed.proj.weight",),
-                lambda conv: [rearrange(conv, "d c h w -> d (h w c)")],
-                lambda linear: [rearrange(linear, "d (h w c) -> d c h w", h=h, w=w)],
-            ),
-            *renamed("embed", "patch_embed.proj", ["bias"]),
+            *embed_keys("patch_embed.proj", square_patch(config.patch)),
             Entry(("rope.frequencies",), ("pos_frequencies",)),
             *renamed("time.up", f"{time}.linear_1"),
             *renamed("time.down", f"{time}.linear_2"),
             *renamed("pool.q_proj", f"{pool}.to_q"),
-            *(_fused(("pool.k_proj", "pool.v_proj"), f"{pool}.to_kv", leaf) for leaf in ("weight", "bias")),
+            *fused(("pool.k_proj", "pool.v_proj"), f"{pool}.to_kv"),
             *renamed("pool.out_proj", f"{pool}.to_out"),
             *renamed("text", "time_embed.caption_proj"),
             *renamed(f"{last}.modulations.0.proj", f"{theirs_last}.norm1_context.linear_1"),
@@ -153,14 +141,8 @@ def _attention(ours: str, theirs: str, proj: str, norm: str, out: str) -> Sequen
 
 def _mlp(ours: str, theirs: str) -> Sequence[Entry]:
     """The value and its gate in one projection, and the projection back."""
-    fused = _fused((f"{ours}.up", f"{ours}.gate"), f"{theirs}.net.0.proj", "weight")
-    return (fused, *renamed(f"{ours}.down", f"{theirs}.net.2", ["weight"]))
-
-
-def _fused(ours: tuple[str, str], theirs: str, leaf: str) -> Entry:
-    """Two projections of ours that are one of theirs."""
-    names = tuple(f"{name}.{leaf}" for name in ours)
-    return Entry(names, (f"{theirs}.{leaf}",), lambda both: both.chunk(2), lambda a, b: [torch.cat([a, b])])
+    both = fused((f"{ours}.up", f"{ours}.gate"), f"{theirs}.net.0.proj", ["weight"])
+    return (*both, *renamed(f"{ours}.down", f"{theirs}.net.2", ["weight"]))
 
 
 MOCHI = Family(

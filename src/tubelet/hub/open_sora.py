@@ -8,7 +8,6 @@ which features of a head turn together (``use_liger_rope``) no shape tells.
 Source: https://github.com/hpcaitech/Open-Sora, ``opensora/models/mmdit``.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
+from tubelet.hub.shapes import FileShapes
 from tubelet.models.open_sora import OpenSoraConfig, OpenSoraTransformer
 
 __all__ = [
@@ -64,34 +64,25 @@ def open_sora_original_config(config: Mapping[str, Any], shapes: Mapping[str, tu
         ValueError: tensors that every Open-Sora 2 has are missing.
 
     Example:
-        >>> open_sora_original_config({}, {"img_in.weight": (64, 16)})
+        >>> open_sora_original_config({}, {"img.weight": (64, 16)})
         Traceback (most recent call last):
-        ValueError: the tensors are not MMDiTModel's: there is no double_blocks.0.img_attn.norm.query_norm.scale
+        ValueError: the tensors are not MMDiTModel's: there is no img_in.weight of rank 2
     """
-
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in shapes:
-            raise ValueError(f"the tensors are not MMDiTModel's: there is no {name}")
-        return shapes[name]
-
-    def depth(prefix: str) -> int:
-        names = (re.match(rf"{prefix}\.(\d+)\.", name) for name in shapes)
-        return 1 + max((int(match[1]) for match in names if match), default=-1)
-
-    dim, channels = shape("img_in.weight")
-    heads = dim // shape("double_blocks.0.img_attn.norm.query_norm.scale")[0]
+    file = FileShapes("MMDiTModel", shapes)
+    dim, channels = file.of("img_in.weight")
+    heads = dim // file.of("double_blocks.0.img_attn.norm.query_norm.scale", 1)[0]
     return {
         "in_channels": channels,
-        "vec_in_dim": shape("vector_in.in_layer.weight")[1],
-        "context_in_dim": shape("txt_in.weight")[1],
+        "vec_in_dim": file.of("vector_in.in_layer.weight")[1],
+        "context_in_dim": file.of("txt_in.weight")[1],
         "hidden_size": dim,
-        "mlp_ratio": shape("double_blocks.0.img_mlp.0.weight")[0] / dim,
+        "mlp_ratio": file.of("double_blocks.0.img_mlp.0.weight")[0] / dim,
         "num_heads": heads,
-        "depth": depth("double_blocks"),
-        "depth_single_blocks": depth("single_blocks"),
-        "qkv_bias": "double_blocks.0.img_attn.q_proj.bias" in shapes,
-        "guidance_embed": "guidance_in.in_layer.weight" in shapes,
-        "cond_embed": "cond_in.weight" in shapes,
+        "depth": file.count("double_blocks"),
+        "depth_single_blocks": file.count("single_blocks"),
+        "qkv_bias": file.has("double_blocks.0.img_attn.q_proj.bias"),
+        "guidance_embed": file.has("guidance_in.in_layer.weight"),
+        "cond_embed": file.has("cond_in.weight"),
         **config,
     }
 

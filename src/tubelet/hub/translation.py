@@ -4,7 +4,7 @@ What a family says about names and configs is applied to tensors on the meta dev
 dtypes and finds every misfit before a number is read.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import torch
@@ -33,7 +33,7 @@ def to_ours(
     Raises:
         ValueError: a config that makes another model, or tensors that do not fit, in the file's names.
     """
-    tensors = _without_prefix(family, tensors)
+    tensors = _own(family, tensors)
     if ours is None:
         try:
             ours = family.read_config(family.complete(config, tensors.shapes))
@@ -42,8 +42,10 @@ def to_ours(
     keys, make = family.keys(ours), cast(Any, family.model)
     known = {name: like for name, like in tensors.like.items() if not keys.ignores(name)}
     empty: nn.Module = make(ours, device="meta")
-    _check(where, family, keys.to_theirs(gather(empty)), known)
-    groups = {name: group for group in keys.groups(known, "theirs")[0] for name in group.ours}
+    found, _ = keys.groups(known, "theirs")
+    tables = [group for group in found if not group.ours]
+    _check(where, family, keys.to_theirs(gather(empty)), known, {name for table in tables for name in table.theirs})
+    groups = {name: group for group in found for name in group.ours}
 
     def read(name: str) -> Tensor:
         group = groups[name]
@@ -51,6 +53,8 @@ def to_ours(
         return _cast(family.stays_wide, name, tensor, dtype)
 
     like = keys.to_ours(known)
+    for table in tables:
+        table.entry.to_ours(*map(tensors.read, table.theirs))
     return empty, Tensors({name: _cast(family.stays_wide, name, like[name], dtype) for name in gather(empty)}, read)
 
 
@@ -84,22 +88,23 @@ def _cast(stays_wide: Callable[[str], bool], name: str, tensor: Tensor, dtype: t
     return tensor.to(torch.promote_types(dtype, torch.float32) if stays_wide(name) else dtype)
 
 
-def _without_prefix(family: Family, tensors: Tensors) -> Tensors:
-    """The tensors without what stands before all of their names, where it is one of the family's prefixes."""
-    found = [prefix for prefix in family.prefixes if all(name.startswith(prefix) for name in tensors.like)]
-    if not found:
-        return tensors
-    like = {name.removeprefix(found[0]): tensor for name, tensor in tensors.like.items()}
-    return Tensors(like, lambda name: tensors.read(found[0] + name))
+def _own(family: Family, tensors: Tensors) -> Tensors:
+    """The tensors of the model alone, without what stands before all of their names where that is a known prefix."""
+    own = [name for name in tensors.like if not name.startswith(family.others)]
+    prefix = next((prefix for prefix in family.prefixes if all(name.startswith(prefix) for name in own)), "")
+    like = {name.removeprefix(prefix): tensors.like[name] for name in own}
+    return Tensors(like, lambda name: tensors.read(prefix + name))
 
 
-def _check(where: str, family: Family, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """One error in the file's names for all that does not fit."""
+def _check(
+    where: str, family: Family, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tables: Collection[str]
+) -> None:
+    """One error in the file's names for all that does not fit; the shapes of ``tables`` others judge."""
     wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     faults = [f"missing {name} {wanted[name]}" for name in wanted if name not in shapes]
     faults += [f"unexpected {name} {shapes[name]}" for name in shapes if name not in wanted]
-    both = [name for name in wanted if name in shapes]
+    both = [name for name in wanted if name in shapes and name not in tables]
     faults += [f"{name} is {shapes[name]}, expected {wanted[name]}" for name in both if shapes[name] != wanted[name]]
     if faults:
         lines = "\n  ".join(faults)

@@ -8,11 +8,11 @@ Source: https://github.com/Wan-Video/Wan2.1 and https://github.com/Wan-Video/Wan
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
+from tubelet.hub.shapes import FileShapes
 from tubelet.hub.wan import WAN, patches, table
 from tubelet.models.wan import WanConfig, WanTransformer
 
@@ -70,27 +70,21 @@ def wan_original_config(config: Mapping[str, Any], shapes: Mapping[str, tuple[in
         Traceback (most recent call last):
         ValueError: the tensors are not WanModel's: there is no time_embedding.0.weight of rank 2
     """
-
-    def shape(name: str, rank: int = 2) -> tuple[int, ...]:
-        if len(found := shapes.get(name, ())) != rank:
-            raise ValueError(f"the tensors are not WanModel's: there is no {name} of rank {rank}")
-        return found
-
-    dim, channels, *patch = shape("patch_embedding.weight", 5)
+    file = FileShapes("WanModel", shapes)
+    dim, channels, *patch = file.of("patch_embedding.weight", 5)
     if "num_heads" not in config and dim % _HEAD_DIM:
         raise ValueError(f"without a config heads are {_HEAD_DIM} wide, which does not divide the width {dim}")
-    blocks = {int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))}
     read = {
         "dim": dim,
         "in_dim": channels,
         "patch_size": tuple(patch),
-        "freq_dim": shape("time_embedding.0.weight")[1],
-        "text_dim": shape("text_embedding.0.weight")[1],
-        "ffn_dim": shape("blocks.0.ffn.0.weight")[0],
-        "out_dim": shape("head.head.weight")[0] // math.prod(patch),
+        "freq_dim": file.of("time_embedding.0.weight")[1],
+        "text_dim": file.of("text_embedding.0.weight")[1],
+        "ffn_dim": file.of("blocks.0.ffn.0.weight")[0],
+        "out_dim": file.of("head.head.weight")[0] // math.prod(patch),
         "num_heads": dim // _HEAD_DIM,
-        "num_layers": max(blocks) + 1,
-        "cross_attn_norm": "blocks.0.norm3.weight" in shapes,
+        "num_layers": file.count("blocks"),
+        "cross_attn_norm": file.has("blocks.0.norm3.weight"),
         "image_dim": shapes.get("img_emb.proj.0.weight", (None,))[0],
         "image_tokens": shapes.get("img_emb.emb_pos", (1, None))[1],
     }

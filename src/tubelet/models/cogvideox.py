@@ -266,14 +266,15 @@ class CogVideoXTransformer(nn.Module):
             given: patches of the given channels, where the config has some.
             ofs: one number per sample, where the config has ``ofs``.
             text_t: noise levels of the text's tokens; None means the highest of each sample.
-            joint: ``JointLayout((text, video)).on(device)`` of the two layouts, for those that are indices already, as
-                in compiled code.
+            joint: the two layouts merged, text first: made here if None. Many calls, such as the steps of a sampler,
+                may share one ``JointLayout((text_layout, layout)).on(device)``, which indices with dropped tokens need.
 
         Raises:
             ValueError: shapes and layouts disagree, or the config asks for inputs that are not there or has none such.
         """
-        joint, index, text_index = joined(text_layout, layout, joint, x), on(layout, x), on(text_layout, x)
+        index, text_index = on(layout, x), on(text_layout, x)
         self._check(x, t, text, index, text_index, given, ofs)
+        joint = joined(text_layout, layout, joint, x)
         inputs = x if given is None else torch.cat([x, given], dim=-1)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         video: Tensor = self.embed(torch.where(index.valid[..., None], inputs, 0))

@@ -251,7 +251,8 @@ class HunyuanVideoTransformer(nn.Module):
             pooled: one vector per sample, of a CLIP text encoder.
             guidance: strength per sample, where the config has ``guidance``.
             given: patches of the given channels, where the config has some.
-            joint: ``JointLayout((text_layout, layout)).on(device)``, where the layouts are indices.
+            joint: the two layouts merged, text first: made here if None. Many calls, such as the steps of a sampler,
+                may share one ``JointLayout((text_layout, layout)).on(device)``, which indices with dropped tokens need.
 
         Raises:
             ValueError: shapes and layouts disagree, or the config asks for inputs that are not there or has none such.

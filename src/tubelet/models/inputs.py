@@ -106,11 +106,11 @@ def reset_children(model: nn.Module) -> None:
 def joined(
     text_layout: TokenLayout | LayoutIndex, layout: TokenLayout | LayoutIndex, joint: JointIndex | None, x: Tensor
 ) -> JointIndex:
-    """The index of the merged axis, text first; made here where the layouts are on the host and none is given."""
+    """The index of the merged axis, text first, made here where none is given; it must be of as many tokens."""
     if joint is None:
-        if not (isinstance(text_layout, TokenLayout) and isinstance(layout, TokenLayout)):
-            raise ValueError("layout and text_layout are indices: give joint=JointLayout((text, video)).on(device) too")
-        joint = JointLayout((text_layout, layout)).on(x.device)
+        if isinstance(text_layout, TokenLayout) and isinstance(layout, TokenLayout):
+            return JointLayout((text_layout, layout)).on(x.device)
+        return JointIndex.of(on(text_layout, x), on(layout, x))
     widths = (text_layout.shape[-1], layout.shape[-1])
     if joint.widths != widths:
         raise ValueError(f"joint merges {joint.widths} tokens, but text_layout and layout have {widths}")

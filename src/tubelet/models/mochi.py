@@ -179,16 +179,17 @@ class MochiTransformer(nn.Module):
             text: encoded prompts.
             layout: where the samples of ``x`` lie.
             text_layout: where the prompts of the same samples lie in ``text``.
-            joint: ``JointLayout((text, video)).on(device)``; needed where the layouts are indices.
+            joint: the two layouts merged, text first: made here if None. Many calls, such as the steps of a sampler,
+                may share one ``JointLayout((text_layout, layout)).on(device)``, which indices with dropped tokens need.
 
         Raises:
             ValueError: shapes and layouts disagree.
         """
-        joint = joined(text_layout, layout, joint, x)
         index, text_index = on(layout, x), on(text_layout, x)
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_tokens("text", text, self.config.text_dim, text_index, index)
         check_rows(t, index.shape)
+        joint = joined(text_layout, layout, joint, x)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         video: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
         text = torch.where(text_index.valid[..., None], text, 0)
