@@ -114,7 +114,19 @@ def joined(
     widths = (text_layout.shape[-1], layout.shape[-1])
     if joint.widths != widths:
         raise ValueError(f"joint merges {joint.widths} tokens, but text_layout and layout have {widths}")
+    if not torch.compiler.is_compiling():
+        asked = [sum(each) for each in zip(*map(_lengths, (text_layout, layout)), strict=False)]
+        if (found := _lengths(joint.index)) != asked:
+            raise ValueError(f"joint has samples of {found} tokens, but text_layout and layout together {asked}")
     return joint
+
+
+def _lengths(layout: TokenLayout | LayoutIndex) -> list[int]:
+    """The tokens of each sample, by the host's numbers."""
+    if isinstance(layout, TokenLayout):
+        return list(layout.lengths)
+    lengths: list[int] = layout.table[: layout.samples, 1].tolist()
+    return lengths
 
 
 def highest_levels(t: Rows, layout: LayoutIndex, text_layout: LayoutIndex) -> Rows:
