@@ -21,7 +21,7 @@ MODELS = {
         lambda **k: MochiTransformer(
             MochiConfig(dim=24, depth=2, heads=2, text_width=12, latent_channels=1, text_dim=8), **k, **F64
         ),
-        Mixture({"x": 4}, {"text": 8}, joint=True),
+        Mixture({"x": 4}, {"text": 8}),
         2,
     ),
 }
