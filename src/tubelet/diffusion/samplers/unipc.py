@@ -86,19 +86,19 @@ class UniPC:
         if history is None:
             factors = [there.alpha * of_x0 + there.sigma * of_eps for of_x0, of_eps in zip(x0, eps, strict=True)]
             return hold(x, combine(t, factors, [x, prediction]), t, s), Corrected(x, (now,))
-        base = self._corrected(x, now, t, s, history)
+        base = self._corrected(x, now, t, history)
         past = (now, *history.past)[: self.order]
         h = step_size(here, there)
         new = self._integrated(base, h, there, t, past, earlier_nodes(h, here, past[1:]))
         return hold(x, new, t, s), Corrected(base, past)
 
-    def _corrected(self, x: State, now: Past, t: Rows, s: Rows, history: Corrected) -> State:
-        """``x`` by the last step, made anew with the prediction at its end, in rows that moved then and move now."""
+    def _corrected(self, x: State, now: Past, t: Rows, history: Corrected) -> State:
+        """``x`` by the last step, made anew with the prediction at its end; ``x`` itself in rows that it left."""
         last, *earlier = history.past
         h = step_size(last.at, now.at)
         nodes = earlier_nodes(h, last.at, earlier, Node(torch.ones_like(h), torch.ones_like(h, dtype=torch.bool)))
         new = self._integrated(history.x, h, now.at, t, (last, now, *earlier), nodes)
-        return select(Rows(~nodes[0].use | (t.values == s.values), t.index), x, new.to(x.dtype))
+        return select(Rows(~nodes[0].use, t.index), x, new.to(x.dtype))
 
     def _integrated(
         self, x: State, h: Tensor, there: Mark, t: Rows, known: tuple[Past, ...], nodes: list[Node]
