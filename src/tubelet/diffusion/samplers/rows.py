@@ -5,6 +5,7 @@ levels alone. So factors are computed per row, whatever the dtype of the state, 
 :func:`combine` and :func:`hold` only. Nothing is read from a device. Both levels of a step have the same rows.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -192,17 +193,12 @@ def combine(
         >>> combine(rows, [torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0])], [one, one]).tolist()
         [[2.0], [3.0]]
     """
-    dtype = torch.float32
-    for value in values:
-        dtype = torch.promote_types(dtype, value.dtype)
-    wide = [spread(factor.to(dtype), rows, values[0]) for factor in factors]
-    if len(wide) < len(values):
-        total = torch.addcmul(values[0].to(dtype), wide[0], values[1].to(dtype))
-    else:
-        total = wide[0] * values[0]
-    done = 1 + len(values) - len(wide)
-    for factor, value in zip(wide[1:], values[done:], strict=True):
-        total.addcmul_(factor, value.to(dtype))
+    dtype = functools.reduce(torch.promote_types, (value.dtype for value in values), torch.float32)
+    wide = [spread(factor, rows, values[0]) for factor in torch.stack(list(factors)).to(dtype).unbind()]
+    whole = len(wide) < len(values)
+    total = torch.addcmul(values[0].to(dtype), wide[0], values[1]) if whole else wide[0] * values[0]
+    for factor, value in zip(wide[1:], values[2 if whole else 1 :], strict=True):
+        total.addcmul_(factor, value)
     return total
 
 
