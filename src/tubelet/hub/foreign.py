@@ -31,6 +31,7 @@ from tubelet.hub.tensors import Tensors, fetch, held, opened, weight_files, writ
 from tubelet.hub.translation import to_ours, to_theirs
 from tubelet.hub.wan import WAN
 from tubelet.hub.wan_original import WAN_ORIGINAL
+from tubelet.hub.wan_vae import WAN_VAE
 from tubelet.hub.weights import build, config_type, describe, gather
 
 __all__ = [
@@ -58,6 +59,7 @@ _FAMILIES = (
     OPEN_SORA,
     WAN,
     WAN_ORIGINAL,
+    WAN_VAE,
 )
 STEM = "diffusion_pytorch_model"
 _STEMS = {"diffusers": (STEM,), "original": (STEM, "model")}
