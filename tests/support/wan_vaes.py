@@ -50,6 +50,8 @@ def peer(kind: str, seed: int = 0, **sizes: Any) -> AutoencoderKLWan:
     for parameter in model.parameters():
         fan = parameter[0].numel() if parameter.ndim > 1 else 1
         nn.init.normal_(parameter, std=0.8 * fan**-0.5 if fan > 1 else 0.4, generator=generator)
+    for parameter in model.decoder.conv_out.parameters():
+        parameter.data *= 0.25
     return model.eval()
 
 

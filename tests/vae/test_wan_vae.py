@@ -46,7 +46,7 @@ def test_gradients_of_every_weight_are_the_peers(kind: str, monkeypatch: pytest.
     wan_vaes.lift(monkeypatch)
     peer = wan_vaes.peer(kind).double()
     vae = wan_vaes.ours(peer)
-    x = wan_vaes.video(vae, (2, 1, 2))
+    x = wan_vaes.video(vae, (3, 1, 2))
     theirs = peer.encode(x).latent_dist
     (peer.decode(theirs.mean).sample.sin().sum() + theirs.logvar.cos().sum()).backward()
     posterior = vae.encode(x)
@@ -84,10 +84,10 @@ def test_the_real_sizes(config: WanAutoencoderConfig, parameters: int) -> None:
 
 
 @BOTH
-@settings(max_examples=6)
-@given(plan=st.lists(st.integers(1, 5), min_size=1, max_size=6), latent_plan=st.permutations([1, 1, 2]))
+@settings(max_examples=5)
+@given(plan=st.lists(st.integers(1, 5), min_size=1, max_size=4), latent_plan=st.permutations([1, 1, 2]))
 def test_any_chunk_plan_equals_the_whole(kind: str, plan: list[int], latent_plan: list[int]) -> None:
-    vae = double(kind)
+    vae = tiny(kind)
     temporal = vae.config.factors.temporal
     plan = [*plan, -(sum(plan) - 1) % temporal]
     x, z = wan_vaes.video(vae, (1 + (sum(plan) - 1) // temporal, 1, 2)), wan_vaes.latents(vae, (4, 2, 1))
@@ -111,7 +111,7 @@ def test_float32_streams_to_rounding(kind: str) -> None:
 
 @BOTH
 def test_the_state_has_constant_size_and_can_be_stored(kind: str) -> None:
-    vae = double(kind)
+    vae = tiny(kind)
     z, x = wan_vaes.latents(vae, (5, 1, 2)), wan_vaes.video(vae, (4, 1, 2))
     with torch.no_grad():
         stored = []
@@ -129,7 +129,7 @@ def test_the_state_has_constant_size_and_can_be_stored(kind: str) -> None:
 @BOTH
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_first_latents_decode_to_the_prefix(kind: str, k: int) -> None:
-    vae = double(kind)
+    vae = tiny(kind)
     z, temporal = wan_vaes.latents(vae, (4, 1, 2)), vae.config.factors.temporal
     with torch.no_grad():
         whole = vae.decode(z)
@@ -141,7 +141,7 @@ def test_first_latents_decode_to_the_prefix(kind: str, k: int) -> None:
 
 @BOTH
 def test_latents_see_no_later_frame(kind: str) -> None:
-    vae = double(kind)
+    vae = tiny(kind)
     x, temporal = wan_vaes.video(vae, (3, 1, 2)), vae.config.factors.temporal
     with torch.no_grad():
         whole = vae.encode(x).mean
@@ -204,10 +204,8 @@ def test_meta_construction_and_reset(kind: str) -> None:
 
 
 @pytest.mark.graph
-@BOTH
-def test_one_graph(kind: str) -> None:
-    sizes = {"num_res_blocks": 1, "dim_mult": [1, 1], "temperal_downsample": [True]}
-    vae = wan_vaes.ours(wan_vaes.peer(kind, **sizes).double())
+def test_one_graph() -> None:
+    vae = tiny("2.2")
     z = wan_vaes.latents(vae, (3, 1, 2))
     with torch.no_grad():
         decode = torch.compile(vae.decode_chunk, backend="eager", fullgraph=True)
@@ -248,6 +246,13 @@ def test_bad_input_is_named() -> None:
 
 def small() -> WanAutoencoderConfig:
     return WanAutoencoderConfig(widths=(4, 6, 8), depth=1, halve_time=(True, True))
+
+
+def tiny(kind: str) -> WanAutoencoder:
+    """Two halvings of 2.1's kind, one of 2.2's, and as few blocks as can be."""
+    halvings = [True] if kind == "2.2" else [True, True]
+    sizes = {"num_res_blocks": 1, "dim_mult": [1, *[1] * len(halvings)], "temperal_downsample": halvings, "base_dim": 4}
+    return wan_vaes.ours(wan_vaes.peer(kind, **sizes).double())
 
 
 def double(kind: str) -> WanAutoencoder:
