@@ -35,6 +35,7 @@ from tubelet.hub.translation import to_ours, to_theirs
 from tubelet.hub.uvit import UVIT_ORIGINAL
 from tubelet.hub.wan import WAN
 from tubelet.hub.wan_original import WAN_ORIGINAL
+from tubelet.hub.wan_vae import WAN_VAE
 from tubelet.hub.weights import build, config_type, describe, gather
 
 __all__ = [
@@ -68,6 +69,7 @@ _FAMILIES = (
     UVIT_ORIGINAL,
     WAN,
     WAN_ORIGINAL,
+    WAN_VAE,
 )
 STEM = "diffusion_pytorch_model"
 _STEMS = {"diffusers": (STEM,), "original": (STEM, "model")}

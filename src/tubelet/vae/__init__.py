@@ -7,28 +7,53 @@ carries the state from one call to the next, so any number of streams can share 
 
 from tubelet.vae.autoencoder import CausalAutoencoder
 from tubelet.vae.blocks import CausalResBlock, ChannelNorm, Downsample, FrameGroups, FrameUngroups, Upsample
-from tubelet.vae.causal import CausalConv3d, State
+from tubelet.vae.causal import CausalConv3d, State, copies, zeros
+from tubelet.vae.chains import Chain, NormedConv, PerFrame, Residual
 from tubelet.vae.coders import Decoder, Encoder, Stage
 from tubelet.vae.config import CausalAutoencoderConfig, digits
+from tubelet.vae.factors import Factors
+from tubelet.vae.frame_attention import FrameAttention
 from tubelet.vae.losses import kl_loss, reconstruction_loss
 from tubelet.vae.posterior import DiagonalGaussian
+from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime
+from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
+from tubelet.vae.streaming import StreamingAutoencoder, decode_stream, encode_stream
 
 __all__ = [
     "CausalAutoencoder",
     "CausalAutoencoderConfig",
     "CausalConv3d",
     "CausalResBlock",
+    "Chain",
     "ChannelNorm",
     "Decoder",
+    "Depatch",
     "DiagonalGaussian",
+    "DoubleSpace",
+    "DoubleTime",
     "Downsample",
     "Encoder",
+    "Factors",
+    "FrameAttention",
     "FrameGroups",
     "FrameUngroups",
+    "HalveSpace",
+    "HalveTime",
+    "MeanShortcut",
+    "NormedConv",
+    "Patch",
+    "PerFrame",
+    "RepeatShortcut",
+    "Residual",
     "Stage",
     "State",
+    "StreamingAutoencoder",
     "Upsample",
+    "copies",
+    "decode_stream",
     "digits",
+    "encode_stream",
     "kl_loss",
     "reconstruction_loss",
+    "zeros",
 ]

@@ -21,6 +21,7 @@ from tubelet.vae.blocks import Device
 from tubelet.vae.causal import State
 from tubelet.vae.coders import Decoder, Encoder
 from tubelet.vae.config import CausalAutoencoderConfig
+from tubelet.vae.factors import check_channels
 from tubelet.vae.posterior import DiagonalGaussian
 
 __all__ = ["CausalAutoencoder"]
@@ -107,9 +108,9 @@ class CausalAutoencoder(nn.Module):
             >>> head.mode().shape[2], tail.mode().shape[2]
             (2, 1)
         """
-        _check_channels("video", video, self.config.in_channels)
+        check_channels("video", video, self.config.in_channels)
         frames, height, width = video.shape[2:]
-        self._check_sides(frames - (state is None), height, width, frames)
+        self.config.factors.check(frames, height, width, start=state is None)
         moments, after = self.encoder(video, state)
         return DiagonalGaussian.of(moments), after
 
@@ -128,7 +129,7 @@ class CausalAutoencoder(nn.Module):
         Raises:
             ValueError: a channel count other than the config's, or no frame.
         """
-        _check_channels("z", z, self.config.latent_channels)
+        check_channels("z", z, self.config.latent_channels)
         return self.decoder(z, state)
 
     def latent_grid(self, frames: int, height: int, width: int) -> Grid:
@@ -141,9 +142,7 @@ class CausalAutoencoder(nn.Module):
             >>> CausalAutoencoder(CausalAutoencoderConfig(), device="meta").latent_grid(17, 32, 48)
             Grid(t=5, h=4, w=6)
         """
-        self._check_sides(frames - 1, height, width, frames)
-        temporal, spatial = self.config.temporal, self.config.spatial
-        return Grid(1 + (frames - 1) // temporal, height // spatial, width // spatial)
+        return self.config.factors.latent_grid(frames, height, width)
 
     def video_size(self, grid: Grid) -> tuple[int, int, int]:
         """Frames, height and width of the video of a latent grid, the inverse of `latent_grid`.
@@ -152,8 +151,7 @@ class CausalAutoencoder(nn.Module):
             >>> CausalAutoencoder(CausalAutoencoderConfig(), device="meta").video_size(Grid(5, 4, 6))
             (17, 32, 48)
         """
-        temporal, spatial = self.config.temporal, self.config.spatial
-        return 1 + temporal * (grid.t - 1), spatial * grid.h, spatial * grid.w
+        return self.config.factors.video_size(grid)
 
     def set_latent_stats(self, mean: Float[Tensor, " z"], std: Float[Tensor, " z"]) -> None:
         """Remember the mean and standard deviation of each latent channel over the training data.
@@ -186,7 +184,7 @@ class CausalAutoencoder(nn.Module):
         Raises:
             ValueError: a rank or a channel count other than the config's.
         """
-        _check_channels("z", z, self.config.latent_channels)
+        check_channels("z", z, self.config.latent_channels)
         return (z - _per_channel(self.latent_mean)) / _per_channel(self.latent_std)
 
     def unscale(self, z: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b z t h w"]:
@@ -195,30 +193,12 @@ class CausalAutoencoder(nn.Module):
         Raises:
             ValueError: a rank or a channel count other than the config's.
         """
-        _check_channels("z", z, self.config.latent_channels)
+        check_channels("z", z, self.config.latent_channels)
         return z * _per_channel(self.latent_std) + _per_channel(self.latent_mean)
-
-    def _check_sides(self, grouped: int, height: int, width: int, frames: int) -> None:
-        temporal, spatial = self.config.temporal, self.config.spatial
-        if frames < 1 or grouped < 0 or grouped % temporal:
-            form = f"1 + {temporal}·k" if grouped != frames else f"{temporal}·k"
-            raise ValueError(f"frames must be {form}, not {frames} (temporal factor {temporal})")
-        for name, side in (("height", height), ("width", width)):
-            if side < 1 or side % spatial:
-                raise ValueError(f"{name} must be a multiple of the spatial factor {spatial}, not {side}")
 
     if TYPE_CHECKING:
 
         def __call__(self, video: Tensor) -> Tensor: ...
-
-
-def _check_channels(name: str, x: Tensor, channels: int) -> None:
-    if x.ndim != 5:
-        raise ValueError(f"{name} must be (b, c, t, h, w), got shape {tuple(x.shape)}")
-    if x.shape[1] != channels:
-        raise ValueError(f"{name} must have {channels} channels, not {x.shape[1]}")
-    if x.shape[2] < 1:
-        raise ValueError(f"{name} must have at least one frame, not {x.shape[2]}")
 
 
 def _per_channel(values: Tensor) -> Tensor:

@@ -2,39 +2,65 @@
 
 Output frame i sees the input frames i - (kt - 1) … i and nothing later (MAGVIT-v2, arXiv:2310.05737, section 3.1):
 ``y[i] = Σ_j w[j] · x[i - (kt - 1) + j] + b``. The kt - 1 frames before the first are the *state*. At the start of a
-video they are copies of its first frame, so that an image looks like a still video (as in CogVideoX and HunyuanVideo);
-whoever wants zeros instead (as in Wan) passes a state of zeros.
+video they are copies of its first frame, so that an image looks like a still video (as in CogVideoX and HunyuanVideo),
+or what ``before`` makes of it: `zeros` is Wan's. With a stride of s frames, output i sees the input frames up to s·i,
+so the first frame still stands alone, and kt - s frames are carried on.
 
-Shapes: ``(b, c, t, h, w)``; the state is ``(b, c, kt - 1, h, w)``, whatever the length of the video.
+Shapes: ``(b, c, t, h, w)``; the state is ``(b, c, kt - s, h, w)``, whatever the length of the video.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["CausalConv3d", "State"]
+__all__ = ["CausalConv3d", "State", "copies", "zeros"]
 
-State = tuple[Tensor, ...]
-"""What a stream carries from chunk to chunk: tensors of a size that does not grow; it can be pickled.
+State = tuple[Any, ...]
+"""What a stream carries from chunk to chunk: tensors and tuples of them, of a size that does not grow; to be pickled.
 
 Example:
     >>> state: State = (torch.zeros(1, 8, 2, 4, 4),)
 """
 
 
+def copies(first: Float[Tensor, "b c 1 h w"], frames: int) -> Float[Tensor, "b c s h w"]:
+    """What stands before a video: its first frame, again and again (a view).
+
+    Example:
+        >>> copies(torch.ones(1, 1, 1, 2, 2), 2).shape
+        torch.Size([1, 1, 2, 2, 2])
+    """
+    return first.expand(-1, -1, frames, -1, -1)
+
+
+def zeros(first: Float[Tensor, "b c 1 h w"], frames: int) -> Float[Tensor, "b c s h w"]:
+    """What stands before a video: nothing, as if padded by zeros.
+
+    Example:
+        >>> zeros(torch.ones(1, 1, 1, 2, 2), 2).abs().max().item()
+        0.0
+    """
+    b, c, _, h, w = first.shape
+    return first.new_zeros(b, c, frames, h, w)
+
+
 class CausalConv3d(nn.Module):
-    """Convolution over time and space, causal in time, same size out as in.
+    """Convolution over time and space, causal in time; without a stride, same size out as in.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         kernel: odd sizes over height and width, any size over time, as ``(t, h, w)``.
+        stride: steps from one output to the next, as ``(t, h, w)``; over time no more than the kernel.
+        before: makes the frames before a video from its first frame and their number: `copies` or `zeros`.
         bias: whether to add one.
 
     Raises:
-        ValueError: a kernel that is not positive, or even over space.
+        ValueError: a kernel or stride that is not positive, a kernel that is even over space, or a stride over time
+            beyond it.
 
     Example:
         >>> conv = CausalConv3d(2, 3)
@@ -51,7 +77,9 @@ class CausalConv3d(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel: tuple[int, int, int] = (3, 3, 3),
+        stride: tuple[int, int, int] = (1, 1, 1),
         *,
+        before: Callable[[Tensor, int], Tensor] = copies,
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -59,8 +87,19 @@ class CausalConv3d(nn.Module):
         super().__init__()
         if min(kernel) < 1 or kernel[1] % 2 == 0 or kernel[2] % 2 == 0:
             raise ValueError(f"kernel must be positive and odd over height and width, not {kernel}")
-        padding = (0, kernel[1] // 2, kernel[2] // 2)
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel, padding=padding, bias=bias, device=device, dtype=dtype)
+        if min(stride) < 1 or stride[0] > kernel[0]:
+            raise ValueError(f"stride must be positive, and over time within kernel {kernel}, not {stride}")
+        self.before = before
+        self.conv = nn.Conv3d(
+            in_channels,
+            out_channels,
+            kernel,
+            stride,
+            padding=(0, kernel[1] // 2, kernel[2] // 2),
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
 
     def reset_parameters(self) -> None:
         """Draw the weights anew (uniform, as ``nn.Conv3d``)."""
@@ -68,28 +107,32 @@ class CausalConv3d(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "b c t h w"], state: Float[Tensor, "b c s h w"] | None = None
-    ) -> tuple[Float[Tensor, "b d t h w"], Float[Tensor, "b c r h w"]]:
+    ) -> tuple[Float[Tensor, "b d t2 h2 w2"], Float[Tensor, "b c r h w"]]:
         """Convolve the next frames of a video.
 
         Args:
-            x: the next ``t >= 1`` frames.
-            state: the ``kt - 1`` frames before them, as the previous call returned it; None at the start of a video.
+            x: the next ``t >= 1`` frames; with a stride of s frames, ``1 + s·k`` at the start and ``s·k`` after it.
+            state: the ``kt - s`` frames before them, as the previous call returned it; None at the start of a video.
 
         Returns:
             The output frames, and the state for the next call.
 
         Raises:
-            ValueError: a state of another number of frames than ``kt - 1``, or of another batch, width or size than
-                ``x``.
+            ValueError: a state of another number of frames than ``kt - s``, or of another batch, width or size than
+                ``x``; frames that the stride does not divide.
         """
-        frames = self.conv.kernel_size[0] - 1
+        kt, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        frames = kt - stride
+        if (x.shape[2] - (state is None)) % stride:
+            raise ValueError(f"x has {x.shape[2]} frames, which a stride of {stride} does not divide")
         if state is None:
-            state = x[:, :, :1].expand(-1, -1, frames, -1, -1)
+            state = self.before(x[:, :, :1], kt - 1)
         elif state.shape[2] != frames:
-            raise ValueError(f"state must hold kt - 1 = {frames} frames, not {state.shape[2]}")
+            form = "kt - 1" if stride == 1 else f"kt - {stride}"
+            raise ValueError(f"state must hold {form} = {frames} frames, not {state.shape[2]}")
         elif (state.shape[:2], state.shape[3:]) != (x.shape[:2], x.shape[3:]):
             raise ValueError(f"state has shape {tuple(state.shape)}, which does not go on to x of {tuple(x.shape)}")
-        if frames:
+        if kt > 1:
             x = torch.cat([state.to(x.dtype), x], 2)
         y: Tensor = self.conv(x)
         return y, x[:, :, x.shape[2] - frames :].clone()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
+from tubelet.vae.factors import Factors
+
 __all__ = ["CausalAutoencoderConfig", "digits"]
 
 
@@ -61,6 +63,11 @@ class CausalAutoencoderConfig:
         """Widths and depths of the decoder, finest scale first."""
         widths = self.widths if self.decoder_widths is None else self.decoder_widths
         return widths, self.depths if self.decoder_depths is None else self.decoder_depths
+
+    @property
+    def factors(self) -> Factors:
+        """Frames and pixels to a latent."""
+        return Factors(self.temporal, self.spatial)
 
     @property
     def patch(self) -> int:

@@ -1,0 +1,160 @@
+"""Layers that take the next frames with a state and return both, and what joins them.
+
+A streaming layer is called as ``layer(x, state) -> (y, state)``; ``state`` is None at the start of a video, and what
+the previous call returned after it. It is a tensor or a tuple of states: the state of a chain has the chain's form.
+Activations are ``(b, c, t, h, w)``.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tubelet.vae.causal import State
+
+__all__ = ["Chain", "NormedConv", "PerFrame", "Residual"]
+
+
+class Chain(nn.Module):
+    """Streaming layers one after the other, each with its own state; they are named by number or by keyword.
+
+    Raises:
+        ValueError: at the call, a state of another number of layers.
+
+    Example:
+        >>> from tubelet.vae import CausalConv3d
+        >>> chain = Chain(CausalConv3d(2, 4), CausalConv3d(4, 4, (3, 1, 1)))
+        >>> y, state = chain(torch.zeros(1, 2, 3, 4, 4))
+        >>> y.shape, len(state)
+        (torch.Size([1, 4, 3, 4, 4]), 2)
+    """
+
+    def __init__(self, *layers: nn.Module, **named: nn.Module) -> None:
+        super().__init__()
+        for name, layer in ({str(i): layer for i, layer in enumerate(layers)} | named).items():
+            self.add_module(name, layer)
+
+    def reset_parameters(self) -> None:
+        """Draw every layer anew."""
+        reset(self)
+
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], state: State | None = None
+    ) -> tuple[Float[Tensor, "b d t2 h2 w2"], State]:
+        """The next frames through all layers."""
+        layers = list(self.children())
+        before = [None] * len(layers) if state is None else state
+        if len(before) != len(layers):
+            raise ValueError(f"state must hold the states of {len(layers)} layers, not of {len(before)}")
+        after = []
+        for layer, own in zip(layers, before, strict=True):
+            x, own = layer(x, own)
+            after.append(own)
+        return x, tuple(after)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]: ...
+
+
+class PerFrame(nn.Module):
+    """A module that treats each frame alone, as a streaming layer; its state is empty.
+
+    Example:
+        >>> PerFrame(nn.SiLU())(torch.zeros(1, 2, 3, 4, 4))[1]
+        ()
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def reset_parameters(self) -> None:
+        """Draw the module anew."""
+        reset(self)
+
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], state: State | None = None
+    ) -> tuple[Float[Tensor, "b d t h2 w2"], State]:
+        """``inner(x)``."""
+        return self.inner(x), ()
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]: ...
+
+
+class NormedConv(nn.Module):
+    """``conv(silu(norm(x)))``, with the state of the convolution.
+
+    Args:
+        norm: of the channels of each position, such as `tubelet.vae.ChannelNorm`.
+        conv: a streaming convolution.
+
+    Example:
+        >>> from tubelet.vae import CausalConv3d, ChannelNorm
+        >>> NormedConv(ChannelNorm(2), CausalConv3d(2, 4))(torch.zeros(1, 2, 3, 4, 4))[0].shape
+        torch.Size([1, 4, 3, 4, 4])
+    """
+
+    def __init__(self, norm: nn.Module, conv: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.conv = norm, conv
+
+    def reset_parameters(self) -> None:
+        """Draw both anew."""
+        reset(self)
+
+    def forward(self, x: Float[Tensor, "b c t h w"], state: Any = None) -> tuple[Float[Tensor, "b d t h w"], Any]:
+        """The next frames and the state of the convolution."""
+        y, state = self.conv(F.silu(self.norm(x)), state)
+        return y, state
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]: ...
+
+
+class Residual(nn.Module):
+    """``shortcut(x) + branch(x)``, two streaming layers side by side.
+
+    Args:
+        branch: what is added.
+        shortcut: what it is added to; None for ``x`` itself.
+
+    Example:
+        >>> from tubelet.vae import CausalConv3d
+        >>> y, state = Residual(CausalConv3d(2, 2))(torch.zeros(1, 2, 3, 4, 4))
+        >>> state[0].shape, state[1]
+        (torch.Size([1, 2, 2, 4, 4]), ())
+    """
+
+    def __init__(self, branch: nn.Module, shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = PerFrame(nn.Identity()) if shortcut is None else shortcut
+
+    def reset_parameters(self) -> None:
+        """Draw both anew."""
+        reset(self)
+
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], state: State | None = None
+    ) -> tuple[Float[Tensor, "b d t2 h2 w2"], State]:
+        """The sum, and the states of the branch and of the shortcut."""
+        branch, shortcut = (None, None) if state is None else state
+        y, branch = self.branch(x, branch)
+        kept, shortcut = self.shortcut(x, shortcut)
+        return kept + y, (branch, shortcut)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]: ...
+
+
+def reset(module: nn.Module) -> None:
+    """Draw the children of a module anew, those that have parameters."""
+    for child in module.children():
+        if next(child.parameters(), None) is not None:
+            child.reset_parameters()  # type: ignore[operator]

@@ -1,0 +1,89 @@
+"""By how much a video autoencoder shrinks time and space, and what sizes follow.
+
+``T = 1 + temporal·(t - 1)`` frames are t latent frames, the first frame standing alone; ``H = spatial·h``,
+``W = spatial·w``.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from tubelet.layout import Grid
+
+__all__ = ["Factors"]
+
+
+class Factors(NamedTuple):
+    """Frames to one latent frame after the first, and pixels to one latent position along height and width.
+
+    Example:
+        >>> Factors(4, 8).latent_grid(17, 32, 48), Factors(4, 8).video_size(Grid(5, 4, 6))
+        (Grid(t=5, h=4, w=6), (17, 32, 48))
+    """
+
+    temporal: int
+    spatial: int
+
+    def latent_grid(self, frames: int, height: int, width: int) -> Grid:
+        """The latent sides of a video.
+
+        Raises:
+            ValueError: frames other than ``1 + temporal·k``, or sides that ``spatial`` does not divide.
+        """
+        self.check(frames, height, width, start=True)
+        return Grid(1 + (frames - 1) // self.temporal, height // self.spatial, width // self.spatial)
+
+    def video_size(self, grid: Grid) -> tuple[int, int, int]:
+        """Frames, height and width of the video of a latent grid."""
+        return 1 + self.temporal * (grid.t - 1), self.spatial * grid.h, self.spatial * grid.w
+
+    def check(self, frames: int, height: int, width: int, *, start: bool) -> None:
+        """Whether these frames can begin a video (``start``) or go on with one.
+
+        Raises:
+            ValueError: frames other than ``1 + temporal·k`` at the start and ``temporal·k`` after it, or sides that
+                ``spatial`` does not divide.
+
+        Example:
+            >>> Factors(4, 8).check(8, 16, 16, start=False)
+        """
+        grouped = frames - start
+        if frames < 1 or grouped < 0 or grouped % self.temporal:
+            form = f"1 + {self.temporal}·k" if start else f"{self.temporal}·k"
+            raise ValueError(f"frames must be {form}, not {frames} (temporal factor {self.temporal})")
+        for name, side in (("height", height), ("width", width)):
+            if side < 1 or side % self.spatial:
+                raise ValueError(f"{name} must be a multiple of the spatial factor {self.spatial}, not {side}")
+
+    def padded(self, video: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t2 h2 w2"]:
+        """A video of any size, its last frame, row and column repeated until the factors divide it.
+
+        What decodes from it, cut back to ``[:, :, :t, :h, :w]``, has the size of the original.
+
+        Example:
+            >>> import torch
+            >>> Factors(4, 8).padded(torch.zeros(1, 3, 4, 13, 16)).shape
+            torch.Size([1, 3, 5, 16, 16])
+        """
+        frames, height, width = video.shape[2:]
+        return F.pad(
+            video,
+            (0, -width % self.spatial, 0, -height % self.spatial, 0, (1 - frames) % self.temporal),
+            mode="replicate",
+        )
+
+
+def check_channels(name: str, x: Tensor, channels: int) -> None:
+    """Whether a video or its latents have the axes and channels that an autoencoder takes.
+
+    Raises:
+        ValueError: another rank or channel count, or no frame.
+    """
+    if x.ndim != 5:
+        raise ValueError(f"{name} must be (b, c, t, h, w), got shape {tuple(x.shape)}")
+    if x.shape[1] != channels:
+        raise ValueError(f"{name} must have {channels} channels, not {x.shape[1]}")
+    if x.shape[2] < 1:
+        raise ValueError(f"{name} must have at least one frame, not {x.shape[2]}")
