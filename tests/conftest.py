@@ -4,9 +4,7 @@ import dataclasses
 import inspect
 import os
 import random
-import re
 import sys
-from collections import Counter
 from collections.abc import Iterator
 
 import jaxtyping
@@ -31,12 +29,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One name for a test in every process, and no tests marked ``gpu`` where there is no CUDA device."""
-    seen: Counter[str] = Counter()
-    for item in items:
-        name = re.sub(r" at 0x[0-9a-f]+", "", item.nodeid)
-        item._nodeid = name if name == item.nodeid and not seen[name] else f"{name}#{seen[name]}"
-        seen[name] += 1
+    """Skip tests marked ``gpu`` where there is no CUDA device."""
     if torch.cuda.is_available():
         return
     for item in items:

@@ -124,7 +124,6 @@ def test_longer_axes(pattern: Pattern, text: int) -> None:
         ),  # stretches inside the grid
         (Window((1, 2, 2), (0, 1, 1)), lambda: TokenLayout.packed([Grid(1, 5, 5)]).keep([0, 4, 6, 9, 14, 20, 21, 24])),
     ],
-    ids=str,
 )
 def test_what_once_went_unseen(pattern: Pattern, make: Callable[[], TokenLayout]) -> None:
     layout = make()

@@ -262,7 +262,7 @@ def test_rows_of_one_line_are_local_attention() -> None:
 
 
 @pytest.mark.graph  # without type checks, as users run it
-@pytest.mark.parametrize("pattern", ["spatial", Spatial, lambda q, k, head: True, None], ids=str)
+@pytest.mark.parametrize("pattern", ["spatial", Spatial, lambda q, k, head: True, None])
 def test_what_is_no_pattern_is_named(pattern: object) -> None:
     x = torch.randn(4, 1, 2)
     with pytest.raises(ValueError, match=r"pattern must be a value with attends"):
@@ -327,7 +327,7 @@ class Far:
         return (q.coords[..., 2] - k.coords[..., 2]).abs() >= head * (q.coords[..., 2] != k.coords[..., 2])
 
 
-@pytest.mark.parametrize("pattern", [Even(), Even() & Temporal(), HeadSplit((Joint(), Far()), (1, 3))], ids=repr)
+@pytest.mark.parametrize("pattern", [Even(), Even() & Temporal(), HeadSplit((Joint(), Far()), (1, 3))])
 def test_predicates_see_samples_and_heads_by_number(pattern: Pattern) -> None:
     layout = TokenLayout.packed([Grid(2, 2, 3)] * 3, [1, 0, 2])
     qkv, cotangent = tensors(layout, 4, 2), torch.randn(*layout.shape, 4, 4, dtype=torch.float64)
