@@ -36,7 +36,7 @@ class StreamingAutoencoder(Protocol):
         ...
 
 
-def encode_stream(vae: StreamingAutoencoder, clips: Iterable[Float[Tensor, "b c t h w"]]) -> Iterator[DiagonalGaussian]:
+def encode_stream(vae: StreamingAutoencoder, clips: Iterable[Float[Tensor, "b c _ h w"]]) -> Iterator[DiagonalGaussian]:
     """The posteriors of a video that comes in clips.
 
     Frames that do not fill a latent frame wait for the next clip.
@@ -68,8 +68,8 @@ def encode_stream(vae: StreamingAutoencoder, clips: Iterable[Float[Tensor, "b c 
 
 
 def decode_stream(
-    vae: StreamingAutoencoder, latents: Iterable[Float[Tensor, "b z t h w"]]
-) -> Iterator[Float[Tensor, "b c t h w"]]:
+    vae: StreamingAutoencoder, latents: Iterable[Float[Tensor, "b z _ h w"]]
+) -> Iterator[Float[Tensor, "b c _ _ _"]]:
     """The frames of latents that come in chunks; ``z.split(1, dim=2)`` decodes with the least memory.
 
     Example:
