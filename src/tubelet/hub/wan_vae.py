@@ -72,9 +72,9 @@ def wan_vae_config_from_diffusers(config: Mapping[str, Any]) -> WanAutoencoderCo
         latent_mean=tuple(c["latents_mean"]),
         latent_std=tuple(c["latents_std"]),
     )
-    for name, factor in zip(("scale_factor_temporal", "scale_factor_spatial"), ours.factors, strict=True):
-        if c[name] != factor:
-            raise ValueError(f"{name}={c[name]}, but its scales make {factor}")
+    for name in ("temporal", "spatial"):
+        if c[f"scale_factor_{name}"] != (factor := getattr(ours.factors, name)):
+            raise ValueError(f"scale_factor_{name}={c[f'scale_factor_{name}']}, but its scales make {factor}")
     return ours
 
 

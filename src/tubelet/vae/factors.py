@@ -4,7 +4,7 @@
 ``W = spatial·w``.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,7 +15,8 @@ from tubelet.layout import Grid
 __all__ = ["Factors"]
 
 
-class Factors(NamedTuple):
+@dataclass(frozen=True)
+class Factors:
     """Frames to one latent frame after the first, and pixels to one latent position along height and width.
 
     Example:
