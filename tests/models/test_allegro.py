@@ -146,7 +146,7 @@ def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> 
         ({"heads": 3}, "dim=24 does not make heads=3 of three axes of even width"),
         ({"frequencies": 7}, "even and positive, got 7"),
         ({"patch": (1, 0, 2)}, r"three positive whole numbers .*, got \(1, 0, 2\)"),
-        ({"scale": (1.0, 0.0, 1.0)}, r"scale=\(1.0, 0.0, 1.0\) is too small"),
+        ({"scale": (1.0, 0.0, 1.0)}, r"scale must be positive .*, got \(1.0, 0.0, 1.0\)"),
     ],
 )
 def test_configs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> None:

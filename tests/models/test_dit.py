@@ -335,7 +335,7 @@ def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> 
         ({"position_axes": 1}, "position_axes must be 2 or 3, got 1"),
         ({"variance_channels": -1}, "variance_channels must not be negative, got -1"),
         ({"frequencies": 7}, "even and positive, got 7"),
-        ({"patch": (1, 0, 2)}, r"patch=\(1, 0, 2\)"),
+        ({"patch": (1, 0, 2)}, r"three positive whole numbers .*, got \(1, 0, 2\)"),
         ({"base_grid": (0, 2)}, r"base_grid=\(0, 2\) is too small"),
     ],
 )

@@ -222,7 +222,7 @@ def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> 
         ({"sample_size": 7}, r"sample_size=7 is not made of patches of \(1, 2\)"),
         ({"frequencies": 7}, "even and positive, got 7"),
         ({"patch": (1, 0, 2)}, r"three positive whole numbers .*, got \(1, 0, 2\)"),
-        ({"variance_channels": -1}, "variance_channels=-1"),
+        ({"variance_channels": -1}, "variance_channels must not be negative, got -1"),
     ],
 )
 def test_configs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> None:

@@ -168,7 +168,7 @@ def test_labels_of_a_model_without_classes_are_refused() -> None:
         ({"depth": 3}, "depth must be even for variant='interleaved'"),
         ({"frequencies": 7}, "even and positive, got 7"),
         ({"patch": (1, 0, 2)}, r"three positive whole numbers .*, got \(1, 0, 2\)"),
-        ({"variance_channels": -1}, "variance_channels=-1"),
+        ({"variance_channels": -1}, "variance_channels must not be negative, got -1"),
     ],
 )
 def test_configs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> None:

@@ -345,7 +345,7 @@ def test_inputs_that_do_not_fit_are_named(kind: str, change: dict[str, Any], say
         ({"classes": 0}, "classes must be positive, got 0"),
         ({"heads": 3}, "dim=16 must be even and a multiple of heads=3"),
         ({"depth": 3}, "depth must be even, half before and half behind the middle, got 3"),
-        ({"grid": (0, 3, 3)}, r"grid=\(0, 3, 3\) is too small"),
+        ({"grid": (0, 3, 3)}, r"grid must be .*, got \(0, 3, 3\)"),
         ({"text_dim": 4, "classes": 3}, "classes=3 and text_dim=4 exclude each other"),
     ],
 )
