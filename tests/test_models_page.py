@@ -104,14 +104,15 @@ def test_every_preset_is_in_the_table() -> None:
 
 
 def test_every_adapter_is_in_the_table_of_checkpoints() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (?:`(\w+)`)? *\| (?:`(\w+)`)? *\|", CHECKPOINTS, re.M)
+    peer = r"(?:`(\w+)`[^|]*)?"
+    rows = re.findall(rf"^\| `(\w+)` \| {peer} *\| {peer} *\| `(\w+)` \|", CHECKPOINTS, re.M)
     listed = {
-        (model, form, name)
-        for model, *peers in rows
+        (model, family, form, name)
+        for model, *peers, family in rows
         for form, name in zip(("diffusers", "original"), peers, strict=True)
         if name
     }
-    ours = {(each.model.__name__, each.form, each.peer or each.name) for each in foreign._FAMILIES}
+    ours = {(each.model.__name__, each.name, each.form, each.peer or each.name) for each in foreign._FAMILIES}
     assert listed == ours
 
 

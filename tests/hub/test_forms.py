@@ -1,6 +1,5 @@
-"""Every model in the forms it is published in: the table of the documentation, and one file through the command."""
+"""Every model in the form that its authors publish it in: one file alone, through the command, and back."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from torch import nn
 
 from tubelet import hub, models
 from tubelet.cli import main
-from tubelet.hub.foreign import _FAMILIES
 
 TINY: dict[str, nn.Module] = {
     "allegro": models.AllegroTransformer(models.AllegroConfig(dim=96, depth=1, heads=1, text_dim=6)),
@@ -45,18 +43,3 @@ def test_one_file_of_the_authors_becomes_ours_and_returns_bit_by_bit(family: str
 def test_files_of_no_such_model_are_refused_by_name(family: str) -> None:
     with pytest.raises(ValueError, match="the tensors are not .*'s: there is no "):
         hub.from_original({}, {"encoder.weight": torch.zeros(2, 2)}, family=family)
-
-
-def test_the_page_lists_every_model_with_its_forms() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.*?) \| (.*?) \|$", page, re.MULTILINE)
-    listed = {ours: {"family": family, "diffusers": theirs, "original": own} for ours, family, theirs, own in rows}
-    assert list(listed) == sorted({family.model.__name__ for family in _FAMILIES})
-    for ours, row in listed.items():
-        known = {family.form: family for family in _FAMILIES if family.model.__name__ == ours}
-        assert {family.name for family in known.values()} == {row["family"]}
-        for form in ("diffusers", "original"):
-            peer = known[form].peer if form in known else None
-            said = row[form].split("`")[1] if "`" in row[form] else None
-            assert said == (peer or None), (ours, form)
-            assert (form in known) == (row[form] != "no"), (ours, form)
