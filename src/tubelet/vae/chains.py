@@ -7,6 +7,7 @@ Activations are ``(b, c, t, h, w)``.
 
 from typing import TYPE_CHECKING, Any
 
+import torch  # noqa: F401 - the examples use it
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
