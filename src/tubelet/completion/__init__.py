@@ -12,10 +12,10 @@ from tubelet.completion.cells import consistent, filled, known_latents
 from tubelet.completion.complete import complete
 from tubelet.completion.editing import edit, edit_inverted
 from tubelet.completion.long import lengthen
-from tubelet.completion.named import TASKS, task
+from tubelet.completion.named import TASKS as TASKS
+from tubelet.completion.named import task
 
 __all__ = [
-    "TASKS",
     "complete",
     "consistent",
     "edit",

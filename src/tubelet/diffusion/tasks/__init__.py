@@ -4,17 +4,15 @@ The clips are pixels or latents ``(c, t, h, w)``; a task says where they stand i
 :class:`~tubelet.diffusion.Known`, one token a cell, which :func:`~tubelet.diffusion.fold_known` packs. Nothing here
 knows a model. :mod:`tubelet.completion` does these tasks behind an autoencoder.
 
-| Task | What is known |
-|---|---|
-| text to video | :func:`nothing` |
-| image to video, extension forward | :func:`extend` |
-| extension backward | :func:`prepend` |
-| connecting two clips | :func:`connect` |
-| seamless loop | :func:`loop` |
-| in-painting and completion in space and time | :func:`inpaint`, :func:`outpaint` |
-| frame interpolation, temporal super-resolution | :func:`interpolate`, :func:`upsample` |
-| video to video | nothing: :func:`edit_times` and :func:`edit_start` begin between data and noise; :func:`invert` |
-| long video | :func:`rollout` and :func:`causal_rollout` do one part after another |
+- text to video: :func:`nothing`;
+- image to video, extension forward: :func:`extend`;
+- extension backward: :func:`prepend`;
+- connecting two clips: :func:`connect`;
+- seamless loop: :func:`loop`;
+- in-painting and completion in space and time: :func:`inpaint`, :func:`outpaint`;
+- frame interpolation, temporal super-resolution: :func:`interpolate`, :func:`upsample`;
+- video to video: nothing: :func:`edit_times` and :func:`edit_start` begin between data and noise; :func:`invert`;
+- long video: :func:`rollout` and :func:`causal_rollout` do one part after another.
 """
 
 from tubelet.diffusion.tasks.connection import connect
