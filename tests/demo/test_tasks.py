@@ -1,4 +1,6 @@
-"""The judged tasks: scores of real clips and of spoiled ones."""
+"""The judged tasks: scores of real clips and of spoiled ones, and (slow) the shipped checkpoint's of every task."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -6,7 +8,8 @@ import torch
 from tubelet.demo import digits
 from tubelet.demo.build import build
 from tubelet.demo.judge import Judge, train_judge
-from tubelet.demo.tasks import NAMES, Done, do_task, judged_task, moving_clips, task_line
+from tubelet.demo.shipped import load_model
+from tubelet.demo.tasks import BAR, NAMES, Done, do_task, judged_task, moving_clips, task_line
 from tubelet.diffusion.tasks import extend, loop, nothing
 
 
@@ -85,3 +88,17 @@ def test_an_unknown_task_is_refused() -> None:
 @pytest.fixture(scope="module")
 def trained_judge() -> Judge:
     return train_judge(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_shipped_checkpoint_passes_every_task(trained_judge, name: str) -> None:
+    """On 200 held-out clips each, as ``tubelet demo --tasks`` does."""
+    done = do_task(load_model(), name, moving_clips(0, 200), seed=10_000)
+    scores: dict[str, Any] = judged_task(trained_judge, name, done)
+    print(task_line(name, scores))
+    assert scores["passes"], task_line(name, scores)
+    assert scores["digit_accuracy"]["samples"] == 200
+    assert scores["digit_accuracy"]["value"] >= BAR
+    if name not in ("text", "edit", "invert", "long", "loop"):
+        assert scores["distance"] < 2.5  # text to video, which knows nothing, is 7 pixels away
