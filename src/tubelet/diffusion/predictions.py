@@ -20,7 +20,7 @@ from torch import Tensor
 from tubelet.layout import Rows
 from tubelet.protocols import Path
 
-__all__ = ["Coefficients", "Prediction", "coefficients", "from_x0_eps", "level", "to_x0_eps"]
+__all__ = ["Coefficients", "Prediction", "check_fit", "coefficients", "from_x0_eps", "level", "to_x0_eps"]
 
 Prediction = Literal["eps", "x0", "v", "velocity"]
 """The names of what a network may predict. Example: ``"velocity"``."""
@@ -58,7 +58,7 @@ def level(rows: Rows, like: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         >>> level(Rows(torch.tensor([0.1, 0.2])), torch.zeros(2, 5, 3)).shape
         torch.Size([2, 1, 1])
     """
-    _check_rows(rows, like)
+    check_fit(rows, like)
     values = rows.values if rows.index is None else rows.values[rows.index]
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
@@ -138,8 +138,15 @@ def from_x0_eps(
     raise _unknown(kind)
 
 
-def _check_rows(rows: Rows, like: Tensor) -> None:
-    """Refuse rows that would broadcast against ``like`` in another way than one row a token or a batch element."""
+def check_fit(rows: Rows, like: Tensor) -> None:
+    """Refuse rows that would broadcast against ``like`` in another way than one row a token or a batch element.
+
+    Raises:
+        ValueError: the rows hold no scalars, or they are neither of all tokens, nor one a batch element, nor by index.
+
+    Example:
+        >>> check_fit(Rows(torch.tensor([0.1, 0.2])), torch.zeros(2, 5, 3))
+    """
     if rows.values.ndim != 1:
         raise ValueError(f"rows must hold scalars (r,), got values of shape {tuple(rows.values.shape)}")
     if rows.index is not None:

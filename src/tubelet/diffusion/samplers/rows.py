@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from tubelet.diffusion.predictions import Coefficients, level, to_x0_eps
+from tubelet.diffusion.predictions import Coefficients, check_fit, level, to_x0_eps
 from tubelet.diffusion.process import Process
 from tubelet.layout import Rows
 from tubelet.protocols import Denoiser, Path
@@ -194,7 +194,7 @@ def combine(
         [[2.0], [3.0]]
     """
     dtype = functools.reduce(torch.promote_types, (value.dtype for value in values), torch.float32)
-    wide = [spread(factor, rows, values[0]) for factor in torch.stack(list(factors)).to(dtype).unbind()]
+    wide = _spread_all(torch.stack(list(factors)).to(dtype), rows, values[0])
     whole = len(wide) < len(values)
     total = torch.addcmul(values[0].to(dtype), wide[0], values[1]) if whole else wide[0] * values[0]
     for factor, value in zip(wide[1:], values[2 if whole else 1 :], strict=True):
@@ -210,6 +210,13 @@ def spread(values: Shaped[Tensor, " r"], rows: Rows, like: Shaped[Tensor, "*lead
         [[2.0], [1.0]]
     """
     return level(Rows(values, rows.index), like)
+
+
+def _spread_all(factors: Float[Tensor, "k r"], rows: Rows, like: Float[Tensor, "*lead c"]) -> Sequence[Tensor]:
+    """:func:`spread` of each line, by one look-up and one view."""
+    check_fit(Rows(factors[0], rows.index), like)
+    found = factors if rows.index is None else factors[:, rows.index]
+    return found.reshape(*found.shape, *(1 for _ in range(like.ndim + 1 - found.ndim))).unbind()
 
 
 def hold(x: Float[Tensor, "*s"], new: Float[Tensor, "*s"], t: Rows, s: Rows) -> Float[Tensor, "*s"]:
