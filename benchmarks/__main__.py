@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, help="of the models' videos, about; default each model's own, 4,096")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="for the suite of models; default both")
     parser.add_argument("--backends", default="auto", help="for the suite of models, of our attention; default auto")
+    parser.add_argument("--fused", action="store_true", help="for the suite of models: ours with fused kernels")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write one JSON file a suite there")
     arguments = parser.parse_args()
     chosen = arguments.suites or list(SUITES)
@@ -42,7 +43,7 @@ def main() -> int:
     lists = (text.split(",") for text in (arguments.models, arguments.dtypes, arguments.backends))
     runs = {
         "attention": run_attention,
-        "models": partial(run_models_of, *lists, arguments.tokens),
+        "models": partial(run_models_of, *lists, arguments.tokens, arguments.fused),
         "overhead": run_overhead,
         "samplers": run_samplers,
         "video_dit": run_video_dit,
@@ -62,6 +63,7 @@ def run_models_of(
     dtypes: list[str],
     backends: list[str],
     tokens: int | None,
+    fused: bool,
     device: str,
     rounds: int,
     out: Path | None,
@@ -69,14 +71,14 @@ def run_models_of(
     if device != "cpu":
         raise SystemExit("the suite of models runs on the CPU")
     results = []
-    for result in models.compare_models(names, dtypes, backends, [False, True], rounds, tokens):
+    for result in models.compare_models(names, dtypes, backends, [False, True], rounds, tokens, fused):
         results.append(result)
         print(models.report_models([result]).splitlines()[-3], flush=True)
+        if out is not None:
+            document = {"environment": environment(torch.device(device)), "results": [asdict(each) for each in results]}
+            with replacing(out / ("models-fused.json" if fused else "models.json")) as temporary:
+                temporary.write_text(json.dumps(document, indent=1) + "\n")
     print("\n" + models.report_models(results), flush=True)
-    if out is not None:
-        document = {"environment": environment(torch.device(device)), "results": [asdict(each) for each in results]}
-        with replacing(out / "models.json") as temporary:
-            temporary.write_text(json.dumps(document, indent=1) + "\n")
     return True
 
 

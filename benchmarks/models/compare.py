@@ -19,6 +19,7 @@ from tubelet.bench import interleave, stopwatch, summary
 from tubelet.bench.compare import ratio_interval
 from tubelet.bench.memory import peak_bytes
 from tubelet.bench.table import aligned
+from tubelet.fused import use_kernels
 from tubelet.hub import from_diffusers
 
 __all__ = ["Compared", "compare_models", "report_models"]
@@ -48,10 +49,12 @@ def compare_models(
     directions: list[bool],
     rounds: int,
     tokens: int | None = None,
+    fused: bool = False,
 ) -> Iterator[Compared]:
     """Every combination in turn; a backend other than ``auto`` is set on our attention modules.
 
-    ``tokens`` are about how many of the video there are, the family's own number by default.
+    ``tokens`` are about how many of the video there are, the family's own number by default. ``fused`` models went
+    through :func:`tubelet.fused.use_kernels`.
     """
     for name in names:
         family = FAMILIES[name]
@@ -60,11 +63,23 @@ def compare_models(
             theirs = _peer(family)
             ours = from_diffusers({"_class_name": family.peer, **theirs.config}, theirs.state_dict(), dtype=kind)
             _cast(theirs, kind)
+            if fused:
+                use_kernels(ours)
             x = family.latents(tokens).to(kind)
             for backend in backends:
                 _use(ours, backend)
                 for backward in directions:
-                    yield _compared(name, dtype, backend, backward, family, theirs, ours, x, rounds)
+                    yield _compared(
+                        name,
+                        dtype,
+                        f"{backend}, fused" if fused else backend,
+                        backward,
+                        family,
+                        theirs,
+                        ours,
+                        x,
+                        rounds,
+                    )
             del ours, theirs
             gc.collect()
 

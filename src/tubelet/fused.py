@@ -1,10 +1,12 @@
 """Fused kernels in a finished model: an explicit transform with a filter, and its way back.
 
-``use_kernels`` changes how two kinds of module compute, never what they hold: parameters, buffers, submodules and
+``use_kernels`` changes how some kinds of module compute, never what they hold: parameters, buffers, submodules and
 state-dict keys stay as they are, so checkpoints, optimisers, PEFT and EMA copies do not notice.
 
 - A :class:`tubelet.blocks.Branch` with a modulation and a plain layer or RMS norm: norm + modulate.
 - A :class:`tubelet.attention.Attention` with RMS norms of queries and keys: qk-norm + RoPE, where it gets rotations.
+- An ``nn.Linear``: oneDNN's product on the CPU.
+- A :class:`tubelet.mlp.MLP` or :class:`tubelet.attention.ParallelAttention`: its first projection and its activation.
 """
 
 from collections.abc import Callable
@@ -13,22 +15,38 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelet.attention.modules import Attention, normed_and_turned
+from tubelet.attention.streams import ParallelAttention
 from tubelet.blocks import Branch
-from tubelet.kernels import Norm, norm_modulate, qk_norm_rope
+from tubelet.kernels import Activation, Norm, linear, norm_modulate, qk_norm_rope
 from tubelet.layout import Rows
+from tubelet.mlp import MLP, raised
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rotary
 
-__all__ = ["use_eager", "use_kernels"]
+__all__ = ["FusedLinear", "use_eager", "use_kernels"]
 
 Filter = Callable[[str, nn.Module], bool]
 
 
+class FusedLinear(nn.Linear):
+    """An ``nn.Linear`` whose forward is :func:`tubelet.kernels.linear`: what ``use_kernels`` makes of one.
+
+    Example:
+        >>> FusedLinear(2, 3)(torch.ones(4, 2)).shape
+        torch.Size([4, 3])
+    """
+
+    def forward(self, input: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead e"]:
+        """As ``nn.Linear``."""
+        return linear(input, self.weight, self.bias)
+
+
 def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
-    """Let the modules that have a fused kernel use it: Triton on CUDA, the same formula in plain PyTorch elsewhere.
+    """Let the modules that have a fused kernel use it: Triton on CUDA, oneDNN on the CPU, else the same formula.
 
     Results and gradients differ from eager ones by rounding only: in half precision the kernels round once where eager
-    code rounds between norm, modulation and rotation. :func:`use_eager` undoes it.
+    code rounds between norm, modulation and rotation, or between a projection and its activation.
+    :func:`use_eager` undoes it.
 
     Args:
         model: changed in place; a module that is itself such a branch or attention counts.
@@ -41,7 +59,7 @@ def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
         >>> from tubelet.conditioning import AdaLNZero
         >>> block = nn.ModuleList([Branch(nn.Linear(8, 8), LayerNorm(8), modulation=AdaLNZero(8, 8))])
         >>> use_kernels(block), use_eager(block)
-        (['0'], ['0'])
+        (['0', '0.inner', '0.modulation.proj'], ['0', '0.inner', '0.modulation.proj'])
     """
     changed = []
     for name, module in model.named_modules():
@@ -51,6 +69,10 @@ def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
             module.norm_modulate = _norm_modulate
         elif isinstance(module, Attention) and _qk_norms(module):
             module.normed_and_turned = _normed_and_turned
+        elif isinstance(module, MLP | ParallelAttention):
+            module.raised = _raised
+        elif type(module) is nn.Linear:
+            module.__class__ = FusedLinear
         else:
             continue
         changed.append(name)
@@ -66,10 +88,38 @@ def use_eager(model: nn.Module) -> list[str]:
     """
     changed = []
     for name, module in model.named_modules():
-        for kind, attribute in ((Branch, "norm_modulate"), (Attention, "normed_and_turned")):
+        if type(module) is FusedLinear:
+            module.__class__ = nn.Linear  # type: ignore[assignment]
+            changed.append(name)
+        for kind, attribute in _REPLACED:
             if isinstance(module, kind) and vars(module).pop(attribute, None) is not None:
                 changed.append(name)
     return changed
+
+
+_REPLACED: tuple[tuple[type[nn.Module], str], ...] = (
+    (Branch, "norm_modulate"),
+    (Attention, "normed_and_turned"),
+    (MLP, "raised"),
+    (ParallelAttention, "raised"),
+)
+
+
+def _raised(up: nn.Module, act: Callable[[Tensor], Tensor], x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead h"]:
+    """A projection and its activation; what is not a plain ``nn.Linear`` that nobody listens to stays as it is."""
+    name = _activation(act)
+    if name is None or type(up) not in (nn.Linear, FusedLinear) or up._forward_hooks or up._forward_pre_hooks:
+        return raised(up, act, x)
+    assert isinstance(up, nn.Linear)
+    return linear(x, up.weight, up.bias, act=name)
+
+
+def _activation(act: Callable[[Tensor], Tensor]) -> Activation | None:
+    if type(act) is nn.GELU and not (act._forward_hooks or act._forward_pre_hooks):
+        return "gelu_tanh" if act.approximate == "tanh" else "gelu"
+    if type(act) is nn.SiLU and not (act._forward_hooks or act._forward_pre_hooks):
+        return "silu"
+    return None
 
 
 def _norm_modulate(norm: nn.Module, x: Float[Tensor, "*lead d"], shift: Rows, scale: Rows) -> Float[Tensor, "*lead d"]:

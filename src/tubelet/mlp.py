@@ -15,7 +15,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MLP", "SwiGLU"]
+__all__ = ["MLP", "SwiGLU", "raised"]
+
+
+def raised(up: nn.Module, act: Callable[[Tensor], Tensor], x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead h"]:
+    """``act(up(x))``: what :func:`tubelet.fused.use_kernels` replaces by one operation.
+
+    Example:
+        >>> raised(nn.Identity(), torch.relu, torch.tensor([-1.0, 2.0]))
+        tensor([0., 2.])
+    """
+    return act(up(x))
 
 
 class MLP(nn.Module):
@@ -34,6 +44,8 @@ class MLP(nn.Module):
         >>> MLP(8, 16, act=torch.relu, bias=False).up
         Linear(in_features=8, out_features=16, bias=False)
     """
+
+    raised: Callable[..., Tensor] = staticmethod(raised)
 
     def __init__(
         self,
@@ -59,7 +71,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead e"]:
         """Apply to every token alone."""
-        y: Tensor = self.down(self.act(self.up(x)))
+        y: Tensor = self.down(self.raised(self.up, self.act, x))
         return y
 
     if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from tubelet.attention.modules import Attention
 from tubelet.attention.patterns import Joint
 from tubelet.attention.projections import project
 from tubelet.layout import JointIndex, LayoutIndex, TokenLayout
+from tubelet.mlp import raised
 from tubelet.positions import Rotary
 from tubelet.protocols import Pattern
 
@@ -93,6 +94,8 @@ class ParallelAttention(nn.Module):
         torch.Size([2, 5, 8])
     """
 
+    raised: Callable[..., Tensor] = staticmethod(raised)
+
     def __init__(
         self,
         attention: Attention,
@@ -127,7 +130,8 @@ class ParallelAttention(nn.Module):
         rope: Rotary | None = None,
     ) -> Float[Tensor, "*lead d"]:
         """As :class:`Attention`: inside each sample of ``layout``, with queries and keys turned by ``rope``."""
-        out: Tensor = self.down(torch.cat([self.attention(x, layout, rope), self.act(self.up(x))], dim=-1))
+        wide = self.raised(self.up, self.act, x)
+        out: Tensor = self.down(torch.cat([self.attention(x, layout, rope), wide], dim=-1))
         return out
 
     if TYPE_CHECKING:

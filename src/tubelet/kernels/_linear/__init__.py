@@ -1,0 +1,1 @@
+"""A linear map and its activation in one pass: oneDNN on the CPU."""
