@@ -32,6 +32,7 @@ class FusedLinear(nn.Linear):
     """An ``nn.Linear`` whose forward is :func:`tubelet.kernels.linear`: what ``use_kernels`` makes of one.
 
     Example:
+        >>> import torch
         >>> FusedLinear(2, 3)(torch.ones(4, 2)).shape
         torch.Size([4, 3])
     """
