@@ -1,7 +1,8 @@
 """What the dispatcher costs: ``attend`` against the bare loop on a pack of so few tokens that kernels take no time.
 
-Both make the same calls of the kernel and write the same result; the difference of their times, over the calls, is the
-overhead of checks, dispatch, plan and autograd function. A model pays it once per attention.
+Both make the same calls of the kernel and give the same result; the difference of their times, over the calls, is the
+overhead of checks, dispatch, the look-up of the plan and its views. A model pays it once per attention. Times are the
+process's own (``time.process_time``), in which neighbours on a busy machine do not count.
 """
 
 from collections.abc import Callable, Iterator

@@ -108,7 +108,8 @@ class AttentionRequest:
     @property
     def ragged(self) -> bool:
         """True where segments are shorter than the axis: packed samples or padding."""
-        return any(i is not None and not i.dense for i in (self.index, self.kv_index))
+        index, keys = self.index, self.kv_index
+        return (index is not None and not index.dense) or (keys is not None and not keys.dense)
 
 
 @dataclass(frozen=True)

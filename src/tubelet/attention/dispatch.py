@@ -169,12 +169,13 @@ def _request(
     index, kv_index = _on(layout, q), _on(kv_layout, q)
     if index is None and kv_index is not None:
         index = _rows_of(q, kv_index)
-    _check_layouts(q, k, index, kv_index)
+    shape, kv_shape = tuple(q.shape), tuple(k.shape)
+    _check_layouts(shape, kv_shape, index, kv_index, q.device)
     _check_bias(bias, q, k, (index, kv_index))
-    _check_heads(pattern, q.shape[-2])
-    shapes = tuple(q.shape), tuple(k.shape)
+    _check_heads(pattern, shape[-2])
     grad = _needs_grad(q, k, v, bias)
-    return AttentionRequest(pattern, index, kv_index, *shapes, q.dtype, str(q.device), scale, bias, grad, v.shape[-1])
+    device = str(q.device)
+    return AttentionRequest(pattern, index, kv_index, shape, kv_shape, q.dtype, device, scale, bias, grad, v.shape[-1])
 
 
 def _check_heads(pattern: Pattern, heads: int) -> None:
@@ -222,22 +223,24 @@ def _rows_of(q: Tensor, kv_index: LayoutIndex) -> LayoutIndex:
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    dtype, device = q.dtype, q.device
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim not in (3, 4):
+        if x.ndim != 3 and x.ndim != 4:
             raise ValueError(f"{name} must be (n, heads, d) or (b, n, heads, d), got shape {tuple(x.shape)}")
-        if x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(f"q is {q.dtype} on {q.device}, but {name} is {x.dtype} on {x.device}")
-    if q.dtype not in _DTYPES:
-        raise ValueError(f"q must be floating point, one of {', '.join(map(str, _DTYPES))}; got {q.dtype}")
-    for name, x in (("q", q), ("v", v)):
-        if 0 in x.shape[-2:]:
-            raise ValueError(f"{name} needs at least one head and one number in each, got shape {tuple(x.shape)}")
-    if q.shape[-1] != k.shape[-1]:
-        raise ValueError(f"q has head_dim {q.shape[-1]}, but k has {k.shape[-1]}")
-    if k.shape[:-1] != v.shape[:-1]:
-        raise ValueError(f"k has shape {tuple(k.shape)}, but v has {tuple(v.shape)}")
-    if k.shape[-2] == 0 or q.shape[-2] % k.shape[-2]:
-        raise ValueError(f"q has {q.shape[-2]} heads, not a multiple of k's {k.shape[-2]}")
+        if x.dtype != dtype or x.device != device:
+            raise ValueError(f"q is {dtype} on {device}, but {name} is {x.dtype} on {x.device}")
+    if dtype not in _DTYPES:
+        raise ValueError(f"q must be floating point, one of {', '.join(map(str, _DTYPES))}; got {dtype}")
+    q_shape, k_shape, v_shape = q.shape, k.shape, v.shape  # each reading makes a new object
+    for name, shape in (("q", q_shape), ("v", v_shape)):
+        if shape[-2] == 0 or shape[-1] == 0:
+            raise ValueError(f"{name} needs at least one head and one number in each, got shape {tuple(shape)}")
+    if q_shape[-1] != k_shape[-1]:
+        raise ValueError(f"q has head_dim {q_shape[-1]}, but k has {k_shape[-1]}")
+    if k_shape[:-1] != v_shape[:-1]:
+        raise ValueError(f"k has shape {tuple(k_shape)}, but v has {tuple(v_shape)}")
+    if k_shape[-2] == 0 or q_shape[-2] % k_shape[-2]:
+        raise ValueError(f"q has {q_shape[-2]} heads, not a multiple of k's {k_shape[-2]}")
 
 
 def _check_bias(
@@ -274,18 +277,24 @@ def _sides(q: Tensor, k: Tensor, indices: tuple[LayoutIndex | None, LayoutIndex 
     return t, h, w
 
 
-def _check_layouts(q: Tensor, k: Tensor, index: LayoutIndex | None, kv_index: LayoutIndex | None) -> None:
+def _check_layouts(
+    shape: tuple[int, ...],
+    kv_shape: tuple[int, ...],
+    index: LayoutIndex | None,
+    kv_index: LayoutIndex | None,
+    device: torch.device,
+) -> None:
     for name, held in (("layout", index), ("kv_layout", kv_index)):
-        if held is not None and held.sample.device != q.device:
-            raise ValueError(f"q is on {q.device}, but the index of {name} is on {held.sample.device}")
+        if held is not None and held.sample.device != device:
+            raise ValueError(f"q is on {device}, but the index of {name} is on {held.sample.device}")
     if index is None:
-        if q.shape[:-3] != k.shape[:-3]:
-            raise ValueError(f"q has batch shape {tuple(q.shape[:-3])}, but k has {tuple(k.shape[:-3])}")
+        if shape[:-3] != kv_shape[:-3]:
+            raise ValueError(f"q has batch shape {shape[:-3]}, but k has {kv_shape[:-3]}")
         return
-    if tuple(q.shape[:-2]) != index.shape:
-        raise ValueError(f"q has tokens {tuple(q.shape[:-2])}, but layout has {index.shape}")
+    if shape[:-2] != index.shape:
+        raise ValueError(f"q has tokens {shape[:-2]}, but layout has {index.shape}")
     other, name = (index, "layout") if kv_index is None else (kv_index, "kv_layout")
-    if tuple(k.shape[:-2]) != other.shape:
-        raise ValueError(f"k has tokens {tuple(k.shape[:-2])}, but {name} has {other.shape}")
+    if kv_shape[:-2] != other.shape:
+        raise ValueError(f"k has tokens {kv_shape[:-2]}, but {name} has {other.shape}")
     if not index.same_samples(other):
         raise ValueError(f"layout has {index.samples} samples, but kv_layout has {other.samples}")

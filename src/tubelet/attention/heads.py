@@ -55,6 +55,8 @@ def answer(backend: Backend, request: AttentionRequest) -> Answer:
         >>> bool(answer(backends()["reference"], request))
         True
     """
+    if not isinstance(request.pattern, HeadSplit):
+        return backend.supports(request)
     for _, _, part in split(request):
         found = backend.supports(part)
         if not found:

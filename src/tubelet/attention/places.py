@@ -39,6 +39,12 @@ class Affine:
         return math.prod(self.sizes)
 
     @property
+    def in_order(self) -> bool:
+        """Whether the places, group after group, are the tokens from 0 on."""
+        axes = zip((*self.count, *self.sizes), (*self.pitch, *self.strides), strict=True)
+        return self.start == 0 and _nested([axis for axis in axes if axis[0] > 1])[1] in ((), (1,))
+
+    @property
     def distinct(self) -> bool:
         """Whether no token is named twice, as a rule of strides that nest; False where that cannot be told so."""
         axes = sorted(zip((*self.pitch, *self.strides), (*self.count, *self.sizes), strict=True))

@@ -39,7 +39,8 @@ class Plan:
 
     Runs that are asked anew each time (of a predicate on a long layout) leave the numbers at 0: nothing is promised.
 
-    ``once``: no query and no key stands in two groups, so that gradients need no sums.
+    ``once``: no query and no key stands in two groups, so that gradients need no sums. ``in_order``: the groups of the
+    only run, one after another, are the tokens from 0 on, so that its result is the output as it stands.
 
     Example:
         >>> make_plan(Joint(), torch.tensor([[0, 4, 0, 1, 2, 2]]).numpy().tobytes()).queries
@@ -51,6 +52,7 @@ class Plan:
     keys: int
     merges: bool
     once: bool
+    in_order: bool = False
 
 
 def make_plan(
@@ -89,10 +91,13 @@ def make_plan(
 def _is_value(pattern: object) -> bool:
     """Whether equal patterns are equal for good: known by their fields, not by what object they are.
 
-    An object that is only equal to itself may change; its plan is made anew each time.
+    An object that is only equal to itself may change; its plan is made anew each time. A spec is all that there is to
+    know of a pattern.
     """
     if type(pattern).__hash__ is object.__hash__:
         return False
+    if getattr(pattern, "spec", ""):
+        return True
     fields = getattr(pattern, "__dataclass_fields__", {})
     parts = itertools.chain.from_iterable(_parts(getattr(pattern, name)) for name in fields)
     return all(_is_value(part) for part in parts if hasattr(part, "attends"))
@@ -120,11 +125,13 @@ def _remembered(
             return Plan(whole, queries=0, keys=0, merges=False, once=False)
         whole = tuple(whole)
         first = sum(run.q.groups * run.q.length for run in whole if not run.merge)
-        runs = itertools.chain.from_iterable(pieces(run, limit, views) for run in whole)
+        runs: Iterable[Run] = itertools.chain.from_iterable(pieces(run, limit, views) for run in whole)
         merges = any(run.merge for run in whole)
         keys_named = sum(run.k.groups * run.k.length for run in whole)
         once = not merges and _different([run.k for run in whole]) == keys_named
-        return Plan(tuple(runs), first, keys_named, merges, once)
+        runs = tuple(runs)
+        in_order = len(runs) == 1 and isinstance(runs[0].q, Affine) and runs[0].q.in_order
+        return Plan(runs, first, keys_named, merges, once, in_order)
 
 
 def _different(places: list[Places]) -> int:

@@ -77,11 +77,12 @@ def planned_attention(
 
 
 def _plan(pattern: Any, tables: Tables, q: Tensor, kernel: str) -> Plan:
-    table, keys, kept, kept_keys = (None if x is None else as_bytes(x) for x in tables)
+    table, *others = [None if x is None else as_bytes(x) for x in tables]
     views = kernel == "fused" and not runs.widens(q)
-    limit = max(1, _GATHERED // (q.shape[1] * q.shape[2]))
+    _, heads, width = q.shape
+    limit = max(1, _GATHERED // (heads * width))
     assert table is not None
-    return make_plan(pattern, table, keys, kept, kept_keys, heads=q.shape[1], limit=limit, views=views)
+    return make_plan(pattern, table, *others, heads=heads, limit=limit, views=views)
 
 
 def as_bytes(x: Int[Tensor, "..."]) -> bytes:
@@ -103,22 +104,46 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, statistics: bool, kernel: str
 ) -> tuple[Tensor, Tensor]:
     """The output ``(n, h, e)`` and, for the backward and for merging, the queries' log-sum-exp ``(n, h, 1)``."""
+    q, k, v = _readable(q), _readable(k), _readable(v)
+    attention = KERNELS[kernel]
+    statistics = statistics or plan.merges
+    if plan.in_order and plan.queries == q.shape[0]:
+        return _only_run(attention, q, k, v, plan, scale, statistics)
     wide = runs.wide(q)
     dtype = wide if plan.merges and runs.widens(q) else q.dtype
     make = q.new_empty if plan.queries == q.shape[0] else q.new_zeros
     out = make(*q.shape[:2], v.shape[-1], dtype=dtype)
-    statistics = statistics or plan.merges
     lse = q.new_zeros(*q.shape[:2], 1, dtype=wide) if statistics else out  # which nobody then reads
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     for run in plan.runs:
         qs, ks, vs = run.q.take(q), run.k.take(k), run.k.take(v)
-        part, part_lse = KERNELS[kernel](qs, ks, vs, scale, run.mask, statistics and _keeps(run, plan, q, v))
+        part, part_lse = attention(qs, ks, vs, scale, run.mask, statistics and _keeps(run, plan, q, v))
         if run.merge and part_lse is not None:
             part, part_lse = runs.merged(run.q.take(out), run.q.take(lse), part, part_lse)
         run.q.put(out, part)
         if part_lse is not None:
             run.q.put(lse, part_lse)
     return out.to(q.dtype), lse
+
+
+def _readable(x: Tensor) -> Tensor:
+    """``x`` with the numbers of a head side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _only_run(
+    attention: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, statistics: bool
+) -> tuple[Tensor, Tensor]:
+    """The same of a plan whose only run holds all queries in order: its result is not copied into another tensor."""
+    (run,) = plan.runs
+    keep = statistics and _keeps(run, plan, q, v)
+    part, part_lse = attention(run.q.take(q), run.k.take(k), run.k.take(v), scale, run.mask, keep)
+    out = part.transpose(1, 2).flatten(0, 1).contiguous()
+    out = out if out.dtype == q.dtype else out.to(q.dtype)
+    if not statistics:
+        return out, out  # which nobody then reads
+    if part_lse is None:
+        return out, q.new_zeros(*q.shape[:2], 1, dtype=runs.wide(q))
+    return out, part_lse.transpose(1, 2).flatten(0, 1).contiguous()
 
 
 def _keeps(run: Run, plan: Plan, q: Tensor, v: Tensor) -> bool:
@@ -133,7 +158,7 @@ def _backward(
     covered = plan.once and (plan.queries, plan.keys) == (q.shape[0], k.shape[0])
     make = torch.empty if covered else torch.zeros
     totals = [make(x.shape, dtype=q.dtype if plan.once else wide, device=x.device) for x in (q, k, v)]
-    rows = [x if x.stride(-1) == 1 else x.contiguous() for x in (grad, q, k, v, out)]
+    rows = [_readable(x) for x in (grad, q, k, v, out)]
     for run in plan.runs:
         grads, qs, outs = (run.q.take(x) for x in (rows[0], rows[1], rows[4]))
         ks, vs = run.k.take(rows[2]), run.k.take(rows[3])

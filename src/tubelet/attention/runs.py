@@ -48,7 +48,7 @@ def widens(x: Tensor) -> bool:
         >>> widens(torch.zeros(1)), widens(torch.zeros(1, dtype=torch.bfloat16))
         (False, True)
     """
-    return x.device.type == "cpu" and wide(x) != x.dtype
+    return wide(x) != x.dtype and x.device.type == "cpu"
 
 
 def attention(
@@ -68,8 +68,8 @@ def attention(
     """
     if widens(q):
         q, k, v = (x.to(wide(x)) for x in (q, k, v))
-    heads, length = q.shape[1:3]
-    q, mask = by_key_head(q, k), mask_by_key_head(mask, heads, k.shape[1])
+    _, heads, length, _ = q.shape
+    q, mask = by_key_head(q, k), mask_by_key_head(mask, heads, k.size(1))
     if mask is None and not statistics and (fused(q, v) or q.device.type != "cpu"):
         out = F.scaled_dot_product_attention(q, k, v, scale=scale)
         return by_query_head(out, heads, length), None
@@ -142,7 +142,7 @@ def by_key_head(x: Float[Tensor, "g h l d"], k: Float[Tensor, "g hk m _"]) -> Fl
         >>> by_key_head(torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 5, 8)).shape
         torch.Size([1, 2, 6, 8])
     """
-    return x if x.shape[1] == k.shape[1] else x.reshape(x.shape[0], k.shape[1], -1, x.shape[3])
+    return x if x.size(1) == k.size(1) else x.reshape(x.shape[0], k.shape[1], -1, x.shape[3])
 
 
 def by_query_head(x: Float[Tensor, "g hk rows d"], heads: int, length: int) -> Float[Tensor, "g h l d"]:
@@ -152,7 +152,7 @@ def by_query_head(x: Float[Tensor, "g hk rows d"], heads: int, length: int) -> F
         >>> by_query_head(torch.zeros(1, 2, 6, 8), 4, 3).shape
         torch.Size([1, 4, 3, 8])
     """
-    return x if x.shape[1] == heads else x.reshape(x.shape[0], heads, length, x.shape[3])
+    return x if x.size(1) == heads else x.reshape(x.shape[0], heads, length, x.shape[3])
 
 
 def mask_by_key_head(mask: Bool[Tensor, "_ l m"] | None, heads: int, kv_heads: int) -> Bool[Tensor, "_k rows m"] | None:
@@ -176,7 +176,7 @@ def fused(q: Float[Tensor, "*_ d"], v: Float[Tensor, "*_ e"]) -> bool:
         >>> fused(torch.zeros(1, 4), torch.zeros(1, 4)), fused(torch.zeros(1, 4), torch.zeros(1, 2))
         (True, False)
     """
-    return q.device.type == "cpu" and q.shape[-1] == v.shape[-1]
+    return q.device.type == "cpu" and q.size(-1) == v.size(-1)
 
 
 def _full(mask: Tensor | None) -> bool:

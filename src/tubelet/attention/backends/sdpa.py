@@ -103,6 +103,8 @@ def forward_mode() -> bool:
 
 def _nested() -> bool:
     """Whether a transform of ``torch.func`` differentiates what another one differentiates."""
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return False
     stack = torch._C._functorch.get_interpreter_stack() or ()
     kinds = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
     return sum(level.key() in kinds for level in stack) > 1
@@ -164,9 +166,13 @@ def by_plan(
         >>> by_plan(*torch.randn(3, 8, 2, 4), request, "fused").shape
         torch.Size([8, 2, 4])
     """
-    flat_q, flat_k, flat_v = (x if x.ndim == 3 else x.flatten(0, 1) for x in (q, k, v))
+    flat_q, flat_k, flat_v = _flat(q), _flat(k), _flat(v)
     out = planned_attention(flat_q, flat_k, flat_v, request.pattern, tables_of(request), request.scale, kernel)
     return out if q.ndim == 3 else out.view(*q.shape[:-1], v.shape[-1])
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x if x.ndim == 3 else x.flatten(0, 1)
 
 
 def tables_of(request: AttentionRequest) -> Tables:
@@ -179,10 +185,11 @@ def tables_of(request: AttentionRequest) -> Tables:
     """
     index, keys = request.index, request.kv_index
     table = _rows(request.shape) if index is None else index.table
-    own = keys is None and index is None and request.shape[:-2] != request.kv_shape[:-2]
-    key_table = _rows(request.kv_shape) if own else None if keys is None else keys.table
-    kept, kept_keys = (None if side is None else side.kept for side in (index, keys))
-    return Tables(table, key_table, kept, kept_keys)
+    if keys is not None:
+        return Tables(table, keys.table, None if index is None else index.kept, keys.kept)
+    if index is not None:
+        return Tables(table, None, index.kept)
+    return Tables(table, None if request.shape[:-2] == request.kv_shape[:-2] else _rows(request.kv_shape))
 
 
 def _rows(shape: tuple[int, ...]) -> Int[Tensor, "b 6"]:
