@@ -5,8 +5,9 @@ and never drops, pads or approximates anything. ``explain`` prints every backend
 
 The order of ``auto``, of which the first that serves is taken:
 
-- on the CPU ``sdpa``, then ``reference``: the plan of ``sdpa`` is the fastest that is as exact (``benchmarks`` measures
-  it). ``chunked`` is faster in bfloat16 but twice as rounded, ``flex`` unfused: both are taken by name only;
+- on the CPU ``sdpa``, then ``reference``: that of their times among what is as exact, as ``benchmarks/results`` holds
+  them and ``docs/attention.md`` tells. ``chunked`` is faster in bfloat16 but twice as rounded, ``flex`` slower than the
+  reference: both are taken by name only;
 - on CUDA dense rows under ``Joint()`` go to ``sdpa``, which takes cuDNN where that is faster (Hopper: 1.7 to 2.3 times
   FlashAttention 2 by published numbers); all else goes to ``natten`` (neighbourhoods alone), ``flash`` (segments in one
   launch), ``flex`` (one kernel for any predicate), ``xformers`` (segments in float32, too), ``sdpa`` (a launch for each
