@@ -76,6 +76,16 @@ def test_equal_groups_in_order_are_not_copied(pattern: Pattern, layout: TokenLay
     assert out.is_contiguous()
 
 
+@pytest.mark.parametrize("length", [6, 300])
+def test_short_groups_are_copied_token_by_token(length: int) -> None:
+    """With all heads of a token together: long stretches, and a view of them head by head."""
+    x = torch.randn(4 * length, 3, 2)
+    places = Affine(1, (2, 2), (length, 2), (2, length // 2 - 2), (length // 2, 1))
+    taken = places.take(x)
+    assert torch.equal(taken, x[places.index()].transpose(1, 2))
+    assert taken.transpose(1, 2).is_contiguous() is (places.length <= 256)
+
+
 @given(
     start=st.sampled_from([0, 1]),
     axes=st.lists(st.tuples(st.integers(1, 3), st.sampled_from([0, 1, 2, 3, 4, 6])), min_size=2, max_size=4),

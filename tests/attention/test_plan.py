@@ -181,12 +181,66 @@ def test_long_layouts_are_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for most in (1 << 25, 0):
         monkeypatch.setattr(plan, "_REMEMBERED", most)
-        plan._remembered.cache_clear()
+        plan.PLANS.clear()
         assert isinstance(plan_of(pattern, layout).runs, tuple) is bool(most)
         out = attend(q, k, v, pattern=pattern, layout=layout, backend="sdpa")
         results.append((out, *torch.autograd.grad(out.sin().sum(), (q, k, v))))
-    plan._remembered.cache_clear()
+    plan.PLANS.clear()
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_long_sliding_windows_are_planned_at_once() -> None:
+    """Tiles that are alike share one mask, however many there are."""
+    spans = Neighborhood((1, 1, 1000)).axes(Grid(1, 1, 65_536))[2]
+    masks = {id(span.mask): span.mask for span in spans if span.mask is not None}
+    assert len(spans) == 1024
+    assert len(masks) <= 4
+
+
+@pytest.mark.parametrize("pattern", [Spatial() | Temporal(), Window((1, 2, 2)) & FrameCausal()], ids=str)
+@pytest.mark.parametrize("keys", [False, True])
+def test_equal_samples_are_asked_about_once(pattern: Pattern, keys: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    grids = [Grid(2, 2, 3), Grid(1, 1, 2), Grid(2, 2, 3), Grid(2, 2, 3)]
+    layout, cross = TokenLayout.packed(grids, [2, 0, 2, 1]), TokenLayout.packed(grids, [0, 3, 0, 2]) if keys else None
+    asked, attends = [], type(pattern).attends
+    monkeypatch.setattr(type(pattern), "attends", lambda self, q, k, head: asked.append(q) or attends(self, q, k, head))
+    plan.PLANS.clear()
+    found = plan_of(pattern, layout, cross)
+    assert len(asked) == 3
+    monkeypatch.undo()
+    want = allowed(pattern, layout, cross, 1)
+    assert torch.equal(pairs_of(found, 1, *want.shape[1:]), want.long())
+
+
+class OddSamples(Temporal):
+    """Reads the number of the sample, and offers nothing."""
+
+    def attends(self, q, k, head):
+        return super().attends(q, k, head) & ((q.sample % 2 == 1) | (q.coords == k.coords).all(-1))
+
+
+def test_samples_that_a_predicate_tells_apart_are_asked_about_each() -> None:
+    layout = TokenLayout.packed([Grid(2, 1, 2)] * 3)
+    for pattern in (OddSamples(), OddSamples() | Spatial()):
+        want = allowed(pattern, layout, None, 1)
+        assert torch.equal(pairs_of(plan_of(pattern, layout), 1, *want.shape[1:]), want.long())
+
+
+def test_remembered_plans_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan.PLANS.clear()
+    layouts = [TokenLayout.packed([Grid(2, 4, side)]) for side in range(3, 9)]
+    plans = [plan_of(Spatial() | Temporal(), layout) for layout in layouts]
+    for found in plans:
+        held = sum(x.nbytes for run in found.runs for x in (run.mask, run.k.places) if x is not None)
+        assert held < found.nbytes <= held + 2048 * len(found.runs)
+    assert plan.PLANS.nbytes == sum(found.nbytes for found in plans)
+    monkeypatch.setattr(plan.PLANS, "limit", plans[-1].nbytes + plans[-2].nbytes)
+    assert plan_of(Spatial(), layouts[0]).nbytes <= plan.PLANS.nbytes <= plan.PLANS.limit
+    assert plan_of(Spatial() | Temporal(), layouts[-1]) is plans[-1]
+    assert plan_of(Spatial() | Temporal(), layouts[0]) is not plans[0]
+    monkeypatch.setattr(plan.PLANS, "limit", 10)
+    assert plan_of(Joint(), layouts[0]) is not plan_of(Joint(), layouts[0])
+    assert plan.PLANS.nbytes == 0
 
 
 def test_plans_are_remembered() -> None:

@@ -211,6 +211,49 @@ def test_functional_gradients_work_and_second_ones_are_refused() -> None:
         torch.autograd.grad(out, leaf, create_graph=True)
 
 
+@pytest.mark.graph  # run-time checks read no vmapped tensor
+@pytest.mark.parametrize("axes", [(0, 0, 0), (1, None, None), (None, 0, 2)])
+@pytest.mark.parametrize(
+    "pattern", [Joint(), Temporal(), Spatial() | Temporal(), FrameCausal(window=1, sink=1)], ids=str
+)
+def test_vmap_and_gradients_in_either_order(pattern: Pattern, axes: tuple[int | None, ...]) -> None:
+    """Each element of a vmapped axis as by itself."""
+    index = TokenLayout.packed([Grid(3, 1, 2), Grid(1, 1, 2)], [1, 0]).on("cpu")
+    qkv = torch.randn(3, 9, 2, 4, dtype=torch.float64).unbind(0)
+    many = [x if axis is None else torch.stack([x, -x, 2 * x], axis) for x, axis in zip(qkv, axes, strict=True)]
+
+    def loss(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v, pattern=pattern, layout=index, backend="sdpa").sin().sum()
+
+    def alone(i: int) -> list[Tensor]:
+        return [x if axis is None else x.select(axis, i) for x, axis in zip(many, axes, strict=True)]
+
+    gradient = torch.func.grad(loss, argnums=(0, 1, 2))
+    want = [torch.stack(each) for each in zip(*(gradient(*alone(i)) for i in range(3)), strict=True)]
+    inside = torch.func.vmap(gradient, in_dims=axes)(*many)
+    assert all(torch.allclose(a, b, atol=1e-13) for a, b in zip(inside, want, strict=True))
+    outside = torch.func.grad(lambda *x: torch.func.vmap(loss, in_dims=axes)(*x).sum(), argnums=(0, 1, 2))(*many)
+    leaves = [x.clone().requires_grad_() for x in many]
+    plain = torch.autograd.grad(torch.func.vmap(loss, in_dims=axes)(*leaves).sum(), leaves)
+    for got in (outside, plain):
+        for x, each, axis in zip(got, want, axes, strict=True):
+            assert torch.allclose(
+                x if axis is None else x.movedim(axis, 0), each.sum(0) if axis is None else each, atol=1e-13
+            )
+
+
+def test_vmap_of_a_pattern_without_a_spec_takes_the_definition() -> None:
+    class Own(Temporal):
+        def attends(self, q, k, head):
+            return super().attends(q, k, head)
+
+    layout, x = TokenLayout.packed([Grid(2, 1, 2)]), torch.randn(3, 4, 1, 4)
+    got = torch.func.vmap(lambda x: attend(x, x, x, pattern=Own(), layout=layout))(x)
+    assert torch.allclose(got, torch.stack([attend(y, y, y, pattern=Temporal(), layout=layout) for y in x]), atol=1e-6)
+    with pytest.raises(ValueError, match="vmapped code holds a pattern by its spec"):
+        torch.func.vmap(lambda x: attend(x, x, x, pattern=Own(), layout=layout, backend="sdpa"))(x)
+
+
 def test_nested_gradients_take_the_definition() -> None:
     """A gradient of a gradient that looked constant would be a silent wrong answer."""
     layout = TokenLayout.packed([Grid(1, 1, 3)] * 2)

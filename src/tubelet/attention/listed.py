@@ -6,7 +6,7 @@ keys that a block needs are listed with a mask.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
@@ -28,7 +28,9 @@ def _tokens(sample: Sample, number: int, kept: tuple[int, ...] | None) -> TokenI
     """What a predicate sees of the tokens of sample ``number``, on the host."""
     position = torch.arange(sample.length) if kept is None else torch.tensor(kept, dtype=torch.long)
     sides = torch.tensor([sample[3:]]).expand(len(position), 3)
-    return geometry(position, torch.full_like(position, sample.text), sides, torch.full_like(position, number))
+    info = geometry(position, torch.full_like(position, sample.text), sides, torch.full_like(position, number))
+    # one axis after another, so that comparing one axis of many pairs reads numbers that lie side by side
+    return info._replace(coords=info.coords.T.contiguous().T, extent=info.extent.T.contiguous().T)
 
 
 def _per_sample(table: Table, kept: tuple[int, ...] | None) -> Iterator[tuple[Sample, TokenInfo]]:
@@ -75,6 +77,8 @@ def _sorted_groups(number: Int[Tensor, " m"]) -> tuple[Int[Tensor, " m"], Int[Te
 class Asked:
     """What the predicate allows, block by block of queries; keys that no query of a block attends are left out.
 
+    ``alike``: the predicate does not read the number of the sample, so that one answer serves equal samples.
+
     Example:
         >>> from tubelet.attention.patterns import Spatial
         >>> table = (Sample(0, 4, 0, 2, 1, 2),)
@@ -88,23 +92,53 @@ class Asked:
     keys: Table
     kept_keys: tuple[int, ...] | None
     heads: int
+    alike: bool = False
 
     @property
     def pairs(self) -> int:
         """How many pairs are asked about."""
-        return sum(a.length * b.length for a, b in zip(self.queries, self.keys, strict=False))
+        sides = zip(self.queries, self.keys, strict=False)
+        if self.alike:
+            return sum(a[1] * b[1] for a, b in {(a[1:], b[1:]): (a, b) for a, b in sides}.values())
+        return sum(a.length * b.length for a, b in sides)
 
     def __iter__(self) -> Iterator[Run]:
-        head = torch.arange(self.heads).view(self.heads, 1, 1)
+        answers: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, int, list[Run]]] = {}
+        for sample, key_sample, runs in self._asked():
+            if not self.alike:
+                yield from runs
+                continue
+            same = sample[1:], key_sample[1:]
+            if same not in answers:
+                answers[same] = sample.start, key_sample.start, list(runs)
+            q, k, found = answers[same]
+            yield from (_moved(run, sample.start - q, key_sample.start - k) for run in found)
+
+    def _asked(self) -> Iterator[tuple[Sample, Sample, Iterator[Run]]]:
+        """Each sample with its runs, which are found when they are read."""
         sides = _per_sample(self.queries, self.kept), _per_sample(self.keys, self.kept_keys)
         for (sample, q), (key_sample, k) in zip(*sides, strict=False):
             if not sample.length or not key_sample.length:
                 continue
-            k_side = TokenInfo(*(x[None, None] for x in k))
-            for first in range(0, sample.length, _BLOCK):
-                rows = slice(first, min(first + _BLOCK, sample.length))
-                q_side = TokenInfo(*(x[rows][None, :, None] for x in q))
-                yield from _listed(self.pattern.attends(q_side, k_side, head), sample.start + first, key_sample, rows)
+            yield sample, key_sample, self._blocks(sample, q, key_sample, k)
+
+    def _blocks(self, sample: Sample, q: TokenInfo, key_sample: Sample, k: TokenInfo) -> Iterator[Run]:
+        """The runs of one sample."""
+        head = torch.arange(self.heads).view(self.heads, 1, 1)
+        k_side = TokenInfo(*(x[None, None] for x in k))
+        for first in range(0, sample.length, _BLOCK):
+            rows = slice(first, min(first + _BLOCK, sample.length))
+            q_side = TokenInfo(*(x[rows][None, :, None] for x in q))
+            yield from _listed(self.pattern.attends(q_side, k_side, head), sample.start + first, key_sample, rows)
+
+
+def _moved(run: Run, q: int, k: int) -> Run:
+    """The run of an equal sample ``q`` queries and ``k`` keys further."""
+    if q == k == 0:
+        return run
+    assert isinstance(run.q, Affine)
+    assert isinstance(run.k, Listed)
+    return replace(run, q=run.q.moved(q), k=Listed(run.k.places + k))
 
 
 def _listed(allowed: Tensor, start: int, keys: Sample, rows: slice) -> Iterator[Run]:

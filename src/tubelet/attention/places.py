@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+_LONG = 256
+"""Groups of more tokens are copied head by head: they are read so often that the numbers of a head should be near."""
+
 __all__ = ["Affine", "Listed", "Places"]
 
 
@@ -93,7 +96,13 @@ class Affine:
     def take(self, x: Shaped[Tensor, "n h d"]) -> Shaped[Tensor, "g h m d"]:
         """The groups: a view where one axis of groups and one of items do, else a copy."""
         view = self.view(x)
-        return view if view.ndim == 4 else view.reshape(self.groups, x.shape[1], self.length, x.shape[2])
+        if view.ndim == 4:
+            return view
+        if self.length > _LONG:
+            return view.reshape(self.groups, x.shape[1], self.length, x.shape[2])
+        # token by token, all heads of one side by side: long stretches to copy, which the kernels read as they are
+        tokens = view.movedim(len(self.count), -2).reshape(self.groups, self.length, *x.shape[1:])
+        return tokens.transpose(1, 2)
 
     def put(self, x: Shaped[Tensor, "n h d"], values: Shaped[Tensor, "g h m d"]) -> None:
         """Write the groups back into ``x``."""

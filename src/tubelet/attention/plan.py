@@ -14,17 +14,18 @@ import itertools
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property
 
 import torch
 
 from tubelet.attention.listed import Asked, grouped_runs
-from tubelet.attention.patterns import Joint
+from tubelet.attention.memory import Memory
+from tubelet.attention.patterns import Both, Either, Joint
 from tubelet.attention.places import Affine, Places
 from tubelet.attention.tiles import Run, Sample, Table, Value, affine_runs
 from tubelet.protocols import Pattern
 
-__all__ = ["Plan", "make_plan", "pieces"]
+__all__ = ["PLANS", "Plan", "make_plan", "pieces"]
 
 _LOOPED = 8
 """From how many groups on a call on views is worth more than a gather."""
@@ -54,6 +55,19 @@ class Plan:
     once: bool
     in_order: bool = False
 
+    @cached_property
+    def nbytes(self) -> int:
+        """About how much memory the runs take: their masks, lists of tokens, and a kilobyte for each run itself."""
+        if not isinstance(self.runs, tuple):
+            return 0
+        tensors = [x for run in self.runs for x in (run.mask, _list(run.q), _list(run.k)) if x is not None]
+        shared = {id(x): x.numel() * x.element_size() for x in tensors}
+        return sum(shared.values()) + 1024 * len(self.runs)
+
+
+def _list(places: Places) -> torch.Tensor | None:
+    return None if isinstance(places, Affine) else places.places
+
 
 def make_plan(
     pattern: Value,
@@ -66,7 +80,7 @@ def make_plan(
     limit: int = 1 << 60,
     views: bool = True,
 ) -> Plan:
-    """The runs of a request, remembered where the pattern is a value.
+    """The runs of a request, remembered (:data:`PLANS`) where the pattern is a value.
 
     Args:
         pattern: what is attended.
@@ -84,7 +98,7 @@ def make_plan(
         >>> [(run.q.groups, run.q.length) for run in plan.runs]
         [(2, 4)]
     """
-    make = _remembered if _is_value(pattern) else _remembered.__wrapped__
+    make = PLANS if _is_value(pattern) else _made
     return make(pattern, queries, keys, kept, kept_keys, heads, limit, views)
 
 
@@ -107,8 +121,7 @@ def _parts(value: object) -> tuple[object, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-@lru_cache(maxsize=128)
-def _remembered(
+def _made(
     pattern: Value,
     queries: bytes,
     keys: bytes | None,
@@ -122,7 +135,7 @@ def _remembered(
         tables = _table(queries), None if keys is None else _table(keys)
         whole = _whole(pattern, *tables, _places(kept), _places(kept_keys), heads)
         if isinstance(whole, Asked) and whole.pairs > _REMEMBERED:
-            return Plan(whole, queries=0, keys=0, merges=False, once=False)
+            return Plan(replace(whole, alike=False), queries=0, keys=0, merges=False, once=False)
         whole = tuple(whole)
         first = sum(run.q.groups * run.q.length for run in whole if not run.merge)
         runs: Iterable[Run] = itertools.chain.from_iterable(pieces(run, limit, views) for run in whole)
@@ -132,6 +145,10 @@ def _remembered(
         runs = tuple(runs)
         in_order = len(runs) == 1 and isinstance(runs[0].q, Affine) and runs[0].q.in_order
         return Plan(runs, first, keys_named, merges, once, in_order)
+
+
+PLANS: Memory[Plan] = Memory(_made, limit=1 << 28)
+"""The plans that were used last, 256 MiB of them."""
 
 
 def _different(places: list[Places]) -> int:
@@ -166,7 +183,8 @@ def _whole(
     if keys is None and ruled and _offers(pattern, "group"):
         return grouped_runs(pattern, queries, kept)
     key_side = (queries, kept) if keys is None else (keys, kept_keys)
-    return Asked(pattern, queries, kept, *key_side, heads)
+    alike = kept is None and kept_keys is None and _reads_no_sample(pattern)
+    return Asked(pattern, queries, kept, *key_side, heads, alike)
 
 
 def pieces(run: Run, limit: int, views: bool) -> Iterator[Run]:
@@ -207,6 +225,13 @@ def _offers(pattern: Pattern, name: str) -> bool:
     order = type(pattern).__mro__
     owners = [next((i for i, cls in enumerate(order) if each in vars(cls)), len(order)) for each in (name, "attends")]
     return owners[0] <= owners[1] and owners[0] < len(order)
+
+
+def _reads_no_sample(pattern: Pattern) -> bool:
+    """Whether equal samples have equal pairs: the predicate is that of axes, which know a grid alone."""
+    if isinstance(pattern, Both | Either):
+        return _reads_no_sample(pattern.a) and _reads_no_sample(pattern.b)
+    return _offers(pattern, "axes")
 
 
 def _text_only(pattern: Pattern, keys: Table) -> bool:

@@ -8,6 +8,7 @@ backward of each run then needs nothing but the merged result (as in ring attent
 Shapes: q ``(n, h, d)``, k ``(m, hk, d)``, v ``(m, hk, e)``; groups ``(g, h, l, d)``; host tables ``(s, 6)``.
 """
 
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from tubelet.attention.plan import Plan, make_plan
 from tubelet.attention.tiles import Run
 from tubelet.protocols import Pattern
 
-__all__ = ["KERNELS", "Tables", "as_bytes", "planned_attention"]
+__all__ = ["KERNELS", "Tables", "as_bytes", "planned_attention", "vmapped"]
 
 _GATHERED = 1 << 18
 """How many numbers of q a run may copy at a time: a megabyte in float32."""
@@ -56,7 +57,7 @@ def planned_attention(
 ) -> Float[Tensor, "n h e"]:
     """Softmax attention of the pairs that ``pattern`` allows in samples; queries without keys, and padding, give 0.
 
-    Compiled and fake tensors go through the operator ``tubelet::planned_attention``, which holds the pattern's
+    Compiled, fake and vmapped tensors go through the operator ``tubelet::planned_attention``, which holds the pattern's
     ``spec``; all else calls the same functions directly. ``kernel`` is one of :data:`KERNELS`.
 
     Example:
@@ -66,8 +67,12 @@ def planned_attention(
         >>> planned_attention(x, x, x, Temporal(), tables, 1.0).shape
         torch.Size([12, 2, 8])
     """
-    if torch.compiler.is_compiling() or type(q) not in (Tensor, torch.nn.Parameter) or q.is_meta:
-        out: Tensor = _op(q, k, v, *tables, pattern.spec, scale, kernel)[0]  # type: ignore[attr-defined]
+    plain = type(q) in (Tensor, torch.nn.Parameter) and not q.is_meta
+    compiling = torch.compiler.is_compiling()
+    vmap = not compiling and vmapped()
+    if compiling or vmap or not plain:
+        operator: Any = _Vmapped.apply if vmap else _op
+        out: Tensor = operator(q, k, v, *tables, pattern.spec, scale, kernel)[0]  # type: ignore[attr-defined]
         return out
     plan = _plan(pattern, tables, q, kernel)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
@@ -83,6 +88,19 @@ def _plan(pattern: Any, tables: Tables, q: Tensor, kernel: str) -> Plan:
     limit = max(1, _GATHERED // (heads * width))
     assert table is not None
     return make_plan(pattern, table, *others, heads=heads, limit=limit, views=views)
+
+
+def vmapped() -> bool:
+    """Whether ``torch.func.vmap`` is among the transforms that run.
+
+    Example:
+        >>> torch.func.vmap(lambda x: x * vmapped())(torch.ones(2)), vmapped()
+        (tensor([1., 1.]), False)
+    """
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return False
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
 
 
 def as_bytes(x: Int[Tensor, "..."]) -> bytes:
@@ -255,3 +273,36 @@ def _op_gradients(ctx: Any, grad: Tensor, _grad_lse: Tensor | None) -> tuple[Ten
 
 
 _op.register_autograd(_op_gradients, setup_context=_save)
+
+
+class _Vmapped(torch.autograd.Function):
+    """The operator under ``torch.func``, whose transforms see through no operator's own gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        out, lse = _op(*inputs)
+        return out, lse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        _save(ctx, inputs, output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _op_gradients(ctx, grad, grad_lse)
+
+
+def _one_by_one(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], Any]:
+    """The operator on each element of a vmapped axis: a plan is one loop anyway."""
+    sides = list(zip(args, in_dims, strict=True))
+    calls = [[x if axis is None else x.select(axis, i) for x, axis in sides] for i in range(info.batch_size)]
+    outs = tuple(map(torch.stack, zip(*(op(*each) for each in calls), strict=True)))
+    return outs, (0,) * len(outs)
+
+
+_op.register_vmap(partial(_one_by_one, _op))
+_op_backward.register_vmap(partial(_one_by_one, _op_backward))

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tubelet.attention.backends.reference import bias_of
 from tubelet.attention.patterns import Joint
-from tubelet.attention.planned import Tables, planned_attention
+from tubelet.attention.planned import Tables, planned_attention, vmapped
 from tubelet.protocols import Answer, AttentionRequest
 
 __all__ = ["SdpaBackend", "by_plan", "forward_mode", "plannable", "tables_of", "whole_rows"]
@@ -144,9 +144,10 @@ def plannable(request: AttentionRequest) -> Answer:
         return Answer(f"a pattern must be a hashable value to be planned, and {type(request.pattern)} is not")
     if not torch.compiler.is_compiling() and _nested():
         return Answer("planned attention has no second derivative; backend='reference' has")
-    if (torch.compiler.is_compiling() or request.device == "meta") and not getattr(request.pattern, "spec", ""):
+    nameless = not getattr(request.pattern, "spec", "")
+    if nameless and (torch.compiler.is_compiling() or request.device == "meta" or vmapped()):
         return Answer(
-            f"compiled code holds a pattern by its spec, which {type(request.pattern).__name__} lacks; "
+            f"compiled or vmapped code holds a pattern by its spec, which {type(request.pattern).__name__} lacks; "
             "backend='reference' traces its predicate"
         )
     return Answer()

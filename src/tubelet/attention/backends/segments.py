@@ -5,7 +5,6 @@ on any layout, and partitions of the grid without text.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,12 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tubelet.attention.backends.sdpa import plannable, tables_of
+from tubelet.attention.memory import Memory
 from tubelet.attention.places import Affine, Places
 from tubelet.attention.plan import Plan, make_plan
 from tubelet.attention.planned import as_bytes
 from tubelet.protocols import Answer, AttentionRequest
 
-__all__ = ["Segments", "segmentable", "segments"]
+__all__ = ["SEGMENTS", "Segments", "segmentable", "segments"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,12 @@ class Segments:
     k_order: Int[Tensor, " b"] | None
     q_lengths: tuple[int, ...]
     k_lengths: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """About how much memory the orders and lengths take."""
+        orders = sum(order.nbytes for order in (self.q_order, self.k_order) if order is not None)
+        return orders + 32 * (len(self.q_lengths) + len(self.k_lengths))
 
     def starts(self, side: str, device: str) -> Int[Tensor, " s1"]:
         """Where the segments begin and the last one ends, as int32 on ``device``."""
@@ -89,15 +95,18 @@ def segments(request: AttentionRequest) -> Segments:
         >>> segments(request).q_lengths
         (8, 8)
     """
-    return _segments(_plan(request))
+    return SEGMENTS(_plan(request))
 
 
-@lru_cache(maxsize=128)
 def _segments(plan: Plan) -> Segments:
     q_lengths = tuple(n for run in plan.runs for n in [run.q.length] * run.q.groups)
     k_lengths = tuple(n for run in plan.runs for n in [run.k.length] * run.k.groups)
     q, k = (_order([getattr(run, side) for run in plan.runs]) for side in "qk")
     return Segments(q, k, q_lengths, k_lengths)
+
+
+SEGMENTS: Memory[Segments] = Memory(_segments, limit=1 << 27)
+"""The segments that were used last, 128 MiB of them."""
 
 
 def _order(places: list[Places]) -> Tensor | None:

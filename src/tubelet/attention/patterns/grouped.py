@@ -105,7 +105,8 @@ class Temporal:
 
     def attends(self, q: TokenInfo, k: TokenInfo, head: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """Same row and column, or text on either side."""
-        return _with_text(q, k, (q.coords[..., 1:] == k.coords[..., 1:]).all(-1))
+        same_row, same_column = (q.coords[..., axis] == k.coords[..., axis] for axis in (1, 2))
+        return _with_text(q, k, same_row & same_column)
 
     def group(self, tokens: TokenInfo) -> Int[Tensor, "*lead"]:
         """The place in the frame."""

@@ -82,13 +82,23 @@ def sliding(length: int, window: int, is_causal: bool, tile: int) -> list[Span]:
         Span(q=0, nq=2, k=0, nk=3, mask=None)
     """
     ranges = [_range(i, length, window, is_causal) for i in range(length)]
-    spans = []
+    spans: list[Span] = []
+    masks: dict[tuple[tuple[int, int], ...], Mask | None] = {}  # nearly all tiles are alike: one mask serves them
     for a in range(0, length, tile):
         part = ranges[a : a + tile]
         lo, hi = part[0][0], part[-1][1]
-        mask = tuple(tuple(x <= key < y for key in range(lo, hi)) for x, y in part)
-        spans.append(Span(a, len(part), lo, hi - lo, None if all(map(all, mask)) else mask))
+        seen = tuple((x - lo, y - lo) for x, y in part)
+        if seen not in masks:
+            masks[seen] = _mask(seen, hi - lo)
+        spans.append(Span(a, len(part), lo, hi - lo, masks[seen]))
     return spans
+
+
+def _mask(seen: tuple[tuple[int, int], ...], width: int) -> Mask | None:
+    """Which of ``width`` keys each query attends, from its first and last one; None where that is all."""
+    if all(each == (0, width) for each in seen):
+        return None
+    return tuple((False,) * x + (True,) * (y - x) + (False,) * (width - y) for x, y in seen)
 
 
 def tiled(length: int, window: int, tile: int) -> list[Span]:
