@@ -5,10 +5,20 @@ elsewhere; ``backend="triton"`` raises with the reason where a kernel cannot ser
 """
 
 from tubelet.kernels._choice import Backend
+from tubelet.kernels._grouped.op import grouped_attention
 from tubelet.kernels._linear.op import LinearBackend, linear
 from tubelet.kernels._linear.reference import Activation
 from tubelet.kernels._modulation.op import norm_modulate
 from tubelet.kernels._modulation.reference import Norm
 from tubelet.kernels._rotation.op import qk_norm_rope
 
-__all__ = ["Activation", "Backend", "LinearBackend", "Norm", "linear", "norm_modulate", "qk_norm_rope"]
+__all__ = [
+    "Activation",
+    "Backend",
+    "LinearBackend",
+    "Norm",
+    "grouped_attention",
+    "linear",
+    "norm_modulate",
+    "qk_norm_rope",
+]

@@ -190,14 +190,15 @@ def _described(kernel: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, str
     attributes: dict[Any, Any] = {}
     for place, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        free = parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1 and not free):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
         else:
             pointer = isinstance(value, Tensor)
             signature[parameter.name] = f"*{_SHORT[str(value.dtype)]}" if pointer else "i32"
-            if pointer or value % 16 == 0:
+            if pointer or (value % 16 == 0 and not free):
                 attributes[(place,)] = [["tt.divisibility", 16]]
     return signature, constants, attributes
 
