@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tubelet.attention import chunks, runs
+from tubelet.attention import chunks, in_place, runs
 from tubelet.attention.patterns import from_spec
 from tubelet.attention.plan import Plan, make_plan
 from tubelet.attention.tiles import Run
@@ -28,7 +28,10 @@ _GATHERED = 1 << 18
 
 
 KERNELS: Final = {"fused": runs.attention, "chunked": chunks.attention}
-"""What computes a run, by name; the backward is the same for all: the definition or PyTorch's kernel, in float32."""
+"""What computes a run, by name; the backward is the same for all: the definition or PyTorch's kernel, in float32.
+
+``"triton"`` is none of them: its kernels read and write the tokens of whole plans (:mod:`tubelet.attention.in_place`).
+"""
 
 
 class Tables(NamedTuple):
@@ -57,7 +60,7 @@ def planned_attention(
     """Softmax attention of the pairs that ``pattern`` allows in samples; queries without keys, and padding, give 0.
 
     Compiled and fake tensors go through the operator ``tubelet::planned_attention``, which holds the pattern's
-    ``spec``; all else calls the same functions directly. ``kernel`` is one of :data:`KERNELS`.
+    ``spec``; all else calls the same functions directly. ``kernel`` is one of :data:`KERNELS` or "triton".
 
     Example:
         >>> from tubelet.attention.patterns import Temporal
@@ -78,9 +81,11 @@ def planned_attention(
 
 def _plan(pattern: Any, tables: Tables, q: Tensor, kernel: str) -> Plan:
     table, keys, kept, kept_keys = (None if x is None else as_bytes(x) for x in tables)
+    assert table is not None
+    if kernel == "triton":
+        return in_place.plan(pattern, table, keys, kept, kept_keys, heads=q.shape[1])
     views = kernel == "fused" and not runs.widens(q)
     limit = max(1, _GATHERED // (q.shape[1] * q.shape[2]))
-    assert table is not None
     return make_plan(pattern, table, keys, kept, kept_keys, heads=q.shape[1], limit=limit, views=views)
 
 
@@ -103,6 +108,8 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, statistics: bool, kernel: str
 ) -> tuple[Tensor, Tensor]:
     """The output ``(n, h, e)`` and, for the backward and for merging, the queries' log-sum-exp ``(n, h, 1)``."""
+    if kernel == "triton":
+        return in_place.forward(q, k, v, plan, scale)
     wide = runs.wide(q)
     dtype = wide if plan.merges and runs.widens(q) else q.dtype
     make = q.new_empty if plan.queries == q.shape[0] else q.new_zeros
@@ -127,8 +134,10 @@ def _keeps(run: Run, plan: Plan, q: Tensor, v: Tensor) -> bool:
 
 
 def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: Plan, scale: float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: Plan, scale: float, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if kernel == "triton":
+        return in_place.backward(grad, q, k, v, out, lse, plan, scale)
     wide = runs.wide(q) if runs.widens(q) else q.dtype
     covered = plan.once and (plan.queries, plan.keys) == (q.shape[0], k.shape[0])
     make = torch.empty if covered else torch.zeros
@@ -154,7 +163,7 @@ class _Planned(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        q, k, v, ctx.plan, ctx.scale, _ = inputs
+        q, k, v, ctx.plan, ctx.scale, ctx.kernel = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(q, k, v, *output)
 
@@ -169,7 +178,7 @@ class _Planned(torch.autograd.Function):
     @once_differentiable
     def _first(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        return *_backward(grad, q, k, v, out, lse, ctx.plan, ctx.scale), None, None, None
+        return *_backward(grad, q, k, v, out, lse, ctx.plan, ctx.scale, ctx.kernel), None, None, None
 
 
 @torch.library.custom_op("tubelet::planned_attention", mutates_args=())
@@ -208,9 +217,10 @@ def _op_backward(
     kept_keys: Tensor | None,
     spec: str,
     scale: float,
+    kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    plan = _plan(from_spec(spec), Tables(table, keys, kept, kept_keys), q, "fused")
-    return _backward(grad, q, k, v, out, lse, plan, scale)
+    plan = _plan(from_spec(spec), Tables(table, keys, kept, kept_keys), q, "triton" if kernel == "triton" else "fused")
+    return _backward(grad, q, k, v, out, lse, plan, scale, kernel)
 
 
 @_op_backward.register_fake
@@ -220,12 +230,12 @@ def _(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_rest: Any) -> tuple[Tens
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, *ctx.tables, ctx.spec, ctx.scale, _ = inputs
+    q, k, v, *ctx.tables, ctx.spec, ctx.scale, ctx.kernel = inputs
     ctx.save_for_backward(q, k, v, *output)
 
 
 def _op_gradients(ctx: Any, grad: Tensor, _grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads = _op_backward(grad, *ctx.saved_tensors, *ctx.tables, ctx.spec, ctx.scale)
+    grads = _op_backward(grad, *ctx.saved_tensors, *ctx.tables, ctx.spec, ctx.scale, ctx.kernel)
     return *grads, *(None,) * 7
 
 

@@ -1,8 +1,8 @@
-# ruff: noqa: N803, N806 - Triton's pointers and constants are upper case
+# ruff: noqa: N803 - Triton's pointers and constants are upper case
 """Triton kernels of grouped attention. Imported only where they run: this module needs triton.
 
 A *tile* is ``ROWS`` queries and, in turn, tiles of ``KEYS`` keys. It belongs to one group, of which it is a part, or,
-where groups are short (``SHARED``), holds ``together`` whole groups end to end, whose scores with each other are masked.
+where groups are short (``SHARED``), holds ``together`` whole groups end to end, between which scores are masked.
 Softmax and sums are float32 (online softmax: FlashAttention, arXiv:2205.14135), in powers of two.
 
 Shape suffixes: ``_m`` queries, ``_n`` keys, ``_md`` a tile of either with its features, ``_mn`` scores.
@@ -16,7 +16,15 @@ import triton.language as tl
 __all__ = ["PLACES", "backward_keys", "backward_queries", "backward_together", "forward"]
 
 _SIDE = ("start", "pitch0", "pitch1", "pitch2", "pitch3", "size1", "size2", "stride0", "stride1", "stride2", "length")
-PLACES = ("blocks", "groups", "together", "count1", "count2", "count3", *(f"{s}_{name}" for s in "qk" for name in _SIDE))
+PLACES = (
+    "blocks",
+    "groups",
+    "together",
+    "count1",
+    "count2",
+    "count3",
+    *(f"{s}_{name}" for s in "qk" for name in _SIDE),
+)
 """Numbers that tell where tokens lie: never constants of a compiled kernel, whatever the layout."""
 
 _LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -27,13 +35,15 @@ _LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 @no_type_check
 def _members(first, length, set_, groups, together, SHARED: tl.constexpr, ROWS: tl.constexpr):
     """Group and item of each row of a tile, and whether there is one."""
-    row_m = first + tl.arange(0, ROWS)
+    group = set_
+    item_m = first + tl.arange(0, ROWS)
+    here_m = item_m < length
     if SHARED:
-        member_m = row_m // length
-        group_m = set_ * together + member_m
-        return group_m, row_m - member_m * length, (member_m < together) & (group_m < groups)
-    else:
-        return set_, row_m, row_m < length
+        member_m = item_m // length
+        group = set_ * together + member_m
+        item_m -= member_m * length
+        here_m = (member_m < together) & (group < groups)
+    return group, item_m, here_m
 
 
 @triton.jit
@@ -166,7 +176,7 @@ def forward(
         at_n = _places(group_n, item_n, count1, count2, count3, k_start, k_pitch0, k_pitch1, k_pitch2, k_pitch3,
                        k_size1, k_size2, k_stride0, k_stride1, k_stride2)  # fmt: skip
         k_nd = _load(K, at_n, here_n, k_by_token, head // ratio, k_by_head, D, WIDTH)
-        score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="tf32x3") * (scale * _LOG2E)
+        score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee") * (scale * _LOG2E)
         score_mn = tl.where(_pairs(group_m, here_m, group_n, here_n, SHARED), score_mn, float("-inf"))
         higher_m = tl.maximum(top_m, tl.max(score_mn, axis=1))
         finite_m = tl.where(higher_m == float("-inf"), 0.0, higher_m)
@@ -174,7 +184,7 @@ def forward(
         shrink_m = tl.math.exp2(top_m - finite_m)
         total_m = total_m * shrink_m + tl.sum(weight_mn, axis=1)
         v_ne = _load(V, at_n, here_n, v_by_token, head // ratio, v_by_head, E, V_WIDTH)
-        sum_me = tl.dot(weight_mn.to(v_ne.dtype), v_ne, sum_me * shrink_m[:, None], input_precision="tf32x3")
+        sum_me = tl.dot(weight_mn.to(v_ne.dtype), v_ne, sum_me * shrink_m[:, None], input_precision="ieee")
         top_m = higher_m
     total_m = tl.where(total_m == 0, 1.0, total_m)
     _store(OUT, sum_me / total_m[:, None], at_m, here_m, head, heads, False, E, V_WIDTH)
@@ -235,15 +245,14 @@ def backward_queries(
     WIDTH: tl.constexpr,
     E: tl.constexpr,
     V_WIDTH: tl.constexpr,
-    SHARED: tl.constexpr,
     ADD: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """The gradient of a tile of queries, and their ``DELTA``, the sums of gradient times output."""
+    """The gradient of a tile of one group's queries, and their ``DELTA``, the sums of gradient times output."""
     head, tile = tl.program_id(0) % heads, tl.program_id(0) // heads
     set_ = tile // blocks
-    group_m, item_m, here_m = _members(tile % blocks * ROWS, q_length, set_, groups, together, SHARED, ROWS)
+    group_m, item_m, here_m = _members(tile % blocks * ROWS, q_length, set_, groups, together, False, ROWS)
     at_m = _places(group_m, item_m, count1, count2, count3, q_start, q_pitch0, q_pitch1, q_pitch2, q_pitch3,
                    q_size1, q_size2, q_stride0, q_stride1, q_stride2)  # fmt: skip
     q_md = _load(Q, at_m, here_m, q_by_token, head, q_by_head, D, WIDTH)
@@ -253,19 +262,18 @@ def backward_queries(
     tl.store(DELTA + at_m * heads + head, delta_m, mask=here_m)
     lse_m = tl.load(LSE + at_m * heads + head, mask=here_m, other=0.0) * _LOG2E
     dq_md = tl.zeros([ROWS, WIDTH], tl.float32)
-    end = KEYS if SHARED else k_length
-    for first in range(0, end, KEYS):
-        group_n, item_n, here_n = _members(first, k_length, set_, groups, together, SHARED, KEYS)
+    for first in range(0, k_length, KEYS):
+        group_n, item_n, here_n = _members(first, k_length, set_, groups, together, False, KEYS)
         at_n = _places(group_n, item_n, count1, count2, count3, k_start, k_pitch0, k_pitch1, k_pitch2, k_pitch3,
                        k_size1, k_size2, k_stride0, k_stride1, k_stride2)  # fmt: skip
         k_nd = _load(K, at_n, here_n, k_by_token, head // ratio, k_by_head, D, WIDTH)
         v_ne = _load(V, at_n, here_n, v_by_token, head // ratio, v_by_head, E, V_WIDTH)
-        score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="tf32x3") * (scale * _LOG2E)
-        score_mn = tl.where(_pairs(group_m, here_m, group_n, here_n, SHARED), score_mn, float("-inf"))
+        score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee") * (scale * _LOG2E)
+        score_mn = tl.where(_pairs(group_m, here_m, group_n, here_n, False), score_mn, float("-inf"))
         weight_mn = tl.math.exp2(score_mn - lse_m[:, None])
-        dweight_mn = tl.dot(grad_me, tl.trans(v_ne), input_precision="tf32x3")
+        dweight_mn = tl.dot(grad_me, tl.trans(v_ne), input_precision="ieee")
         dscore_mn = weight_mn * (dweight_mn - delta_m[:, None])
-        dq_md = tl.dot(dscore_mn.to(k_nd.dtype), k_nd, dq_md, input_precision="tf32x3")
+        dq_md = tl.dot(dscore_mn.to(k_nd.dtype), k_nd, dq_md, input_precision="ieee")
     _store(DQ, dq_md * scale, at_m, here_m, head, heads, ADD, D, WIDTH)
 
 
@@ -323,44 +331,43 @@ def backward_keys(
     WIDTH: tl.constexpr,
     E: tl.constexpr,
     V_WIDTH: tl.constexpr,
-    SHARED: tl.constexpr,
     ADD: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """The gradients of a tile of keys and values, summed over the query heads that share their head, in order."""
+    """The gradients of a tile of one group's keys and values, summed over query heads in their order."""
     kv_heads = heads // ratio
     kv_head, tile = tl.program_id(0) % kv_heads, tl.program_id(0) // kv_heads
     set_ = tile // blocks
-    group_n, item_n, here_n = _members(tile % blocks * KEYS, k_length, set_, groups, together, SHARED, KEYS)
+    group_n, item_n, here_n = _members(tile % blocks * KEYS, k_length, set_, groups, together, False, KEYS)
     at_n = _places(group_n, item_n, count1, count2, count3, k_start, k_pitch0, k_pitch1, k_pitch2, k_pitch3,
                    k_size1, k_size2, k_stride0, k_stride1, k_stride2)  # fmt: skip
     k_nd = _load(K, at_n, here_n, k_by_token, kv_head, k_by_head, D, WIDTH)
     v_ne = _load(V, at_n, here_n, v_by_token, kv_head, v_by_head, E, V_WIDTH)
     dk_nd = tl.zeros([KEYS, WIDTH], tl.float32)
     dv_ne = tl.zeros([KEYS, V_WIDTH], tl.float32)
-    steps = 1 if SHARED else tl.cdiv(q_length, ROWS)
-    for step in range(0, ratio * steps):
+    steps = tl.cdiv(q_length, ROWS)
+    for step in range(ratio * steps):
         head = kv_head * ratio + step // steps
-        group_m, item_m, here_m = _members(step % steps * ROWS, q_length, set_, groups, together, SHARED, ROWS)
+        group_m, item_m, here_m = _members(step % steps * ROWS, q_length, set_, groups, together, False, ROWS)
         at_m = _places(group_m, item_m, count1, count2, count3, q_start, q_pitch0, q_pitch1, q_pitch2, q_pitch3,
                        q_size1, q_size2, q_stride0, q_stride1, q_stride2)  # fmt: skip
         q_md = _load(Q, at_m, here_m, q_by_token, head, q_by_head, D, WIDTH)
         grad_me = _load(GRAD, at_m, here_m, g_by_token, head, g_by_head, E, V_WIDTH)
         lse_m = tl.load(LSE + at_m * heads + head, mask=here_m, other=0.0) * _LOG2E
         delta_m = tl.load(DELTA + at_m * heads + head, mask=here_m, other=0.0)
-        score_nm = tl.dot(k_nd, tl.trans(q_md), input_precision="tf32x3") * (scale * _LOG2E)
-        score_nm = tl.where(_pairs(group_n, here_n, group_m, here_m, SHARED), score_nm, float("-inf"))
+        score_nm = tl.dot(k_nd, tl.trans(q_md), input_precision="ieee") * (scale * _LOG2E)
+        score_nm = tl.where(_pairs(group_n, here_n, group_m, here_m, False), score_nm, float("-inf"))
         weight_nm = tl.math.exp2(score_nm - lse_m[None, :])
-        dv_ne = tl.dot(weight_nm.to(grad_me.dtype), grad_me, dv_ne, input_precision="tf32x3")
-        dweight_nm = tl.dot(v_ne, tl.trans(grad_me), input_precision="tf32x3")
+        dv_ne = tl.dot(weight_nm.to(grad_me.dtype), grad_me, dv_ne, input_precision="ieee")
+        dweight_nm = tl.dot(v_ne, tl.trans(grad_me), input_precision="ieee")
         dscore_nm = weight_nm * (dweight_nm - delta_m[None, :])
-        dk_nd = tl.dot(dscore_nm.to(q_md.dtype), q_md, dk_nd, input_precision="tf32x3")
+        dk_nd = tl.dot(dscore_nm.to(q_md.dtype), q_md, dk_nd, input_precision="ieee")
     _store(DK, dk_nd * scale, at_n, here_n, kv_head, kv_heads, ADD, D, WIDTH)
     _store(DV, dv_ne, at_n, here_n, kv_head, kv_heads, ADD, E, V_WIDTH)
 
 
-@triton.jit(do_not_specialize=PLACES)
+@triton.jit(do_not_specialize=PLACES[1:])
 @no_type_check
 def backward_together(
     GRAD,
@@ -432,20 +439,20 @@ def backward_together(
     v_ne = _load(V, at_n, here_n, v_by_token, kv_head, v_by_head, E, V_WIDTH)
     dk_nd = tl.zeros([KEYS, WIDTH], tl.float32)
     dv_ne = tl.zeros([KEYS, V_WIDTH], tl.float32)
-    for step in range(0, ratio):
+    for step in range(ratio):
         head = kv_head * ratio + step
         q_md = _load(Q, at_m, here_m, q_by_token, head, q_by_head, D, WIDTH)
         grad_me = _load(GRAD, at_m, here_m, g_by_token, head, g_by_head, E, V_WIDTH)
         out_me = _load(OUT, at_m, here_m, heads * E, head, E, E, V_WIDTH)
         delta_m = tl.sum(grad_me.to(tl.float32) * out_me.to(tl.float32), axis=1)
         lse_m = tl.load(LSE + at_m * heads + head, mask=here_m, other=0.0) * _LOG2E
-        score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="tf32x3") * (scale * _LOG2E)
+        score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee") * (scale * _LOG2E)
         weight_mn = tl.math.exp2(tl.where(pair_mn, score_mn, float("-inf")) - lse_m[:, None])
-        dv_ne = tl.dot(tl.trans(weight_mn.to(grad_me.dtype)), grad_me, dv_ne, input_precision="tf32x3")
-        dweight_mn = tl.dot(grad_me, tl.trans(v_ne), input_precision="tf32x3")
+        dv_ne = tl.dot(tl.trans(weight_mn.to(grad_me.dtype)), grad_me, dv_ne, input_precision="ieee")
+        dweight_mn = tl.dot(grad_me, tl.trans(v_ne), input_precision="ieee")
         dscore_mn = (weight_mn * (dweight_mn - delta_m[:, None])).to(k_nd.dtype)
-        dk_nd = tl.dot(tl.trans(dscore_mn), q_md, dk_nd, input_precision="tf32x3")
-        dq_md = tl.dot(dscore_mn, k_nd, input_precision="tf32x3") * scale
+        dk_nd = tl.dot(tl.trans(dscore_mn), q_md, dk_nd, input_precision="ieee")
+        dq_md = tl.dot(dscore_mn, k_nd, input_precision="ieee") * scale
         _store(DQ, dq_md, at_m, here_m, head, heads, ADD, D, WIDTH)
     _store(DK, dk_nd * scale, at_n, here_n, kv_head, kv_heads, ADD, D, WIDTH)
     _store(DV, dv_ne, at_n, here_n, kv_head, kv_heads, ADD, E, V_WIDTH)

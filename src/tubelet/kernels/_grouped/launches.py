@@ -21,17 +21,25 @@ LARGEST = 128
 
 
 class Tile(NamedTuple):
-    """Queries and keys a program holds at a time, groups that share them (1: a group has tiles of its own), warps.
+    """Queries and keys a program holds at a time, how many whole groups that is (0: parts of one), and warps.
 
     Example:
-        >>> Tile(64, 64, together=3, warps=4).together
-        3
+        >>> Tile(64, 64, together=0, warps=4).sets(5)
+        5
     """
 
     rows: int
     keys: int
     together: int
     warps: int
+
+    def sets(self, groups: int) -> int:
+        """Sets of groups that lie in one tile."""
+        return -(-groups // max(1, self.together))
+
+    def blocks(self, length: int, size: int) -> int:
+        """Tiles of ``size`` that such a set needs."""
+        return 1 if self.together else -(-length // size)
 
 
 @dataclass(frozen=True)
@@ -107,19 +115,14 @@ def forward(given: Given, launcher: Launcher = launch) -> tuple[Tensor, Tensor]:
     shape = (*q.shape[:2], given.v.shape[-1])
     whole = given.queries == q.shape[0]
     out = (q.new_empty if whole else q.new_zeros)(shape, dtype=torch.float32 if given.merges else q.dtype)
-    lse = q.new_empty(q.shape[:2], dtype=torch.float32) if whole else q.new_full(q.shape[:2], -torch.inf).float()
+    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    lse = lse if whole else lse.fill_(-torch.inf)
     for pair in given.pairs:
-        chosen = tile(pair, q.dtype, backward=False)
-        blocks, sets = _blocks(pair.q, chosen, chosen.rows)
-        arguments = {
-            **given.shared(pair, chosen),
-            "OUT": out,
-            "LSE": lse,
-            "blocks": blocks,
-            "SHARED": chosen.together > 1,
-            "MERGE": pair.merge,
-        }
-        launcher(kernel.forward, (heads * blocks * sets,), arguments, chosen.warps)
+        chosen = tile(pair, q.dtype, q.shape[-1], backward=False)
+        blocks = chosen.blocks(pair.q.length, chosen.rows)
+        results = {"OUT": out, "LSE": lse, "blocks": blocks, "SHARED": chosen.together > 0, "MERGE": pair.merge}
+        grid = (heads * blocks * chosen.sets(pair.q.groups),)
+        launcher(kernel.forward, grid, {**given.shared(pair, chosen), **results}, chosen.warps)
     return out.to(q.dtype), lse
 
 
@@ -139,6 +142,8 @@ def backward(
         >>> [tuple(each.shape) for each in grads]
         [(6, 4, 8), (6, 4, 8), (6, 4, 8)]
     """
+    from tubelet.kernels._grouped import kernel
+
     q, (heads, kv_heads) = given.q, (given.q.shape[1], given.k.shape[1])
     once = len(given.pairs) == 1
     named = given.queries == q.shape[0] and sum(p.k.groups * p.k.length for p in given.pairs) == given.k.shape[0]
@@ -147,70 +152,40 @@ def backward(
     totals = [make(x.shape, dtype=dtype, device=x.device) for x in (q, given.k, given.v)]
     delta = torch.empty_like(lse)
     for pair in given.pairs:
-        chosen = tile(pair, q.dtype, backward=True)
-        arguments = {
-            **given.shared(pair, chosen),
-            **_strides({"g": grad}),
-            "GRAD": grad,
-            "OUT": out,
-            "LSE": lse,
-            "ADD": not once,
-            **dict(zip(("DQ", "DK", "DV"), totals, strict=True)),
-        }
-        _start_backward(arguments, pair, chosen, delta, (heads, kv_heads), launcher)
+        chosen = tile(pair, q.dtype, q.shape[-1], backward=True)
+        dq, dk, dv = totals
+        read = {**given.shared(pair, chosen), **_strides({"g": grad}), "GRAD": grad, "LSE": lse, "ADD": not once}
+        sets = chosen.sets(pair.q.groups)
+        if chosen.together:
+            arguments = {**read, "OUT": out, "DQ": dq, "DK": dk, "DV": dv}
+            launcher(kernel.backward_together, (kv_heads * sets,), arguments, chosen.warps)
+            continue
+        blocks = chosen.blocks(pair.q.length, chosen.rows)
+        arguments = {**read, "OUT": out, "DELTA": delta, "DQ": dq, "blocks": blocks}
+        launcher(kernel.backward_queries, (heads * blocks * sets,), arguments, chosen.warps)
+        blocks = chosen.blocks(pair.k.length, chosen.keys)
+        arguments = {**read, "DELTA": delta, "DK": dk, "DV": dv, "blocks": blocks}
+        launcher(kernel.backward_keys, (kv_heads * blocks * sets,), arguments, chosen.warps)
     dq, dk, dv = (total.to(q.dtype) for total in totals)
     return dq, dk, dv
 
 
-def _start_backward(
-    arguments: dict[str, Any], pair: Pair, chosen: Tile, delta: Tensor, heads: tuple[int, int], launcher: Launcher
-) -> None:
-    from tubelet.kernels._grouped import kernel
-
-    if chosen.together > 1:
-        _, sets = _blocks(pair.q, chosen, chosen.rows)
-        launcher(kernel.backward_together, (heads[1] * sets,), _without(arguments, "blocks"), chosen.warps)
-        return
-    arguments |= {"DELTA": delta, "SHARED": False}
-    for start, side, rows, count in (
-        (kernel.backward_queries, pair.q, chosen.rows, heads[0]),
-        (kernel.backward_keys, pair.k, chosen.keys, heads[1]),
-    ):
-        blocks, sets = _blocks(side, chosen, rows)
-        read = ("OUT", "DQ") if start is kernel.backward_keys else ("DK", "DV")
-        launcher(start, (count * blocks * sets,), {**_without(arguments, *read), "blocks": blocks}, chosen.warps)
-
-
-def tile(pair: Pair, dtype: torch.dtype, backward: bool) -> Tile:
-    """The fixed tiles of a run: short groups share one, the smallest that leaves at most a quarter of its rows empty.
+def tile(pair: Pair, dtype: torch.dtype, width: int, backward: bool) -> Tile:
+    """The fixed tiles of a run: groups that fit into one share it, as many as do.
 
     Example:
         >>> axes = Axes(0, (1, 1, 1, 9), (0, 0, 0, 1), (1, 1, 21), (0, 0, 9))
-        >>> tile(Pair(axes, axes, False), torch.bfloat16, backward=False)
+        >>> tile(Pair(axes, axes, False), torch.bfloat16, 128, backward=False)
         Tile(rows=64, keys=64, together=3, warps=4)
     """
-    wide = dtype == torch.float32
-    shared = _shared(max(pair.q.length, pair.k.length), pair.q.groups, (32,) if wide else (64, 128))
-    if shared is not None:
-        rows, together = shared
-        return Tile(rows, rows, together, 8 if rows == 128 or (backward and not wide) else 4)
+    wide = dtype == torch.float32  # which no tensor core multiplies
+    rows = 16 if wide else 64
+    together = min(pair.q.groups, rows // max(pair.q.length, pair.k.length))
     if wide:
-        return Tile(32, 32, 1, 4)
-    long = not backward and pair.q.length > 64
-    return Tile(128 if long else 64, 64, 1, 8 if long or backward else 4)
-
-
-def _shared(length: int, groups: int, sizes: tuple[int, ...]) -> tuple[int, int] | None:
-    """A tile's rows and how many groups share it; None where fewer than two do."""
-    fits = [(rows, min(groups, rows // length)) for rows in sizes if rows >= 2 * length and groups > 1]
-    if not fits:
-        return None
-    return next((each for each in fits if 4 * each[1] * length >= 3 * each[0]), fits[0])
-
-
-def _blocks(side: Axes, chosen: Tile, rows: int) -> tuple[int, int]:
-    """Tiles of a set of groups, and sets."""
-    return (1 if chosen.together > 1 else -(-side.length // rows)), -(-side.groups // chosen.together)
+        return Tile(rows, rows, together, 4)
+    if together:
+        return Tile(rows, rows, together, 8 if backward else 4)
+    return Tile(128 if width <= 64 < pair.q.length and not backward else rows, rows, 0, 8)
 
 
 def _side(name: str, axes: Axes) -> dict[str, int]:

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
 
 __all__ = ["Pair", "Places", "Run", "pairs"]
 
 GROUP_AXES, ITEM_AXES = 4, 3
 
 
+@runtime_checkable
 class Places(Protocol):
     """Tokens of equal groups, ``start + Σ groupᵢ·pitchᵢ + Σ itemⱼ·strideⱼ``: ``tubelet.attention.places.Affine``."""
 
@@ -37,6 +39,7 @@ class Places(Protocol):
         """Whether no token is named twice."""
 
 
+@runtime_checkable
 class Run(Protocol):
     """Groups of queries with their groups of keys: ``tubelet.attention.tiles.Run``.
 
@@ -56,7 +59,8 @@ class Run(Protocol):
         """Whether the queries have been in an earlier run."""
 
 
-class Axes(NamedTuple):
+@dataclass(frozen=True)
+class Axes:
     """Places with as many axes as the kernels count."""
 
     start: int
