@@ -84,13 +84,17 @@ def _load(X, at_m, here_m, by_token, head, by_head, D: tl.constexpr, WIDTH: tl.c
 @triton.jit
 @no_type_check
 def _store(X, x_md, at_m, here_m, head, heads, ADD: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr):
-    """Write rows of one head to a contiguous ``(n, heads, D)``, or add them to it."""
+    """Write rows of one head to a contiguous ``(n, heads, D)``, or add them to it.
+
+    A launch adds to each number once, so that sums have one order; an atomic only spares the registers of a load.
+    """
     feature = tl.arange(0, WIDTH)
     mask = here_m[:, None] if D == WIDTH else here_m[:, None] & (feature < D)[None, :]
     to = X + (at_m * heads + head)[:, None] * D + feature[None, :]
     if ADD:
-        x_md += tl.load(to, mask=mask, other=0.0)
-    tl.store(to, x_md.to(X.dtype.element_ty), mask=mask)
+        tl.atomic_add(to, x_md, mask=mask, sem="relaxed")
+    else:
+        tl.store(to, x_md.to(X.dtype.element_ty), mask=mask)
 
 
 @triton.jit
