@@ -35,9 +35,7 @@ class Case(NamedTuple):
 
 cases = st.builds(
     Case,
-    pattern=st.sampled_from(
-        [Temporal(), Spatial(), Window((2, 2, 2)), Window((1, 3, 1), shift=(0, 1, 0)), Joint()]
-    ),
+    pattern=st.sampled_from([Temporal(), Spatial(), Window((2, 2, 2)), Window((1, 3, 1), shift=(0, 1, 0)), Joint()]),
     grids=st.lists(
         st.sampled_from([Grid(1, 1, 1), Grid(5, 3, 2), Grid(3, 1, 5), Grid(1, 6, 7), Grid(35, 1, 2)]),
         min_size=1,
