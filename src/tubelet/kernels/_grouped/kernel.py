@@ -425,7 +425,6 @@ def backward_together(
     WIDTH: tl.constexpr,
     E: tl.constexpr,
     V_WIDTH: tl.constexpr,
-    ADD: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
@@ -457,6 +456,6 @@ def backward_together(
         dscore_mn = (weight_mn * (dweight_mn - delta_m[:, None])).to(k_nd.dtype)
         dk_nd = tl.dot(tl.trans(dscore_mn), q_md, dk_nd, input_precision="ieee")
         dq_md = tl.dot(dscore_mn, k_nd, input_precision="ieee") * scale
-        _store(DQ, dq_md, at_m, here_m, head, heads, ADD, D, WIDTH)
-    _store(DK, dk_nd * scale, at_n, here_n, kv_head, kv_heads, ADD, D, WIDTH)
-    _store(DV, dv_ne, at_n, here_n, kv_head, kv_heads, ADD, E, V_WIDTH)
+        _store(DQ, dq_md, at_m, here_m, head, heads, False, D, WIDTH)
+    _store(DK, dk_nd * scale, at_n, here_n, kv_head, kv_heads, False, D, WIDTH)
+    _store(DV, dv_ne, at_n, here_n, kv_head, kv_heads, False, E, V_WIDTH)

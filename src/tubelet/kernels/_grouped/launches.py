@@ -154,19 +154,20 @@ def backward(
     for pair in given.pairs:
         chosen = tile(pair, q.dtype, q.shape[-1], backward=True, adds=not once)
         dq, dk, dv = totals
-        read = {**given.shared(pair, chosen), **_strides({"g": grad}), "GRAD": grad, "LSE": lse, "ADD": not once}
+        read = {**given.shared(pair, chosen), **_strides({"g": grad}), "GRAD": grad, "LSE": lse}
         sets = chosen.sets(pair.q.groups)
         if chosen.together:
             arguments = {**read, "OUT": out, "DQ": dq, "DK": dk, "DV": dv}
             launcher(kernel.backward_together, (kv_heads * sets,), arguments, chosen.warps)
             continue
+        read |= {"DELTA": delta, "ADD": not once}
         blocks = chosen.blocks(pair.q.length, chosen.rows)
-        arguments = {**read, "OUT": out, "DELTA": delta, "DQ": dq, "blocks": blocks}
+        arguments = {**read, "OUT": out, "DQ": dq, "blocks": blocks}
         launcher(kernel.backward_queries, (heads * blocks * sets,), arguments, chosen.warps)
         blocks = chosen.blocks(pair.k.length, chosen.keys)
         padded = read["D"] < read["WIDTH"]
         few = {"ROWS": max(16, chosen.rows // (4 if padded else 2))}  # sums of keys take what registers there are
-        arguments = {**read, **few, "DELTA": delta, "DK": dk, "DV": dv, "blocks": blocks}
+        arguments = {**read, **few, "DK": dk, "DV": dv, "blocks": blocks}
         launcher(kernel.backward_keys, (kv_heads * blocks * sets,), arguments, chosen.warps)
     dq, dk, dv = (total.to(q.dtype) for total in totals)
     return dq, dk, dv
@@ -175,7 +176,7 @@ def backward(
 def tile(pair: Pair, dtype: torch.dtype, width: int, backward: bool, adds: bool = False) -> Tile:
     """The fixed tiles of a run: groups that fit into one share it, as many as do.
 
-    Where gradients of wide heads are added to others, the kernel for that has not the registers: a tile for each.
+    Where gradients are added to others, the kernel for that would not have the registers: a tile for each.
 
     Example:
         >>> axes = Axes(0, (1, 1, 1, 9), (0, 0, 0, 1), (1, 1, 21), (0, 0, 9))
@@ -184,10 +185,10 @@ def tile(pair: Pair, dtype: torch.dtype, width: int, backward: bool, adds: bool 
     """
     wide = dtype == torch.float32  # which no tensor core multiplies
     rows = 16 if wide else 64
-    together = min(pair.q.groups, rows // max(pair.q.length, pair.k.length))
+    together = 0 if adds else min(pair.q.groups, rows // max(pair.q.length, pair.k.length))
     if wide:
         return Tile(rows, rows, together, 4)
-    if together and not (adds and width > 64):
+    if together:
         return Tile(rows, rows, together, 8 if backward else 4)
     return Tile(128 if width <= 64 < pair.q.length and not backward else rows, rows, 0, 8)
 
