@@ -87,7 +87,8 @@ def test_what_passes_has_status_0_and_a_table(monkeypatch, capsys) -> None:
 
 def test_every_case_is_launched_once() -> None:
     names = [f"{name} {case}" for name, case, _ in aot.launches()]
-    assert len(set(names)) == len(names)
+    once = [name for name in names if not name.startswith("grouped.forward text")]  # two runs, the second one merges
+    assert len(set(once)) == len(once)
     for width in WIDTHS:
         assert f"modulation.backward layer bfloat16 {width}" in names
         assert f"modulation.forward layer bfloat16 {width}" in names
