@@ -99,6 +99,8 @@ def test_every_case_is_launched_once() -> None:
     for head_dim in grouped.HEAD_DIMS:
         for kernel in ("forward time", "forward frame", "backward_together time", "backward_keys frame"):
             assert f"grouped.{kernel} bfloat16 {head_dim}" in names
+    assert "grouped.backward_together clip float32 128" in names
+    assert "grouped.forward text bfloat16 128, launch 2" in names  # the text joins the result of the groups
     assert {"float16", "float32", "bfloat16"} == {word for name in names for word in name.split() if "float" in word}
 
 

@@ -9,6 +9,7 @@ precisions are multiplied, when tensor cores do it (``HMMA`` on sm_80, ``HGMMA``
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
@@ -118,12 +119,15 @@ def launches() -> Iterator[tuple[str, str, tuple[Any, Mapping[str, Any], int]]]:
         for case, run in operation.cases():
             found: list[tuple[Any, Mapping[str, Any], int]] = []
             run(_noting(found))
+            times: Counter[str] = Counter()
             for kernel, arguments, warps in found:
                 name = f"{folder}.{kernel.__name__}"
                 identity = f"{name} {_described(kernel, arguments)} {warps}"
                 if identity not in seen:  # what adds float32 sums serves every precision
                     seen.add(identity)
-                    yield name, case, (kernel, arguments, warps)
+                    times[name] += 1
+                    which = case if times[name] == 1 else f"{case}, launch {times[name]}"
+                    yield name, which, (kernel, arguments, warps)
 
 
 def as_json(found: Iterable[Resources]) -> dict[str, Any]:

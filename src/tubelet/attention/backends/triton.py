@@ -67,4 +67,6 @@ def _readable(request: AttentionRequest) -> Answer:
     plan = in_place.plan(pattern, table, *others, heads=request.shape[-2])
     width = request.shape[-1]
     reason = in_place.refusal(plan, width, request.v_dim or width, request.grad)
-    return Answer() if reason is None else Answer(f"triton reads affine groups in place, but {reason}")
+    return (
+        Answer() if reason is None else Answer(f"triton reads affine groups in place, but {reason}; {in_place.INSTEAD}")
+    )

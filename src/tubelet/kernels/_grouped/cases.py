@@ -1,6 +1,7 @@
 """Launches that stand for all: head widths of the known video transformers. Shapes only, no data.
 
-Short groups that share a tile (time), groups of many tiles (a frame), and text that joins afterwards.
+Short groups that share a tile (time; in float32, whose tiles are small, of a clip), groups of many tiles (a frame), and
+text that joins afterwards.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,9 +21,9 @@ _SHIPPED = (
     (torch.bfloat16, HEAD_DIMS, ("time", "frame")),
     (torch.bfloat16, (64, 128), ("text",)),
     (torch.float16, (128,), ("time",)),
-    (torch.float32, (128,), ("time", "frame")),
+    (torch.float32, (128,), ("time", "frame", "clip")),
 )
-FRAMES, PLACES, TEXT, HEADS = 21, 1560, 100, 12
+FRAMES, CLIP, PLACES, TEXT, HEADS = 21, 5, 1560, 100, 12
 
 
 def cases() -> Iterator[tuple[str, Callable[[Launcher], None]]]:
@@ -50,11 +51,12 @@ def _axes(start: int, groups: int, pitch: int, items: int, stride: int) -> Axes:
     return Axes(start, (1, 1, 1, groups), (0, 0, 0, pitch), (1, 1, items), (0, 0, stride))
 
 
-_TIME = _axes(TEXT, PLACES, 1, FRAMES, PLACES)
+_TIME, _CLIP = (_axes(TEXT, PLACES, 1, frames, PLACES) for frames in (FRAMES, CLIP))
 _FRAME = _axes(TEXT, FRAMES, PLACES, PLACES, 1)
 _GRID, _TEXT = _axes(TEXT, 1, 0, FRAMES * PLACES, 1), _axes(0, 1, 0, TEXT, 1)
 _RUNS = {
     "time": [Pair(_TIME, _TIME, False)],
     "frame": [Pair(_FRAME, _FRAME, False)],
+    "clip": [Pair(_CLIP, _CLIP, False)],
     "text": [Pair(_TIME, _TIME, False), Pair(_GRID, _TEXT, True)],
 }

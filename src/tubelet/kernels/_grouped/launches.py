@@ -206,7 +206,3 @@ def _side(name: str, axes: Axes) -> dict[str, int]:
 def _strides(tensors: dict[str, Tensor]) -> dict[str, int]:
     """``<name>_by_token`` and ``_by_head`` of each."""
     return {f"{name}_by_{axis}": x.stride(i) for name, x in tensors.items() for i, axis in enumerate(("token", "head"))}
-
-
-def _without(arguments: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if name not in names}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tubelet.kernels._choice import Backend, use_triton
 from tubelet.kernels._grouped import launches
-from tubelet.kernels._grouped.places import Pair, Run, pairs
+from tubelet.kernels._grouped.places import GROUP_AXES, ITEM_AXES, Pair, Run, pairs
 from tubelet.kernels._grouped.reference import reference
 
 __all__ = ["grouped_attention", "grouped_backward", "grouped_forward", "grouped_refusal"]
@@ -77,6 +77,8 @@ def grouped_refusal(width: int, v_width: int, runs: Sequence[Run], needs_grad: b
     """
     if max(width, v_width) > launches.LARGEST:
         return f"its heads have at most {launches.LARGEST} features, got {width} and {v_width}"
+    if any(len(side.count) > GROUP_AXES or len(side.sizes) > ITEM_AXES for run in runs for side in (run.q, run.k)):
+        return f"a run has more than {GROUP_AXES} axes of groups or {ITEM_AXES} of items"
     if not all(run.q.distinct for run in runs):
         return "a query stands in several groups of one run"
     if needs_grad and not all(run.k.distinct for run in runs):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-__all__ = ["Pair", "Places", "Run", "pairs"]
+__all__ = ["GROUP_AXES", "ITEM_AXES", "Pair", "Places", "Run", "pairs"]
 
 GROUP_AXES, ITEM_AXES = 4, 3
 
@@ -115,7 +115,7 @@ def pairs(runs: Sequence[Run]) -> list[Pair]:
     """Runs as numbers.
 
     Raises:
-        ValueError: a run has more axes than the kernels count, or as many groups of queries as of keys it has not.
+        ValueError: a run has more axes than the kernels count, or its groups of queries and of keys differ in number.
 
     Example:
         >>> pairs([])
