@@ -75,6 +75,7 @@ def forward(
         ValueError: the kernels cannot serve the plan.
 
     Example:
+        >>> import torch
         >>> empty = torch.ones(0, 1, 8)
         >>> [tuple(x.shape) for x in forward(empty, empty, empty, Plan((), 0, 0, False, True), 1.0)]
         [(0, 1, 8), (0, 1, 1)]
@@ -100,6 +101,7 @@ def backward(
         ValueError: the kernels cannot serve the plan.
 
     Example:
+        >>> import torch
         >>> empty = torch.ones(0, 1, 8)
         >>> grads = backward(*[empty] * 5, empty[..., :1], Plan((), 0, 0, False, True), 1.0)
         >>> [tuple(x.shape) for x in grads]

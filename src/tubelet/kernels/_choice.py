@@ -71,13 +71,11 @@ def absence(device: str, dtypes: Sequence[torch.dtype]) -> str | None:
     return None if on_cuda else f"it needs a CUDA device, and the tensors lie on {device}"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _interpretable() -> bool:
     """Whether kernels may run on the CPU: asked before triton is imported to see."""
     return "TRITON_INTERPRET" in os.environ
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def installed() -> bool:
     """Whether triton can be imported; nothing is imported to find out.
 
@@ -88,7 +86,6 @@ def installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter: ``TRITON_INTERPRET=1`` when triton was first imported.
 
@@ -101,3 +98,8 @@ def interpreted() -> bool:
     from tubelet.kernels._modulation import kernel
 
     return isinstance(kernel.forward, InterpretedFunction)
+
+
+# what torch.compiler.assume_constant_result sets, without importing the compiler
+for _asked in (_interpretable, installed, interpreted):
+    _asked._dynamo_marked_constant = True  # type: ignore[attr-defined]

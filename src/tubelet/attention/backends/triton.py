@@ -6,10 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tubelet.attention import in_place
 from tubelet.attention.backends.sdpa import by_plan, forward_mode, plannable, tables_of
 from tubelet.attention.planned import as_bytes
-from tubelet.kernels import SERVED, absence
 from tubelet.protocols import Answer, AttentionRequest
 
 __all__ = ["TritonBackend"]
@@ -34,6 +32,8 @@ class TritonBackend:
 
         In compiled code the plan is made where it runs, and one that cannot be served is an error there.
         """
+        from tubelet.kernels import SERVED, absence  # here, where it serves: they register operators, which takes time
+
         if request.bias is not None:
             return Answer("triton takes no bias; backend='flex' does")
         if request.dtype not in SERVED:
@@ -61,6 +61,8 @@ class TritonBackend:
 
 def _readable(request: AttentionRequest) -> Answer:
     """Whether the request's plan is one that the kernels read."""
+    from tubelet.attention import in_place
+
     pattern: Any = request.pattern
     table, *others = (None if x is None else as_bytes(x) for x in tables_of(request))
     assert table is not None

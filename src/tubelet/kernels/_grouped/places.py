@@ -12,7 +12,13 @@ GROUP_AXES, ITEM_AXES = 4, 3
 
 @runtime_checkable
 class Places(Protocol):
-    """Tokens of equal groups, ``start + Σ groupᵢ·pitchᵢ + Σ itemⱼ·strideⱼ``: ``tubelet.attention.places.Affine``."""
+    """Tokens of equal groups, ``start + Σ groupᵢ·pitchᵢ + Σ itemⱼ·strideⱼ``: ``tubelet.attention.places.Affine``.
+
+    Example:
+        >>> from tubelet.attention.places import Affine
+        >>> isinstance(Affine(0, (4,), (1,), (3,), (4,)), Places)
+        True
+    """
 
     @property
     def start(self) -> int:
@@ -44,6 +50,11 @@ class Run(Protocol):
     """Groups of queries with their groups of keys: ``tubelet.attention.tiles.Run``.
 
     ``merge``: the queries have been in an earlier run, and attend the keys of both.
+
+    Example:
+        >>> axes = Axes(0, (4,), (1,), (3,), (4,))
+        >>> isinstance(Pair(axes, axes, merge=False), Run)
+        True
     """
 
     @property
