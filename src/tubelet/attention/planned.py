@@ -30,7 +30,8 @@ _GATHERED = 1 << 18
 KERNELS: Final = {"fused": runs.attention, "chunked": chunks.attention}
 """What computes a run, by name; the backward is the same for all: the definition or PyTorch's kernel, in float32.
 
-``"triton"`` is none of them: its kernels read and write the tokens of whole plans (:mod:`tubelet.attention.in_place`).
+``"triton"`` is none of them: its kernels read and write the tokens of whole plans (:mod:`tubelet.attention.in_place`,
+imported where it serves, since it registers operators, which takes time).
 """
 
 
@@ -83,17 +84,12 @@ def _plan(pattern: Any, tables: Tables, q: Tensor, kernel: str) -> Plan:
     table, keys, kept, kept_keys = (None if x is None else as_bytes(x) for x in tables)
     assert table is not None
     if kernel == "triton":
-        return _in_place().plan(pattern, table, keys, kept, kept_keys, heads=q.shape[1])
+        from tubelet.attention import in_place
+
+        return in_place.plan(pattern, table, keys, kept, kept_keys, heads=q.shape[1])
     views = kernel == "fused" and not runs.widens(q)
     limit = max(1, _GATHERED // (q.shape[1] * q.shape[2]))
     return make_plan(pattern, table, keys, kept, kept_keys, heads=q.shape[1], limit=limit, views=views)
-
-
-def _in_place() -> Any:
-    """Imported where it serves: it registers operators, which takes time."""
-    from tubelet.attention import in_place
-
-    return in_place
 
 
 def as_bytes(x: Int[Tensor, "..."]) -> bytes:
@@ -116,7 +112,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """The output ``(n, h, e)`` and, for the backward and for merging, the queries' log-sum-exp ``(n, h, 1)``."""
     if kernel == "triton":
-        return _in_place().forward(q, k, v, plan, scale)
+        from tubelet.attention import in_place
+
+        return in_place.forward(q, k, v, plan, scale)
     wide = runs.wide(q)
     dtype = wide if plan.merges and runs.widens(q) else q.dtype
     make = q.new_empty if plan.queries == q.shape[0] else q.new_zeros
@@ -144,7 +142,9 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: Plan, scale: float, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     if kernel == "triton":
-        return _in_place().backward(grad, q, k, v, out, lse, plan, scale)
+        from tubelet.attention import in_place
+
+        return in_place.backward(grad, q, k, v, out, lse, plan, scale)
     wide = runs.wide(q) if runs.widens(q) else q.dtype
     covered = plan.once and (plan.queries, plan.keys) == (q.shape[0], k.shape[0])
     make = torch.empty if covered else torch.zeros
