@@ -1,7 +1,8 @@
 """``python -m benchmarks.gpu --out DIR``: what a GPU can do, and how near our kernels come to it.
 
-Three tables, each as JSON and Markdown: the ceilings (matrix product, copy), norm + modulate, and QK-norm + RoPE
-against eager code and ``torch.compile``, forward and backward, with the error of the timed call beside its time.
+Four tables, each as JSON and Markdown: the ceilings (matrix product, copy), norm + modulate, QK-norm + RoPE, and
+attention over time against eager code and ``torch.compile``, forward and backward, with the error of the timed call
+beside its time.
 ``--dry`` runs the same code on the CPU with tiny shapes. Exit status 1: a result was wrong.
 
 Times are medians of Triton's ``do_bench``: CUDA events, second-level cache flushed before each call. "of copy" is bytes
@@ -22,9 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tubelet.attention.places import Affine
+from tubelet.attention.tiles import Run
 from tubelet.bench.device import environment
 from tubelet.blocks import modulate
-from tubelet.kernels import norm_modulate, qk_norm_rope
+from tubelet.kernels import grouped_attention, norm_modulate, qk_norm_rope
 from tubelet.layout import Rows
 from tubelet.norms import LayerNorm
 from tubelet.positions import Rotary, apply_rope
@@ -91,7 +94,7 @@ def main() -> int:
     text = f"bf16 matrix product {top.matmul_tflops:.0f} TFLOP/s, copy {top.copy_gbs:.0f} GB/s (read + written)"
     save(arguments.out / "ceilings", {**about, **asdict(top)}, text, about)
     wrong = 0
-    for name, problems in (("norm_modulate", modulation), ("qk_norm_rope", rotation)):
+    for name, problems in (("norm_modulate", modulation), ("qk_norm_rope", rotation), ("grouped_attention", over_time)):
         lines: list[Line] = []
         for problem in problems(device, arguments.dry):
             lines += measure(problem, top, device)
@@ -188,6 +191,42 @@ def _turned(q: Tensor, k: Tensor, weight: Tensor, rotary: Rotary, backend: Any) 
     wide = q.dtype == torch.float64
     angles = Rotary(rotary.cos.double(), rotary.sin.double(), rotary.layout) if wide else rotary
     return qk_norm_rope(q, k, angles, *weight.unbind(), backend=backend)
+
+
+def over_time(device: str, dry: bool) -> Iterator[Problem]:
+    """Frames, places, heads and head widths of known models; q, k and v are views into a packed qkv."""
+    problems = [
+        ("wan-1.3b-480p", 21, 1560, 12, 128),
+        ("wan-14b-480p", 21, 1560, 40, 128),
+        ("cogvideox-5b", 13, 1350, 48, 64),
+        ("latte", 16, 1024, 16, 72),
+    ]
+    tiny = [("tiny", 3, 4, 2, 16), ("tiny", 2, 5, 1, 8)]
+    for name, frames, places, heads, head_dim in tiny if dry else problems:
+        qkv = torch.randn(frames * places, 3, heads, head_dim, device=device, dtype=torch.bfloat16)
+        q, k, v = (qkv[:, i].requires_grad_() for i in range(3))
+        groups = Affine(0, (places,), (1,), (frames,), (places,))
+        eager = partial(_permuted, frames=frames)
+        ways: dict[str, Way] = {
+            "eager": eager,
+            "compiled": torch.compile(eager, fullgraph=True, backend="eager" if dry else "inductor"),
+            "ours": partial(_in_place, groups=groups, backend="reference" if dry else "triton"),
+        }
+        exact = partial(_in_place, groups=groups, backend="reference")
+        moved = q.numel() * q.element_size()
+        shape = f"{name}: {frames} x {places} x {heads} x {head_dim}"
+        yield Problem("grouped_attention", shape, (q, k, v), ways, exact, 4 * moved, 8 * moved)
+
+
+def _permuted(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Sequence[Tensor]:
+    """PyTorch's attention between two permutes."""
+    groups = [x.unflatten(0, (frames, -1)).permute(1, 2, 0, 3) for x in (q, k, v)]
+    out = torch.nn.functional.scaled_dot_product_attention(*groups)
+    return (out.permute(2, 0, 1, 3).flatten(0, 1),)
+
+
+def _in_place(q: Tensor, k: Tensor, v: Tensor, groups: Affine, backend: Any) -> Sequence[Tensor]:
+    return (grouped_attention(q, k, v, [Run(groups, groups)], backend=backend),)
 
 
 def measure(problem: Problem, top: Ceilings, device: str) -> Iterator[Line]:

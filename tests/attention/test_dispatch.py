@@ -267,7 +267,7 @@ def test_explain_gives_every_answer_and_auto_takes_the_first_yes() -> None:
     assert torch.equal(got, attend(*qkv, layout=layout, bias=bias, backend="reference"))
     assert explain(*qkv).split()[:4] == ["sdpa", "yes", "reference", "yes"]
     assert torch.equal(attend(*qkv), attend(*qkv, backend="sdpa"))
-    assert list(backends()) == ["sdpa", "reference", "chunked", "flex", "flash", "xformers", "natten"]
+    assert list(backends()) == ["sdpa", "reference", "chunked", "flex", "flash", "xformers", "natten", "triton"]
 
 
 @pytest.mark.parametrize("name", ["flash", "xformers", "natten"])
@@ -290,7 +290,7 @@ TWO = TokenLayout.packed([Grid(1, 1, 2), Grid(1, 1, 2)])
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        ({"backend": "cuda"}, ("'cuda'", "sdpa, reference, chunked, flex, flash, xformers, natten and auto")),
+        ({"backend": "cuda"}, ("'cuda'", "sdpa, reference, chunked, flex, flash, xformers, natten, triton and auto")),
         ({"q": torch.zeros(2, 8)}, ("q must be", "(2, 8)")),
         ({"k": PACK.double(), "v": PACK.double()}, ("q is torch.float32", "k is torch.float64")),
         ({"q": PACK.long(), "k": PACK.long(), "v": PACK.long()}, ("floating point", "torch.int64")),

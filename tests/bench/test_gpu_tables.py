@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TABLES = ("ceilings", "norm_modulate", "qk_norm_rope")
+OPERATIONS = ("norm_modulate", "qk_norm_rope", "grouped_attention")
 
 
 def test_the_dry_run_writes_its_tables(tmp_path) -> None:
@@ -15,17 +15,14 @@ def test_the_dry_run_writes_its_tables(tmp_path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--dry", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = {
-        name: json.loads((tmp_path / f"{name}.json").read_text())
-        for name in ("ceilings", "norm_modulate", "qk_norm_rope")
-    }
+    found = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("ceilings", *OPERATIONS)}
     for document in found.values():
         assert document["dry"] is True
         assert document["environment"]["hardware"]["device"] == "cpu"
         assert document["environment"]["versions"]["torch"] in (tmp_path / "ceilings.md").read_text()
     assert found["ceilings"]["matmul_tflops"] > 0
     assert found["ceilings"]["copy_gbs"] > 0
-    for name in ("norm_modulate", "qk_norm_rope"):
+    for name in OPERATIONS:
         lines = found[name]["lines"]
         assert len(lines) == 2 * 2 * 3  # shapes, directions, ways
         assert {line["way"] for line in lines} == {"eager", "compiled", "ours"}

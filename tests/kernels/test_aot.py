@@ -10,6 +10,7 @@ import pytest
 
 from tubelet.cli import main
 from tubelet.kernels import aot
+from tubelet.kernels._grouped import cases as grouped
 from tubelet.kernels._modulation.cases import WIDTHS
 from tubelet.kernels._rotation.cases import HEAD_DIMS
 
@@ -22,13 +23,21 @@ def _own_cache(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("triton.knobs.cache.dir", str(tmp_path))
 
 
-@pytest.mark.parametrize("word", ["modulation.forward layer bfloat16 1536", "rotation.forward half float16 128"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "grouped.forward time bfloat16 64",
+        "modulation.forward layer bfloat16 1536",
+        "rotation.forward half float16 128",
+    ],
+)
 def test_a_kernel_compiles_for_both_architectures(word: str) -> None:
     found = list(aot.check(word=word))
     assert [each.arch for each in found] == [80, 90]
     for each in found:
         assert each.passes, each.fault
-        assert 16 <= each.registers <= 128
+        assert 16 <= each.registers <= 255
+        assert (each.products is not None) == word.startswith("grouped")
 
 
 def test_real_spills_are_read_from_the_machine_code() -> None:
@@ -51,6 +60,7 @@ def test_real_spills_are_read_from_the_machine_code() -> None:
         ({"spills": 1}, "1 spills"),
         ({"stack_bytes": 8}, "0 spills, 8 bytes of stack"),
         ({"registers": 129}, "129 registers a thread"),
+        ({"products": 0}, "no HGMMA instruction"),
         ({"shared_bytes": 300_000}, "300000 bytes of shared memory"),
     ],
 )
@@ -63,7 +73,7 @@ def test_each_cap_is_a_fault(bad, fault, monkeypatch, tmp_path, capsys) -> None:
     assert f"FAULT layer bfloat16 384: {fault}" in out
     assert "2 kernels compiled, 1 beyond a cap" in out
     written = json.loads((tmp_path / "found.json").read_text())
-    assert (written["schema"], written["passes"]) == (1, False)
+    assert (written["schema"], written["passes"]) == (2, False)
     assert [each["fault"] is None for each in written["kernels"]] == [True, False]
 
 
@@ -77,7 +87,8 @@ def test_what_passes_has_status_0_and_a_table(monkeypatch, capsys) -> None:
 
 def test_every_case_is_launched_once() -> None:
     names = [f"{name} {case}" for name, case, _ in aot.launches()]
-    assert len(set(names)) == len(names)
+    once = [name for name in names if not name.startswith("grouped.forward text")]  # two runs, the second one merges
+    assert len(set(once)) == len(once)
     for width in WIDTHS:
         assert f"modulation.backward layer bfloat16 {width}" in names
         assert f"modulation.forward layer bfloat16 {width}" in names
@@ -85,6 +96,11 @@ def test_every_case_is_launched_once() -> None:
         for layout in ("interleaved", "half"):
             assert f"rotation.forward {layout} bfloat16 {head_dim}" in names
             assert f"rotation.backward {layout} bfloat16 {head_dim}" in names
+    for head_dim in grouped.HEAD_DIMS:
+        for kernel in ("forward time", "forward frame", "backward_together time", "backward_keys frame"):
+            assert f"grouped.{kernel} bfloat16 {head_dim}" in names
+    assert "grouped.backward_together clip float32 128" in names
+    assert "grouped.forward text bfloat16 128, launch 2" in names  # the text joins the result of the groups
     assert {"float16", "float32", "bfloat16"} == {word for name in names for word in name.split() if "float" in word}
 
 

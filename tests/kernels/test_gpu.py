@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import rounding
 import torch
 from torch import Tensor
 
+from tubelet.attention import Joint, Spatial, Strided, Temporal, Window, attend
 from tubelet.fused import use_kernels
 from tubelet.kernels import _measuring as measuring
 from tubelet.kernels import norm_modulate, qk_norm_rope
@@ -49,6 +51,18 @@ def turned(head_dim: int, dtype: torch.dtype, layout: Any) -> tuple[Operation, l
     return run, [qkv, weight]
 
 
+def grouped(pattern: Any, head_dim: int, dtype: torch.dtype) -> tuple[Operation, list[Tensor]]:
+    torch.manual_seed(0)
+    index = TokenLayout.packed([Grid(21, 6, 5), Grid(5, 4, 4), Grid(1, 3, 3)], [7, 0, 20]).on("cuda")
+    qkv = torch.randn(*index.shape, 3, 4, head_dim, device="cuda", dtype=dtype, requires_grad=True)
+
+    def run(qkv: Tensor, backend: Any = "triton") -> tuple[Tensor, ...]:
+        q, k, v = qkv.unbind(1)
+        return (attend(q, k[:, :2], v[:, :2], pattern=pattern, layout=index, backend=backend),)
+
+    return run, [qkv]
+
+
 def near(run: Operation, leaves: list[Tensor], tolerance: float, compiled: bool = False) -> None:
     got = (torch.compile(run, fullgraph=True) if compiled else run)(*leaves)
     exact_leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
@@ -57,8 +71,7 @@ def near(run: Operation, leaves: list[Tensor], tolerance: float, compiled: bool 
     ours = [*got, *torch.autograd.grad(got, leaves, grads)]
     exact = [*expected, *torch.autograd.grad(expected, exact_leaves, [grad.double() for grad in grads])]
     for place, (a, b) in enumerate(zip(ours, exact, strict=True)):
-        error = (a.double() - b).norm() / b.norm()
-        assert error < tolerance, f"result {place}: {error:.1e}"
+        rounding.near(a, b, f"result {place}", tolerance)
 
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -80,9 +93,26 @@ def test_qk_norm_rope(head_dim: int, dtype: torch.dtype, layout: str) -> None:
     near(*turned(head_dim, dtype, layout), TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize(
+    ("head_dim", "dtype"), [(64, BF16), (72, BF16), (128, BF16), (128, FP16), (24, FP32), (128, FP32)]
+)
+@pytest.mark.parametrize("pattern", [Temporal(), Spatial(), Window((4, 2, 2)), Strided(2), Joint()], ids=str)
+def test_grouped_attention(pattern: Any, head_dim: int, dtype: torch.dtype) -> None:
+    near(*grouped(pattern, head_dim, dtype), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16])
+def test_grouped_attention_errs_hardly_more_than_pytorchs(dtype: torch.dtype) -> None:
+    run, (qkv,) = grouped(Temporal(), 128, dtype)
+    exact = run(qkv.detach().double(), backend="reference")[0]
+    ours, theirs = ((run(qkv, backend=name)[0].double() - exact).norm() for name in ("triton", "sdpa"))
+    assert ours <= 1.5 * theirs
+
+
 CASES = {
     "norm_modulate": lambda: modulated(1536, torch.bfloat16, 40, "layer"),
     "qk_norm_rope": lambda: turned(128, torch.bfloat16, "interleaved"),
+    "grouped_attention": lambda: grouped(Temporal(), 128, torch.bfloat16),
 }
 
 

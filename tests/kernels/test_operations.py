@@ -4,10 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from tubelet import attend
+from tubelet.attention import Temporal, Window
+from tubelet.attention.places import Affine
+from tubelet.attention.plan import make_plan
+from tubelet.attention.tiles import Run
 from tubelet.blocks import modulate
-from tubelet.kernels import norm_modulate, qk_norm_rope
+from tubelet.kernels import grouped_attention, norm_modulate, qk_norm_rope
 from tubelet.kernels._choice import use_triton
-from tubelet.layout import Rows
+from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rope3d, Rotary, apply_rope
 
@@ -163,3 +168,30 @@ def test_what_does_not_fit_is_an_error_on_every_backend() -> None:
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("pattern", [Temporal(), Window((2, 1, 2))])
+def test_grouped_attention_is_the_librarys_attention(pattern) -> None:
+    layout = TokenLayout.packed([Grid(3, 2, 3), Grid(3, 2, 3), Grid(1, 1, 1)], [2, 2, 0], capacity=44)
+    runs = make_plan(pattern, layout.on("cpu").table.numpy().tobytes(), views=False).runs
+    leaves = [torch.randn(44, heads, 6, **F64, requires_grad=True) for heads in (4, 2, 2)]
+    got = grouped_attention(*leaves, runs)
+    expected = attend(*leaves, pattern=pattern, layout=layout, backend="reference")
+    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-12)
+    for a, b in zip(*(torch.autograd.grad(out.square().sum(), leaves) for out in (got, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_grouped_attention_refuses_what_does_not_fit() -> None:
+    x, row = torch.randn(6, 2, 8), Affine(0, (2,), (3,), (3,), (1,))
+    deep = Affine(0, (1,) * 5, (0,) * 5, (3,), (1,))
+    for match, runs, keys in [
+        ("tokens 0 to 6 of q, which has 6", [Run(Affine(0, (2,), (4,), (3,), (1,)), row)], x),
+        (r"\(2,\) groups of queries, but \(1,\)", [Run(row, row.part(0, 1))], x),
+        ("2 heads, not a multiple of k's 3", [Run(row, row)], torch.randn(6, 3, 8)),
+        ("at most 4 axes", [Run(deep, deep)], x),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=match):
+            grouped_attention(x, keys, keys, runs)
+    with pytest.raises(ValueError, match="CUDA"):
+        grouped_attention(x, x, x, [Run(row, row)], backend="triton")

@@ -11,7 +11,7 @@ The order of ``auto``, of which the first that serves is taken:
 - on CUDA dense rows under ``Joint()`` go to ``sdpa``, which takes cuDNN where that is faster (Hopper: 1.7 to 2.3 times
   FlashAttention 2 by published numbers); all else goes to ``natten`` (neighbourhoods alone), ``flash`` (segments in one
   launch), ``flex`` (one kernel for any predicate), ``xformers`` (segments in float32, too), ``sdpa`` (a launch for each
-  run of its plan), ``reference``.
+  run of its plan), ``reference``. ``triton`` (our kernels for groups in place) is taken by name only until measured.
 """
 
 import math
@@ -27,6 +27,7 @@ from tubelet.attention.backends.flex import FlexBackend
 from tubelet.attention.backends.natten import NattenBackend
 from tubelet.attention.backends.reference import ReferenceBackend
 from tubelet.attention.backends.sdpa import SdpaBackend, whole_rows
+from tubelet.attention.backends.triton import TritonBackend
 from tubelet.attention.backends.xformers import XformersBackend
 from tubelet.attention.patterns import Both, Either, HeadSplit, Joint
 from tubelet.layout import LayoutIndex, TokenLayout
@@ -37,11 +38,11 @@ __all__ = ["attend", "backends", "explain"]
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _SDPA, _REFERENCE, _CHUNKED, _FLEX = SdpaBackend(), ReferenceBackend(), ChunkedBackend(), FlexBackend()
-_FLASH, _XFORMERS, _NATTEN = FlashBackend(), XformersBackend(), NattenBackend()
+_FLASH, _XFORMERS, _NATTEN, _TRITON = FlashBackend(), XformersBackend(), NattenBackend(), TritonBackend()
 
 # What follows the reference, which serves everything, is taken by name only.
-_HOST: tuple[Backend, ...] = (_SDPA, _REFERENCE, _CHUNKED, _FLEX, _FLASH, _XFORMERS, _NATTEN)
-_CUDA: tuple[Backend, ...] = (_NATTEN, _FLASH, _FLEX, _XFORMERS, _SDPA, _REFERENCE, _CHUNKED)
+_HOST: tuple[Backend, ...] = (_SDPA, _REFERENCE, _CHUNKED, _FLEX, _FLASH, _XFORMERS, _NATTEN, _TRITON)
+_CUDA: tuple[Backend, ...] = (_NATTEN, _FLASH, _FLEX, _XFORMERS, _SDPA, _REFERENCE, _CHUNKED, _TRITON)
 _CUDA_ROWS: tuple[Backend, ...] = (_SDPA, *(backend for backend in _CUDA if backend is not _SDPA))
 
 
@@ -52,7 +53,7 @@ def backends() -> dict[str, Backend]:
 
     Example:
         >>> list(backends())
-        ['sdpa', 'reference', 'chunked', 'flex', 'flash', 'xformers', 'natten']
+        ['sdpa', 'reference', 'chunked', 'flex', 'flash', 'xformers', 'natten', 'triton']
     """
     return {backend.name: backend for backend in _HOST}
 
@@ -134,6 +135,7 @@ def explain(
         flash      no: flash serves CUDA, not cpu
         xformers   no: xformers serves CUDA, not cpu
         natten     no: natten serves CUDA, not cpu
+        triton     no: triton cannot run: it needs a CUDA device, and the tensors lie on cpu
     """
     request = _request(q, k, v, pattern, layout, kv_layout, scale, bias)
     answers = ((b.name, heads.answer(b, request)) for b in _order(request))

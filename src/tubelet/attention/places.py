@@ -148,6 +148,17 @@ class Listed:
         """The places themselves."""
         return self.places
 
+    def affine(self) -> "Affine | None":
+        """The same places in the same order by steps; None where they are not that."""
+        if not self.places.numel():
+            return None
+        start = self.places[0, 0]
+        groups, items = self.places[:, 0] - start, self.places[0] - start
+        if not torch.equal(self.places, start + groups[:, None] + items):
+            return None
+        outer, inner = _axes(groups), _axes(items)
+        return None if outer is None or inner is None else Affine(int(start), *outer, *inner)
+
     def part(self, first: int, last: int) -> "Listed":
         """The groups ``first`` to ``last - 1``."""
         return Listed(self.places[first:last])
@@ -184,6 +195,23 @@ def _nested(axes: list[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[int, ..
         else:
             joined.append((size, stride))
     return tuple(n for n, _ in joined), tuple(s for _, s in joined)
+
+
+def _axes(sums: Int[Tensor, " m"]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Sizes and strides whose :func:`_sums` these are, as few as can be; None where there are none."""
+    sizes: list[int] = []
+    strides: list[int] = []
+    while len(sums) > 1:
+        steps = sums.diff()
+        changed = (steps != steps[0]).nonzero()
+        size = int(changed[0]) + 1 if len(changed) else len(sums)
+        if len(sums) % size:
+            return None
+        rows = sums.view(-1, size)
+        if not torch.equal(rows - rows[:, :1], (rows[0] - rows[0, 0]).expand_as(rows)):
+            return None
+        sizes, strides, sums = [size, *sizes], [int(steps[0]), *strides], rows[:, 0]
+    return tuple(sizes) or (1,), tuple(strides) or (1,)
 
 
 def _sums(sizes: tuple[int, ...], strides: tuple[int, ...]) -> Int[Tensor, " m"]:

@@ -29,7 +29,11 @@ _GATHERED = 1 << 18
 
 
 KERNELS: Final = {"fused": runs.attention, "chunked": chunks.attention}
-"""What computes a run, by name; the backward is the same for all: the definition or PyTorch's kernel, in float32."""
+"""What computes a run, by name; the backward is the same for all: the definition or PyTorch's kernel, in float32.
+
+``"triton"`` is none of them: its kernels read and write the tokens of whole plans (:mod:`tubelet.attention.in_place`,
+imported where it serves, since it registers operators, which takes time).
+"""
 
 
 class Tables(NamedTuple):
@@ -58,7 +62,7 @@ def planned_attention(
     """Softmax attention of the pairs that ``pattern`` allows in samples; queries without keys, and padding, give 0.
 
     Compiled, fake and vmapped tensors go through the operator ``tubelet::planned_attention``, which holds the pattern's
-    ``spec``; all else calls the same functions directly. ``kernel`` is one of :data:`KERNELS`.
+    ``spec``; all else calls the same functions directly. ``kernel`` is one of :data:`KERNELS` or "triton".
 
     Example:
         >>> from tubelet.attention.patterns import Temporal
@@ -83,6 +87,11 @@ def planned_attention(
 
 def _plan(pattern: Any, tables: Tables, q: Tensor, kernel: str) -> Plan:
     table, *others = [None if x is None else as_bytes(x) for x in tables]
+    if kernel == "triton":
+        from tubelet.attention import in_place
+
+        assert table is not None
+        return in_place.plan(pattern, table, *others, heads=q.shape[1])
     views = kernel == "fused" and not runs.widens(q)
     _, heads, width = q.shape
     limit = max(1, _GATHERED // (heads * width))
@@ -122,6 +131,10 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, statistics: bool, kernel: str
 ) -> tuple[Tensor, Tensor]:
     """The output ``(n, h, e)`` and, for the backward and for merging, the queries' log-sum-exp ``(n, h, 1)``."""
+    if kernel == "triton":
+        from tubelet.attention import in_place
+
+        return in_place.forward(q, k, v, plan, scale)
     q, k, v = _readable(q), _readable(k), _readable(v)
     attention = KERNELS[kernel]
     statistics = statistics or plan.merges
@@ -170,8 +183,12 @@ def _keeps(run: Run, plan: Plan, q: Tensor, v: Tensor) -> bool:
 
 
 def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: Plan, scale: float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: Plan, scale: float, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if kernel == "triton":
+        from tubelet.attention import in_place
+
+        return in_place.backward(grad, q, k, v, out, lse, plan, scale)
     wide = runs.wide(q) if runs.widens(q) else q.dtype
     covered = plan.once and (plan.queries, plan.keys) == (q.shape[0], k.shape[0])
     make = torch.empty if covered else torch.zeros
@@ -197,7 +214,7 @@ class _Planned(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        q, k, v, ctx.plan, ctx.scale, _ = inputs
+        q, k, v, ctx.plan, ctx.scale, ctx.kernel = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(q, k, v, *output)
 
@@ -212,7 +229,7 @@ class _Planned(torch.autograd.Function):
     @once_differentiable
     def _first(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        return *_backward(grad, q, k, v, out, lse, ctx.plan, ctx.scale), None, None, None
+        return *_backward(grad, q, k, v, out, lse, ctx.plan, ctx.scale, ctx.kernel), None, None, None
 
 
 @torch.library.custom_op("tubelet::planned_attention", mutates_args=())
@@ -251,9 +268,10 @@ def _op_backward(
     kept_keys: Tensor | None,
     spec: str,
     scale: float,
+    kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    plan = _plan(from_spec(spec), Tables(table, keys, kept, kept_keys), q, "fused")
-    return _backward(grad, q, k, v, out, lse, plan, scale)
+    plan = _plan(from_spec(spec), Tables(table, keys, kept, kept_keys), q, "triton" if kernel == "triton" else "fused")
+    return _backward(grad, q, k, v, out, lse, plan, scale, kernel)
 
 
 @_op_backward.register_fake
@@ -263,12 +281,12 @@ def _(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_rest: Any) -> tuple[Tens
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, *ctx.tables, ctx.spec, ctx.scale, _ = inputs
+    q, k, v, *ctx.tables, ctx.spec, ctx.scale, ctx.kernel = inputs
     ctx.save_for_backward(q, k, v, *output)
 
 
 def _op_gradients(ctx: Any, grad: Tensor, _grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads = _op_backward(grad, *ctx.saved_tensors, *ctx.tables, ctx.spec, ctx.scale)
+    grads = _op_backward(grad, *ctx.saved_tensors, *ctx.tables, ctx.spec, ctx.scale, ctx.kernel)
     return *grads, *(None,) * 7
 
 

@@ -4,11 +4,26 @@ Importing this package imports no triton. ``backend="auto"`` runs a kernel for w
 elsewhere; ``backend="triton"`` raises with the reason where a kernel cannot serve.
 """
 
-from tubelet.kernels._choice import Backend
+from tubelet.kernels._choice import SERVED, Backend, absence
+from tubelet.kernels._grouped.op import grouped_attention, grouped_backward, grouped_forward, grouped_refusal
 from tubelet.kernels._linear.op import LinearBackend, linear
 from tubelet.kernels._linear.reference import Activation
 from tubelet.kernels._modulation.op import norm_modulate
 from tubelet.kernels._modulation.reference import Norm
 from tubelet.kernels._rotation.op import qk_norm_rope
 
-__all__ = ["Activation", "Backend", "LinearBackend", "Norm", "linear", "norm_modulate", "qk_norm_rope"]
+__all__ = [
+    "SERVED",
+    "Activation",
+    "Backend",
+    "LinearBackend",
+    "Norm",
+    "absence",
+    "grouped_attention",
+    "grouped_backward",
+    "grouped_forward",
+    "grouped_refusal",
+    "linear",
+    "norm_modulate",
+    "qk_norm_rope",
+]

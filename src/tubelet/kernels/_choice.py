@@ -1,18 +1,20 @@
 """Which implementation serves a call: an explicit backend raises with its reason, ``auto`` never guesses."""
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["Backend", "installed", "interpreted", "use_triton"]
+__all__ = ["SERVED", "Backend", "absence", "installed", "interpreted", "use_triton"]
 
 Backend = Literal["auto", "reference", "triton"]
 """``auto`` is Triton for what it can serve on CUDA, else the reference. Example: ``"triton"``."""
 
 SERVED = (torch.float32, torch.float16, torch.bfloat16)
+"""Precisions that kernels read."""
 
 
 def use_triton(backend: Backend, name: str, tensors: Sequence[Tensor | None], refusal: str | None) -> bool:
@@ -38,7 +40,7 @@ def use_triton(backend: Backend, name: str, tensors: Sequence[Tensor | None], re
     given = [tensor for tensor in tensors if tensor is not None]
     if backend == "auto":
         return all(tensor.is_cuda for tensor in given) and refusal is None and _misfit(given) is None and installed()
-    reason = refusal or _misfit(given) or _absence(given)
+    reason = refusal or _misfit(given) or absence(str(given[0].device), [tensor.dtype for tensor in given])
     if reason is not None:
         raise ValueError(f"backend='triton' cannot serve this {name}: {reason}; backend='reference' can")
     return True
@@ -54,19 +56,26 @@ def _misfit(tensors: Sequence[Tensor]) -> str | None:
     return None
 
 
-def _absence(tensors: Sequence[Tensor]) -> str | None:
-    """Why the kernels cannot run here."""
+def absence(device: str, dtypes: Sequence[torch.dtype]) -> str | None:
+    """Why kernels on tensors of a device and these precisions cannot run; None where they can.
+
+    Example:
+        >>> absence("meta", [torch.float32])
+        'it needs a CUDA device, and the tensors lie on meta'
+    """
     if not installed():
         return "triton is not installed (pip install 'tubelet[triton]')"
-    if interpreted():
-        half = any(tensor.dtype == torch.bfloat16 for tensor in tensors)
-        return "Triton's interpreter computes bfloat16 wrongly" if half else None
-    if not tensors[0].is_cuda:
-        return f"it needs a CUDA device, and the tensors lie on {tensors[0].device}"
-    return None
+    on_cuda = device.startswith("cuda")
+    if (on_cuda or _interpretable()) and interpreted():
+        return "Triton's interpreter computes bfloat16 wrongly" if torch.bfloat16 in dtypes else None
+    return None if on_cuda else f"it needs a CUDA device, and the tensors lie on {device}"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _interpretable() -> bool:
+    """Whether kernels may run on the CPU: asked before triton is imported to see."""
+    return "TRITON_INTERPRET" in os.environ
+
+
 def installed() -> bool:
     """Whether triton can be imported; nothing is imported to find out.
 
@@ -77,7 +86,6 @@ def installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter: ``TRITON_INTERPRET=1`` when triton was first imported.
 
@@ -90,3 +98,8 @@ def interpreted() -> bool:
     from tubelet.kernels._modulation import kernel
 
     return isinstance(kernel.forward, InterpretedFunction)
+
+
+# what torch.compiler.assume_constant_result sets, without importing the compiler
+for _asked in (_interpretable, installed, interpreted):
+    _asked._dynamo_marked_constant = True  # type: ignore[attr-defined]

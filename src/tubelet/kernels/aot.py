@@ -2,37 +2,46 @@
 
 The launches are those that run: each operation's host code runs on tensors without data, and what it would start is
 compiled instead. ``ptxas`` and ``cuobjdump`` come with triton. A kernel passes when nothing is spilt to local memory
-(no stack, no ``STL`` or ``LDL`` instruction) and when registers and shared memory stay below the caps.
+(no stack, no ``STL`` or ``LDL`` instruction), when registers and shared memory stay below the caps, and, where half
+precisions are multiplied, when tensor cores do it (``HMMA`` on sm_80, ``HGMMA`` on sm_90).
 """
 
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from tubelet.kernels._grouped import cases as grouped
 from tubelet.kernels._launching import Launcher
 from tubelet.kernels._modulation import cases as modulation
 from tubelet.kernels._rotation import cases as rotation
 
 __all__ = ["SHARED_BYTES", "Resources", "as_json", "check", "from_json", "launches", "table"]
 
-VERSION = 1
+VERSION = 2
 """Of the JSON's schema."""
 SHARED_BYTES = {80: 166_912, 90: 232_448}
 """Shared memory that a program may have, by compute capability."""
 REGISTERS = 128
 """That a thread may have: half of what it could, so that a multiprocessor holds at least 512 threads."""
+MULTIPLYING_REGISTERS = 255
+"""The same where matrices are multiplied, whose tiles live in registers: all that a thread can have."""
+_MULTIPLY = ("grouped",)
 
 
 @dataclass(frozen=True)
 class Resources:
     """What one kernel needs on one architecture, and why it fails, where it does.
+
+    ``products``: instructions of tensor cores; None where none are meant.
 
     Example:
         >>> Resources("forward", "bfloat16 128", 90, 4, 40, 0, 0, 0).passes
@@ -47,14 +56,18 @@ class Resources:
     spills: int
     stack_bytes: int
     shared_bytes: int
+    products: int | None = None
 
     @property
     def fault(self) -> str | None:
         """What exceeds its cap."""
         if self.spills or self.stack_bytes:
             return f"{self.spills} spills, {self.stack_bytes} bytes of stack"
-        if self.registers > REGISTERS:
-            return f"{self.registers} registers a thread, more than {REGISTERS}"
+        most = MULTIPLYING_REGISTERS if self.kernel.startswith(_MULTIPLY) else REGISTERS
+        if self.registers > most:
+            return f"{self.registers} registers a thread, more than {most}"
+        if self.products == 0:
+            return f"no {_PRODUCTS[self.arch]} instruction, where tensor cores are meant"
         if self.shared_bytes > SHARED_BYTES[self.arch]:
             return f"{self.shared_bytes} bytes of shared memory, more than {SHARED_BYTES[self.arch]}"
         return None
@@ -97,20 +110,24 @@ def launches() -> Iterator[tuple[str, str, tuple[Any, Mapping[str, Any], int]]]:
 
     Example:
         >>> sorted({name for name, _, _ in launches()})
-        ['modulation.backward', 'modulation.combine', 'modulation.forward', 'rotation.backward', 'rotation.forward']
+        ['grouped.backward_keys', 'grouped.backward_queries', 'grouped.backward_together', 'grouped.forward',
+         'modulation.backward', 'modulation.combine', 'modulation.forward', 'rotation.backward', 'rotation.forward']
     """
     seen = set()
-    for operation in (modulation, rotation):
+    for operation in (grouped, modulation, rotation):
         folder = operation.__name__.split(".")[-2].removeprefix("_")
         for case, run in operation.cases():
             found: list[tuple[Any, Mapping[str, Any], int]] = []
             run(_noting(found))
+            times: Counter[str] = Counter()
             for kernel, arguments, warps in found:
                 name = f"{folder}.{kernel.__name__}"
                 identity = f"{name} {_described(kernel, arguments)} {warps}"
                 if identity not in seen:  # what adds float32 sums serves every precision
                     seen.add(identity)
-                    yield name, case, (kernel, arguments, warps)
+                    times[name] += 1
+                    which = case if times[name] == 1 else f"{case}, launch {times[name]}"
+                    yield name, which, (kernel, arguments, warps)
 
 
 def as_json(found: Iterable[Resources]) -> dict[str, Any]:
@@ -118,7 +135,7 @@ def as_json(found: Iterable[Resources]) -> dict[str, Any]:
 
     Example:
         >>> as_json([Resources("forward", "bfloat16 128", 90, 4, 40, 0, 0, 0)])["schema"]
-        1
+        2
     """
     kernels = [{**asdict(each), "fault": each.fault} for each in found]
     versions = {name: metadata.version(name) for name in ("torch", "triton")}
@@ -147,16 +164,16 @@ def table(found: Iterable[Resources]) -> str:
 
     Example:
         >>> print(table([Resources("forward", "bfloat16 128", 90, 4, 40, 0, 0, 0)]))
-        kernel                arch   cases  registers  spills  stack B  shared B
-        forward               sm_90      1         40       0        0         0
+        kernel                    arch   cases  registers  spills  stack B  shared B
+        forward                   sm_90      1         40       0        0         0
     """
     groups: dict[tuple[str, int], list[Resources]] = {}
     for each in found:
         groups.setdefault((each.kernel, each.arch), []).append(each)
-    lines = [f"{'kernel':<22}{'arch':<7}{'cases':>5}{'registers':>11}{'spills':>8}{'stack B':>9}{'shared B':>10}"]
+    lines = [f"{'kernel':<26}{'arch':<7}{'cases':>5}{'registers':>11}{'spills':>8}{'stack B':>9}{'shared B':>10}"]
     for (kernel, arch), group in sorted(groups.items()):
         most = [max(getattr(e, name) for e in group) for name in ("registers", "spills", "stack_bytes", "shared_bytes")]
-        lines.append(f"{kernel:<22}sm_{arch:<4}{len(group):>5}{most[0]:>11}{most[1]:>8}{most[2]:>9}{most[3]:>10}")
+        lines.append(f"{kernel:<26}sm_{arch:<4}{len(group):>5}{most[0]:>11}{most[1]:>8}{most[2]:>9}{most[3]:>10}")
         lines += [f"  FAULT {each.case}: {each.fault}" for each in group if not each.passes]
     return "\n".join(lines)
 
@@ -179,8 +196,10 @@ def _compiled(name: str, case: str, arch: int, kernel: Any, arguments: Mapping[s
     source = ASTSource(kernel, signature, constants, attributes)
     options = {"num_warps": warps, "enable_fp_fusion": True}
     compiled = compile_kernel(source, target=GPUTarget("cuda", arch, 32), options=options)
-    read = _read(compiled.asm["cubin"])
-    return Resources(name, case, arch, warps, *read, compiled.metadata.shared)
+    registers, spills, stack, products = _read(compiled.asm["cubin"], arch)
+    meant = name.startswith(_MULTIPLY) and arguments["Q"].dtype != torch.float32
+    shared = compiled.metadata.shared
+    return Resources(name, case, arch, warps, registers, spills, stack, shared, products if meant else None)
 
 
 def _described(kernel: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
@@ -190,20 +209,21 @@ def _described(kernel: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, str
     attributes: dict[Any, Any] = {}
     for place, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        free = parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1 and not free):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
         else:
             pointer = isinstance(value, Tensor)
             signature[parameter.name] = f"*{_SHORT[str(value.dtype)]}" if pointer else "i32"
-            if pointer or value % 16 == 0:
+            if pointer or (value % 16 == 0 and not free):
                 attributes[(place,)] = [["tt.divisibility", 16]]
     return signature, constants, attributes
 
 
-def _read(cubin: bytes) -> tuple[int, int, int]:
-    """Registers, spilling instructions and bytes of stack and local memory, from the machine code."""
+def _read(cubin: bytes, arch: int) -> tuple[int, int, int, int]:
+    """Registers, spills, bytes of stack and local memory, and products of tensor cores, from the machine code."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -213,9 +233,11 @@ def _read(cubin: bytes) -> tuple[int, int, int]:
         command = [str(tool), "--dump-resource-usage", "--dump-sass", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     sizes = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    return sizes["REG"], len(re.findall(r"\b(?:STL|LDL)\b", text)), sizes["STACK"] + sizes["LOCAL"]
+    spills, products = (len(re.findall(rf"\b(?:{name})\b", text)) for name in ("STL|LDL", _PRODUCTS[arch]))
+    return sizes["REG"], spills, sizes["STACK"] + sizes["LOCAL"], products
 
 
+_PRODUCTS = {80: "HMMA", 90: "HGMMA"}
 _SHORT = {
     "torch.float32": "fp32",
     "torch.float16": "fp16",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rounding import near
 from torch import Tensor
 
 from tubelet.kernels import norm_modulate
@@ -68,12 +69,6 @@ def inputs(case: Case) -> tuple[dict[str, Tensor], Tensor | None, Tensor]:
     return leaves, index, grad
 
 
-def near(got: Tensor, expected: Tensor, what: str) -> None:
-    assert got.shape == expected.shape, what
-    error = (got.double() - expected).norm() / expected.norm().clamp(min=1e-9)
-    assert error < TOLERANCE, f"{what}: {error:.1e}"
-
-
 @given(cases)
 def test_values_and_gradients_equal_the_definition(case: Case) -> None:
     with patch("tubelet.kernels._modulation.launches._ENOUGH", case.enough):
@@ -92,11 +87,11 @@ def compare(case: Case) -> None:
     each = exact["rows"][places % len(exact["rows"])]  # (batch, tokens or 1, 3·width)
     parts = each.chunk(3, dim=-1)[:2]
     expected = definition(exact["x"], *parts, case.norm, exact.get("weight"), exact.get("bias"), eps)
-    near(got, expected, "values")
+    near(got, expected, "values", TOLERANCE)
     got.backward(grad)
     expected.backward(grad.double())
     for name, leaf in exact.items():
-        near(ours[name].grad, leaf.grad, f"gradient of {name}")
+        near(ours[name].grad, leaf.grad, f"gradient of {name}", TOLERANCE)
 
 
 def test_packed_tokens_of_a_layout_with_padding() -> None:
@@ -109,10 +104,10 @@ def test_packed_tokens_of_a_layout_with_padding() -> None:
         exact = values.double().requires_grad_()
         a, b = (rows.expand() for rows in index.rows(exact, level).chunk(2))
         expected = definition(x.double(), a, b, "layer", None, None, 1e-6)
-        near(got, expected, level)
+        near(got, expected, level, TOLERANCE)
         got.sum().backward()
         expected.sum().backward()
-        near(leaf.grad, exact.grad, f"rows by {level}")
+        near(leaf.grad, exact.grad, f"rows by {level}", TOLERANCE)
 
 
 def test_rows_longer_than_a_chunk_and_rows_without_tokens() -> None:
@@ -124,7 +119,7 @@ def test_rows_longer_than_a_chunk_and_rows_without_tokens() -> None:
     exact = leaf.detach().double().requires_grad_()
     a, b = exact[index].chunk(2, -1)
     definition(x.double(), a, b, "layer", None, None, 1e-6).square().sum().backward()
-    near(leaf.grad, exact.grad, "rows")
+    near(leaf.grad, exact.grad, "rows", TOLERANCE)
     assert torch.equal(leaf.grad[1], torch.zeros(8))
 
 
@@ -138,7 +133,7 @@ def test_sums_repeat_to_the_bit_and_hardly_depend_on_the_order_of_tokens() -> No
 
     straight = torch.arange(90)
     assert torch.equal(gradient(straight), gradient(straight))
-    near(gradient(torch.randperm(90)), gradient(straight).double(), "permuted tokens")
+    near(gradient(torch.randperm(90)), gradient(straight).double(), "permuted tokens", TOLERANCE)
 
 
 def test_no_tokens() -> None:
@@ -197,5 +192,5 @@ def test_every_chunk_length_gives_the_same_sums(n: int, chunk: int) -> None:
     x, row = torch.randn(n, 8), torch.randn(1, 8)
     stats = torch.stack([torch.ones(n), torch.zeros(n)])
     _, sums = backward(x, Given(x, row, None, None, n, False, 1e-6), stats, None, None, sizes=Sizes(chunk, 1))
-    near(sums[0, 0], x.double().sum(0), "sum of the gradient")
-    near(sums[1, 0], x.double().square().sum(0), "sum of gradient times x")
+    near(sums[0, 0], x.double().sum(0), "sum of the gradient", TOLERANCE)
+    near(sums[1, 0], x.double().square().sum(0), "sum of gradient times x", TOLERANCE)

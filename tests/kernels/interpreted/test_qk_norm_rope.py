@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rounding import near
 from torch import Tensor
 
 from tubelet.kernels import qk_norm_rope
@@ -69,12 +70,6 @@ def definition(x: Tensor, cos: Tensor, sin: Tensor, layout: str, weight: Tensor 
     return turned.flatten(-2) if layout == "interleaved" else turned.mT.flatten(-2)
 
 
-def near(got: Tensor, expected: Tensor, what: str) -> None:
-    assert got.shape == expected.shape, what
-    error = (got.double() - expected).norm() / expected.norm().clamp(min=1e-9)
-    assert error < TOLERANCE, f"{what}: {error:.1e}"
-
-
 @given(cases)
 def test_values_and_gradients_equal_the_definition(case: Case) -> None:
     with patch("tubelet.kernels._rotation.launches._ENOUGH", case.enough):
@@ -100,11 +95,11 @@ def compare(case: Case) -> None:
     expected = [definition(exact[n], *wide, exact.get(f"{n}_weight"), 1e-3) for n in ("q", "k")]
     for name, a, b in zip("qk", got, expected, strict=True):
         assert a.is_contiguous()
-        near(a, b, name)
+        near(a, b, name, TOLERANCE)
     torch.autograd.backward(got, grads)
     torch.autograd.backward(expected, [g.double() for g in grads])
     for name, leaf in exact.items():
-        near(ours[name].grad, leaf.grad, f"gradient of {name}")
+        near(ours[name].grad, leaf.grad, f"gradient of {name}", TOLERANCE)
 
 
 def test_packed_tokens_of_a_layout_with_text_and_padding() -> None:
@@ -113,7 +108,12 @@ def test_packed_tokens_of_a_layout_with_text_and_padding() -> None:
     q, k = torch.randn(2, 24, 3, 24)
     turned = qk_norm_rope(q, k, rotary, backend="triton")
     for x, got in zip((q, k), turned, strict=True):
-        near(got, definition(x.double(), rotary.cos.double(), rotary.sin.double(), "interleaved", None, 1e-6), "packed")
+        near(
+            got,
+            definition(x.double(), rotary.cos.double(), rotary.sin.double(), "interleaved", None, 1e-6),
+            "packed",
+            TOLERANCE,
+        )
 
 
 def test_a_result_without_a_gradient_counts_as_zero() -> None:

@@ -1,0 +1,1 @@
+"""Attention of groups that are affine in raster order, each read where it lies."""
