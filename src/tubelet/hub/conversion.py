@@ -80,7 +80,7 @@ def convert(
         raise ValueError(f"config is for sources in the original form, got {config} with {source_form=}")
     with _opened(source, source_form, family, config, subfolder, dtype) as found:
         stem = files.STEM
-        written, tensors = {**describe(found.model), "metadata": found.metadata}, found.tensors
+        written, tensors = dict(found.description), found.tensors
         if target_form != "tubelet":
             adapter, stem = foreign.adapter(target_form, type(found.model)), foreign.STEM
             written, tensors = to_theirs(adapter, found.model.config, found.tensors)
@@ -91,11 +91,11 @@ def convert(
 
 
 class _Ours(NamedTuple):
-    """A model on the meta device, the tensors that belong into it, and what was noted beside them."""
+    """A model on the meta device, the tensors that belong into it, and what a folder of ours says about it."""
 
     model: nn.Module
     tensors: Tensors
-    metadata: dict[str, Any]
+    description: dict[str, Any]
 
 
 @contextmanager
@@ -110,11 +110,12 @@ def _opened(
     """A checkpoint of any form as ours."""
     if form != "tubelet":
         with foreign.opened_foreign(form, source, family, subfolder, None, ours=config) as found:
-            yield _Ours(*to_ours(found.family, found.where, found.config, found.tensors, dtype, config), {})
+            model, tensors = to_ours(found.family, found.where, found.config, found.tensors, dtype, config)
+            yield _Ours(model, tensors, {**describe(model), "metadata": {}})
         return
     folder = fetch(source, subfolder, None)
     description = files.read_description(folder)
     with opened(weight_files(folder, (files.STEM,))) as tensors:
         model = blueprint(resolve(description["_class"]), str(folder), description, tensors.shapes)
         ordered = Tensors({name: tensors.like[name] for name in gather(model)}, tensors.read)
-        yield _Ours(model, recast(ordered, dtype, foreign.islands(type(model))), description["metadata"])
+        yield _Ours(model, recast(ordered, dtype, foreign.islands(type(model))), description)

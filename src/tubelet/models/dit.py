@@ -215,7 +215,7 @@ class DiT(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.conditioning = config, conditioning
         dim = config.dim
         self.embed = nn.Linear(config.patch_dim, dim, device=device, dtype=dtype)
         self.places = (
