@@ -40,11 +40,16 @@ def check_rows(t: Rows, lead: tuple[int, ...]) -> None:
         raise ValueError(f"t has {t.values.shape[0]} values without an index, but layout has {lead}: use layout.rows")
 
 
+def readable(values: Tensor) -> bool:
+    """Whether the numbers of a tensor can be read here: not while a graph is made or a function transformed."""
+    if torch.compiler.is_compiling() or type(values) is not Tensor or values.device.type == "meta":
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
+
+
 def _check_range(t: Rows) -> None:
     """Refuse times of a schedule (500 of 1000) where levels belong; looked at on the CPU only, where nothing waits."""
-    if torch.compiler.is_compiling() or t.values.device.type != "cpu":
-        return
-    if type(t.values) is not Tensor or torch._C._functorch.peek_interpreter_stack() is not None:
+    if t.values.device.type != "cpu" or not readable(t.values):
         return
     used = t.values if t.index is None else t.values[t.index]
     if used.numel() and (most := float(used.detach().max())) > 1 + 1e-3:
