@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from tubelet.hub import files, foreign
-from tubelet.hub.tensors import Tensors, fetch, new_folder, opened, weight_files, write, write_json
+from tubelet.hub.tensors import SHARD_SIZE, Tensors, fetch, new_folder, opened, weight_files, write, write_json
 from tubelet.hub.translation import recast, to_ours, to_theirs
-from tubelet.hub.weights import blueprint, describe, gather, resolve
+from tubelet.hub.weights import blueprint, check_dtype, describe, gather, resolve
 
 __all__ = ["convert"]
 
@@ -34,7 +34,7 @@ def convert(
     config: Any = None,
     subfolder: str = "",
     dtype: torch.dtype | None = None,
-    max_shard_size: int | str = "2GB",
+    max_shard_size: int | str = SHARD_SIZE,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Write the checkpoint ``source`` in another form, in other shards or in another dtype.
@@ -74,6 +74,7 @@ def convert(
     for name, form in (("source_form", source_form), ("target_form", target_form)):
         if form not in FORMS:
             raise ValueError(f"{name} must be one of {', '.join(FORMS)}, got {form!r}")
+    check_dtype(dtype)
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be floating-point, got {dtype}, which would round the weights away")
     if config is not None and source_form != "original":

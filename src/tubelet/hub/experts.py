@@ -17,7 +17,7 @@ from torch import nn
 from tubelet.files import parsing
 from tubelet.hub.files import load, save
 from tubelet.hub.foreign import load_diffusers, load_original, save_diffusers, save_original
-from tubelet.hub.tensors import fetch, new_folder, write_json
+from tubelet.hub.tensors import SHARD_SIZE, fetch, new_folder, write_json
 from tubelet.models import NoiseExperts
 
 __all__ = ["load_experts", "save_experts"]
@@ -41,7 +41,7 @@ def save_experts(
     directory: str | os.PathLike[str],
     *,
     form: str = "tubelet",
-    max_shard_size: int | str = "2GB",
+    max_shard_size: int | str = SHARD_SIZE,
 ) -> Path:
     """Write both experts and their boundary to a new folder.
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from tubelet.files import parsing
-from tubelet.hub.tensors import fetch, held, opened, weight_files, write
+from tubelet.hub.tensors import SHARD_SIZE, fetch, held, opened, weight_files, write
 from tubelet.hub.weights import build, check_format, describe, gather, resolve, to_json
 from tubelet.protocols import Pattern
 
@@ -35,7 +35,7 @@ def save(
     model: nn.Module,
     directory: str | os.PathLike[str],
     *,
-    max_shard_size: int | str = "2GB",
+    max_shard_size: int | str = SHARD_SIZE,
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a model to a folder that :func:`load` reads.
@@ -182,6 +182,12 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no {_CONFIG}")
     with parsing(folder / _CONFIG):
         description = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    if isinstance(description, dict) and "_class" not in description:
+        named = description.get("_class_name", "no class")
+        file = folder / _CONFIG
+        raise ValueError(
+            f"{file} names {named}, so it is not of tubelet's own form: load_diffusers or load_original reads it"
+        )
     check_format(description, {"_class", "format_version", "config", "metadata"}, str(folder / _CONFIG))
     checked: dict[str, Any] = description
     return checked

@@ -43,6 +43,8 @@ _DTYPES = {
     "F64": torch.float64,
     "C64": torch.complex64,
 }
+SHARD_SIZE = "2GB"
+"""How large a file of weights becomes where nothing else is said, and how much memory writing it takes."""
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
 

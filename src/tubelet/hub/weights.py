@@ -47,6 +47,12 @@ def to_json(value: Mapping[str, Any]) -> str:
         raise ValueError(f"metadata must hold finite JSON values only: {error}") from error
 
 
+def check_dtype(dtype: Any) -> None:
+    """Refuse what is no dtype, such as its name."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype must be one of torch's, such as torch.bfloat16, got {dtype!r}")
+
+
 def check_format(description: Any, keys: set[str], where: str) -> None:
     """Refuse another format version, keys that this version does not know, and values of other types.
 
@@ -125,6 +131,7 @@ def build(
 
     ``where`` names the file in errors; ``pattern`` and ``injected`` come instead of what was noted.
     """
+    check_dtype(dtype)
     model = blueprint(cls, where, description, shapes, dtype, injected)
     config, aliases = cast(Any, model.config), _aliases(model)
     if set(dict(model.named_buffers())) - set(model.state_dict()):
@@ -175,8 +182,13 @@ def _check_shapes(
     both = [name for name in ours if name in shapes]
     faults += [f"{name} is {shapes[name]}, expected {ours[name]}" for name in both if shapes[name] != ours[name]]
     if faults:
-        lines = "\n  ".join(faults)
-        raise ValueError(f"{where}: its tensors do not fit {type(model).__name__} in {len(faults)} places:\n  {lines}")
+        raise ValueError(f"{where}: its tensors do not fit {type(model).__name__} in {listed(faults)}")
+
+
+def listed(faults: Sequence[str], most: int = 40) -> str:
+    """The end of an error that lists faults, a line each; of very many the first, and how many more."""
+    more = [f"and {len(faults) - most} more"] if len(faults) > most else []
+    return f"{len(faults)} places:" + "".join(f"\n  {line}" for line in [*faults[:most], *more])
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

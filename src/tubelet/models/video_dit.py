@@ -23,7 +23,14 @@ from tubelet.blocks import Branch, TransformerBlock, modulate
 from tubelet.conditioning import AdaLNZero, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_rows, index_time, on, reset_children
+from tubelet.models.inputs import (
+    check_dtypes,
+    check_fields,
+    check_rows,
+    index_time,
+    on,
+    reset_children,
+)
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rope3d, SinCos3d
 
@@ -64,6 +71,7 @@ class VideoDiTConfig:
     time_scale: float = 1000.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("latent_channels", "dim", "depth", "heads", "text_dim", "cond_dim"):
             if (size := getattr(self, name)) is not None and not _is_size(size):
                 raise ValueError(f"{name} must be a positive whole number, got {size!r}")
@@ -265,6 +273,7 @@ class VideoDiT(nn.Module):
         return known.to(x.dtype)
 
     def _check(self, x: Tensor, text: Tensor, layout: LayoutIndex, text_layout: LayoutIndex) -> None:
+        check_dtypes(self.embed, x=x, text=text)
         if x.shape[-1] != self.config.patch_dim:
             raise ValueError(f"x has {x.shape[-1]} numbers a patch, but the model has {self.config.patch_dim}")
         if tuple(x.shape[:-1]) != layout.shape:
