@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tubelet.files import parsing
 from tubelet.hub.allegro import ALLEGRO, ALLEGRO_ORIGINAL
 from tubelet.hub.cogvideox import COGVIDEOX
+from tubelet.hub.cogvideox_original import COGVIDEOX_ORIGINAL
 from tubelet.hub.cosmos import COSMOS, COSMOS_ORIGINAL
 from tubelet.hub.dit import DIT
 from tubelet.hub.dit_original import DIT_ORIGINAL
@@ -53,6 +54,7 @@ _FAMILIES = (
     ALLEGRO,
     ALLEGRO_ORIGINAL,
     COGVIDEOX,
+    COGVIDEOX_ORIGINAL,
     COSMOS,
     COSMOS_ORIGINAL,
     DIT,

@@ -90,7 +90,9 @@ def check_dtypes(linear: nn.Module, **tokens: Tensor) -> None:
     Weights that are stored as something else than they are computed in, such as float8, are not looked at.
     """
     weight = getattr(linear, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dtype not in _COMPUTED or torch.is_autocast_enabled(weight.device.type):
+    if not isinstance(weight, Tensor) or weight.dtype not in _COMPUTED or weight.is_meta:
+        return
+    if torch.is_autocast_enabled(weight.device.type):
         return
     for name, x in tokens.items():
         if isinstance(x, Tensor) and x.dtype != weight.dtype:

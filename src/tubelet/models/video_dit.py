@@ -273,7 +273,6 @@ class VideoDiT(nn.Module):
         return known.to(x.dtype)
 
     def _check(self, x: Tensor, text: Tensor, layout: LayoutIndex, text_layout: LayoutIndex) -> None:
-        check_dtypes(self.embed, x=x, text=text)
         if x.shape[-1] != self.config.patch_dim:
             raise ValueError(f"x has {x.shape[-1]} numbers a patch, but the model has {self.config.patch_dim}")
         if tuple(x.shape[:-1]) != layout.shape:
@@ -284,6 +283,7 @@ class VideoDiT(nn.Module):
             raise ValueError(f"text is {text.shape[-1]} wide, but the model has text_dim={self.config.text_dim}")
         if not layout.same_samples(text_layout):
             raise ValueError(f"layout has {layout.samples} samples, but text_layout has {text_layout.samples}")
+        check_dtypes(self.embed, x=x, text=text)
 
     if TYPE_CHECKING:
 
