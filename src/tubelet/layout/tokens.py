@@ -300,8 +300,12 @@ def _bucket(count: int, smallest: int) -> int:
     return max(smallest, 1 << (count - 1).bit_length())
 
 
-@torch.compiler.disable(reason="an index is made on the host: pass layout.on(device) to compiled code, not the layout")
-def _made(layout: TokenLayout, device: torch.device | str) -> LayoutIndex:
+def _on_the_host(layout: TokenLayout, device: torch.device | str) -> LayoutIndex:
     """The index, whatever the default device is: the tables are made on the host, then moved."""
     with torch.device("cpu"):
         return layout._on(device)
+
+
+_made: Callable[[TokenLayout, torch.device | str], LayoutIndex] = torch.compiler.disable(  # type: ignore[no-untyped-call]
+    _on_the_host, reason="an index is made on the host: pass layout.on(device) to compiled code, not the layout"
+)

@@ -84,7 +84,7 @@ def _check_range(t: Rows) -> None:
         raise ValueError(f"t holds noise levels in [0, 1], got {most}: divide times of a schedule by its steps")
 
 
-def check_dtypes(linear: nn.Module, **tokens: Tensor) -> None:
+def check_dtypes(linear: nn.Module, **tokens: Any) -> None:
     """Refuse tokens of another dtype than the weights that multiply them, where no autocast makes them one.
 
     Weights that are stored as something else than they are computed in, such as float8, are not looked at.
@@ -101,7 +101,7 @@ def check_dtypes(linear: nn.Module, **tokens: Tensor) -> None:
             )
 
 
-def check_tokens(name: str, x: Tensor, width: int, layout: LayoutIndex, samples: LayoutIndex) -> None:
+def check_tokens(name: str, x: Any, width: int, layout: LayoutIndex, samples: LayoutIndex) -> None:
     """Refuse tokens of another width or of another layout, and layouts of other samples."""
     if not isinstance(x, Tensor):
         raise ValueError(f"{name} must be a tensor of tokens ({', '.join(map(str, layout.shape))}, {width}), got {x!r}")
@@ -113,7 +113,7 @@ def check_tokens(name: str, x: Tensor, width: int, layout: LayoutIndex, samples:
         raise ValueError(f"layout has {samples.samples} samples, but that of {name} has {layout.samples}")
 
 
-def check_per_sample(name: str, values: Tensor, shape: tuple[int, ...], layout: LayoutIndex) -> None:
+def check_per_sample(name: str, values: Any, shape: tuple[int, ...], layout: LayoutIndex) -> None:
     """Refuse values of other samples; a full table's number of real samples is not read, so graphs hold no guard on it.
 
     ``shape`` is that of one sample's value.
