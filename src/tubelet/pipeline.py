@@ -11,6 +11,7 @@ Shapes: videos ``(c, T, H, W)`` in [-1, 1], latents ``(z, t, h, w)`` of unit var
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,10 +28,12 @@ from tubelet.vae import CausalAutoencoder
 __all__ = [
     "LatentBatch",
     "TextToVideo",
+    "bind",
     "decode_latents",
     "denoising_loss",
     "encode_videos",
     "generate",
+    "packed_loss",
     "prefix_mask",
     "sample_latents",
     "state_like",
@@ -213,17 +216,126 @@ def denoising_loss(
         tensor(1., grad_fn=<RoundBackward1>)
     """
     layout = batch.layout.on(batch.patches.device)
-    wide = torch.promote_types(batch.patches.dtype, torch.float32)
-    device = batch.patches.device
-    levels = process.draw_times((layout.samples,), generator=generator, device=device, dtype=wide)
+    levels = _draw_levels(process, layout, batch.patches, generator)
     flags = prefix_mask(layout, _draw_known(batch.layout, known_frames, generator))
     known = Known(layout.rows(flags, "frame"), batch.patches)
-    t = known.levels(layout.rows(layout.lift(levels, "frame"), "frame").values)
-    noise = torch.randn(batch.patches.shape, generator=generator, device=generator.device).to(device, wide)
+    noise = _draw_noise(batch.patches, generator)
     dropped = torch.rand(layout.samples, generator=generator, device=generator.device) < drop_text
     prompts = ["" if drop else prompt for drop, prompt in zip(dropped.tolist(), batch.prompts, strict=True)]
-    prediction = _predict(model, process.noise(batch.patches, noise, t), t, prompts, layout, known.tokens)
-    return process.loss(prediction, batch.patches, noise, t, mask=~known.tokens)
+
+    def denoiser(x: Tensor, t: Rows) -> Tensor:
+        return _predict(model, x, t, prompts, layout, known.tokens)
+
+    return _loss(denoiser, batch.patches, noise, levels, layout, process, known, process.loss)
+
+
+def bind(model: nn.Module, layout: TokenLayout | LayoutIndex, **inputs: Any) -> Denoiser:
+    """Any of our models with all that it is given besides state and noise levels, as samplers and losses call it.
+
+    The state is handed on in the dtype of the model's first parameter, and the prediction comes back in the state's.
+    Everything else is handed on as it is, but for layouts, which become indices on the model's device once.
+
+    Args:
+        model: called as ``model(x=x, t=t, layout=layout, **inputs)``.
+        layout: where the samples of the state lie.
+        **inputs: by the names of the model's ``forward``: ``text``, ``text_layout``, ``pooled``, ``labels`` and others,
+            in the dtype of the model.
+
+    Example:
+        >>> from tubelet.models import DiT, DiTConfig
+        >>> model = DiT(DiTConfig(dim=32, depth=1, heads=2, mlp_dim=64, variance_channels=0))
+        >>> layout = TokenLayout.packed([Grid(1, 4, 4), Grid(1, 2, 6)])
+        >>> noise = noise_like(layout, channels=model.config.patch_dim, seeds=[0, 1])
+        >>> denoiser = bind(model, layout, labels=torch.tensor([7, 9]))
+        >>> sample(denoiser, noise, Process().times(2), process=Process()).shape
+        torch.Size([28, 16])
+    """
+    parameter = next(model.parameters(), torch.empty(0))
+    given = {
+        name: value.on(parameter.device) if isinstance(value, TokenLayout) else value
+        for name, value in {"layout": layout, **inputs}.items()
+    }
+
+    def denoiser(x: Float[Tensor, "*lead c"], t: Rows) -> Float[Tensor, "*lead p"]:
+        prediction: Tensor = model(x=x.to(parameter.dtype), t=t, **given)
+        return prediction.to(x.dtype)
+
+    return denoiser
+
+
+def packed_loss(
+    denoiser: Denoiser,
+    x0: Float[Tensor, "*lead c"],
+    layout: TokenLayout | LayoutIndex,
+    process: Process,
+    generator: torch.Generator,
+    *,
+    known: Known | None = None,
+    loss: Callable[..., Float[Tensor, ""]] | None = None,
+) -> Float[Tensor, ""]:
+    """The training loss of one batch of any sizes, of any denoiser: a noise level a sample, noise, and their loss.
+
+    Both are drawn where the generator is, in at least float32, and moved to ``x0``. Padding and known tokens do not
+    count; known tokens are clean (or at their own level), whatever level their sample has.
+
+    Args:
+        denoiser: the model with its conditions, such as :func:`bind` makes it.
+        x0: clean patches.
+        layout: where their samples lie.
+        process: path, prediction, density of the levels and weight.
+        generator: of levels and noise.
+        known: what is given of the batch, its mask made by ``layout.rows`` or :func:`tubelet.diffusion.fold_known`.
+        loss: called as ``loss(prediction, x0, noise, t, mask=mask)``; by default ``process.loss``. For a model that
+            learns its variance it is ``functools.partial(hybrid_loss, process, steps=1000)``.
+
+    Raises:
+        ValueError: ``x0`` and layout disagree, or rows of ``known.mask`` do not say whose they are.
+
+    Example:
+        >>> from tubelet.models import WanConfig, WanTransformer
+        >>> wan = WanTransformer(WanConfig(dim=24, depth=1, heads=2, mlp_dim=32, text_dim=8))
+        >>> layout, prompts = TokenLayout.packed([Grid(2, 2, 2), Grid(1, 1, 3)]), TokenLayout.packed([None] * 2, [3, 1])
+        >>> denoiser = bind(wan, layout, text=torch.randn(4, 8), text_layout=prompts)
+        >>> packed_loss(denoiser, torch.randn(11, 64), layout, Process(), torch.Generator().manual_seed(0)).shape
+        torch.Size([])
+    """
+    index = layout.on(x0.device) if isinstance(layout, TokenLayout) else layout
+    if tuple(x0.shape[:-1]) != index.shape:
+        raise ValueError(f"x0 has tokens {tuple(x0.shape[:-1])}, but layout has {index.shape}")
+    levels, noise = _draw_levels(process, index, x0, generator), _draw_noise(x0, generator)
+    return _loss(denoiser, x0, noise, levels, index, process, known, process.loss if loss is None else loss)
+
+
+def _draw_levels(process: Process, layout: LayoutIndex, x0: Tensor, generator: torch.Generator) -> Float[Tensor, " s"]:
+    wide = torch.promote_types(x0.dtype, torch.float32)
+    return process.draw_times((layout.samples,), generator=generator, device=x0.device, dtype=wide)
+
+
+def _draw_noise(x0: Float[Tensor, "*s"], generator: torch.Generator) -> Float[Tensor, "*s"]:
+    noise = torch.randn(x0.shape, generator=generator, device=generator.device)
+    return noise.to(x0.device, torch.promote_types(x0.dtype, torch.float32))
+
+
+def _loss(
+    denoiser: Denoiser,
+    x0: Float[Tensor, "*lead c"],
+    noise: Float[Tensor, "*lead c"],
+    levels: Float[Tensor, " s"],
+    layout: LayoutIndex,
+    process: Process,
+    known: Known | None,
+    loss: Callable[..., Float[Tensor, ""]],
+) -> Float[Tensor, ""]:
+    """The loss at one level a sample, over what is real and not known."""
+    t, mask = layout.rows(levels, "sample"), layout.valid
+    if known is not None:
+        if known.mask.owner is None:
+            raise ValueError(f"known.mask has {len(known.mask.values)} rows without an owner: make it by layout.rows")
+        owner = known.mask.owner.clamp(0, len(levels) - 1)
+        t, mask = known.levels(levels[owner]), mask & ~known.tokens
+        x0 = known.apply(x0)
+    clean = torch.where(layout.valid[..., None], x0, 0)
+    return loss(denoiser(process.noise(clean, noise, t), t), clean, noise, t, mask=mask)
 
 
 def _draw_known(layout: TokenLayout, share: float, generator: torch.Generator) -> list[int]:

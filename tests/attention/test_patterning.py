@@ -5,7 +5,8 @@ import torch
 from mixtures import Mixture
 from parity import randomise
 
-from tubelet.attention import Window, set_pattern
+from tubelet.attention import Joint, Spatial, Window, set_pattern
+from tubelet.attention.patterning import patterned
 from tubelet.models import MochiConfig, MochiTransformer, WanConfig, WanTransformer
 
 F64 = {"dtype": torch.float64}
@@ -37,3 +38,20 @@ def test_a_model_with_another_pattern_is_one_that_was_made_with_it(name: str) ->
     expected = mixture.ask(made, given, values, "sample")
     torch.testing.assert_close(mixture.ask(changed, given, values, "sample"), expected, rtol=0, atol=0)
     assert (mixture.ask(plain, given, values, "sample") - expected).abs().max() > 1e-3
+
+
+def test_a_sequence_gives_each_module_its_own() -> None:
+    model = MODELS["wan"][0]()
+    patterns = [Window((1, 1, 2)), Joint()]
+    assert set_pattern(model, patterns) == list(patterned(model))
+    assert [module.pattern for module in patterned(model).values()] == patterns
+    first = set_pattern(model, (Spatial(),), lambda name, module: name.startswith("blocks.0."))
+    assert first == list(patterned(model))[:1]
+    assert [module.pattern for module in patterned(model).values()] == [Spatial(), Joint()]
+
+
+def test_what_does_not_fit_changes_nothing() -> None:
+    model = MODELS["mochi"][0](pattern=Spatial())
+    with pytest.raises(ValueError, match="3 patterns, but there are 2"):
+        set_pattern(model, [Joint()] * 3)
+    assert {module.pattern for module in patterned(model).values()} == {Spatial()}

@@ -75,7 +75,7 @@ def test_configs_of_other_models_are_refused(config: dict[str, Any], says: str) 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"steps": 500}, "steps=500"),
+        ({"time_scale": 500.0}, "time_scale=500.0"),
         ({"patch": (1, 2, 4)}, r"patch=\(1, 2, 4\), but diffusers' patches are square"),
         ({"sincos": (1.0, 1.0, 1.0)}, "are not among those"),
         ({"base": None}, "are not among those"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from tubelet.layout import Grid, Kind, Rows, TokenInfo, TokenLayout
 
@@ -86,3 +87,19 @@ def test_info_is_what_a_pattern_sees() -> None:
     info = TokenLayout.packed([Grid(1, 1, 1)], [1]).on("cpu").info()
     assert isinstance(info, TokenInfo)
     assert info.extent.tolist() == [[1, 1, 1], [1, 1, 1]] and info.kind.tolist() == [1, 2]
+
+
+@pytest.mark.graph
+@pytest.mark.parametrize("capacity", [None, 9])
+def test_a_layout_in_compiled_code_breaks_the_graph_and_says_why(capacity: int | None) -> None:
+    layout = TokenLayout.packed([Grid(1, 2, 2), Grid(2, 1, 1)], capacity=capacity)
+
+    def summed(x: Tensor, layout: TokenLayout) -> Tensor:
+        index = layout.on(x.device)
+        return x.new_zeros(2).index_add(0, index.sample[:6], x[:6])
+
+    x = torch.arange(9.0)
+    assert torch.equal(torch.compile(summed, backend="eager")(x, layout), torch.tensor([6.0, 9.0]))
+    torch._dynamo.reset()  # else the frame that was given up before is given up again, in silence
+    with pytest.raises(Exception, match=r"pass layout\.on\(device\) to compiled code"):
+        torch.compile(summed, backend="eager", fullgraph=True)(x, layout)

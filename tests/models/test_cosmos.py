@@ -266,7 +266,7 @@ def test_any_pattern_equals_its_mask(pattern: Pattern) -> None:
         ({"known": torch.zeros(13, 1, **F64), "padding": None}, "known is 1 wide, but the model takes 2"),
         ({"text_layout": TokenLayout.packed([None], [5])}, "layout has 3 samples, but that of text has 1"),
         ({"t": Rows(torch.zeros(3, **F64))}, "t has 3 values without an index"),
-        ({"fps": torch.ones(2)}, "fps has 2 values, but layout has 3 samples"),
+        ({"fps": torch.ones(2)}, r"fps has shape \(2,\), but layout has 3 samples of \(\)"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> None:

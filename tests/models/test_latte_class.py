@@ -140,8 +140,8 @@ def test_one_graph_serves_many_layouts() -> None:
     [
         ({"x": torch.zeros(13, 5, **F64)}, "x is 5 wide, but the model takes 4"),
         ({"layout": TokenLayout.packed(GRIDS[:2])}, r"x has tokens \(13,\), but its layout has \(7,\)"),
-        ({"labels": None}, "labels are None, but the model has classes=3"),
-        ({"labels": LABELS[:2]}, "labels has 2 entries, but layout has 3 samples"),
+        ({"labels": None}, "labels is None, but the model has classes=3"),
+        ({"labels": LABELS[:2]}, r"labels has shape \(2,\), but layout has 3 samples"),
         ({"t": Rows(torch.zeros(3, **F64))}, "3 values without an index"),
     ],
 )
@@ -154,7 +154,7 @@ def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> 
 
 def test_labels_of_a_model_without_classes_are_refused() -> None:
     given = latte_classes.inputs(GRIDS, 13, 4), Rows(torch.zeros(1, **F64)), TokenLayout.packed(GRIDS), LABELS
-    with pytest.raises(ValueError, match=r"labels are of shape \(3,\), but the model has classes=None"):
+    with pytest.raises(ValueError, match=r"labels is of shape \(3,\), but the model has classes=None"):
         tiny(classes=None)(*given)
 
 

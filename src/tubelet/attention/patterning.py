@@ -1,6 +1,6 @@
 """Another pattern for the attention of a finished model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -8,34 +8,57 @@ from tubelet.attention.modules import Attention
 from tubelet.attention.streams import JointAttention
 from tubelet.protocols import Pattern
 
-__all__ = ["set_pattern"]
+__all__ = ["patterned", "set_pattern"]
+
+
+def patterned(model: nn.Module) -> dict[str, Attention | JointAttention]:
+    """The modules of a model that attend by a pattern, by name and in the order in which they were made.
+
+    The streams of a joint attention have no pattern of their own and are not among them.
+
+    Example:
+        >>> list(patterned(nn.Sequential(Attention(8, 2), nn.Linear(8, 8), Attention(8, 2))))
+        ['0', '2']
+    """
+    streams = {id(each) for module in model.modules() if isinstance(module, JointAttention) for each in module.streams}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, Attention | JointAttention) and id(module) not in streams
+    }
 
 
 def set_pattern(
-    model: nn.Module, pattern: Pattern, filter: Callable[[str, nn.Module], bool] | None = None
+    model: nn.Module,
+    pattern: Pattern | Sequence[Pattern],
+    filter: Callable[[str, nn.Module], bool] | None = None,
 ) -> list[str]:
     """Let self-attention modules, joint ones too, attend by another pattern; their weights stay.
 
     Args:
         model: changed in place.
-        pattern: what they attend.
+        pattern: what they attend; or one for each of the modules, in their order.
         filter: says of a module's name and the module whether to change it; None means all.
 
     Returns:
         The names of the modules changed. The streams of a joint attention have no pattern of their own and are not
         among them.
 
+    Raises:
+        ValueError: not as many patterns as modules; then none is changed.
+
     Example:
-        >>> from tubelet.attention import Temporal
-        >>> set_pattern(nn.Sequential(Attention(8, 2), nn.Linear(8, 8), Attention(8, 2)), Temporal())
+        >>> from tubelet.attention import Spatial, Temporal
+        >>> model = nn.Sequential(Attention(8, 2), nn.Linear(8, 8), Attention(8, 2))
+        >>> set_pattern(model, Temporal())
         ['0', '2']
+        >>> set_pattern(model, [Spatial(), Temporal()]), model[0].pattern
+        (['0', '2'], Spatial())
     """
-    streams = {id(each) for module in model.modules() if isinstance(module, JointAttention) for each in module.streams}
-    changed = []
-    for name, module in model.named_modules():
-        if not isinstance(module, Attention | JointAttention) or id(module) in streams:
-            continue
-        if filter is None or filter(name, module):
-            module.pattern = pattern
-            changed.append(name)
-    return changed
+    chosen = {name: module for name, module in patterned(model).items() if filter is None or filter(name, module)}
+    patterns = [pattern] * len(chosen) if isinstance(pattern, Pattern) else list(pattern)
+    if len(patterns) != len(chosen):
+        raise ValueError(f"pattern has {len(patterns)} patterns, but there are {len(chosen)} modules: {list(chosen)}")
+    for module, each in zip(chosen.values(), patterns, strict=True):
+        module.pattern = each
+    return list(chosen)

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from contextlib import ExitStack
+from difflib import get_close_matches
 from inspect import isfunction, signature
 from typing import Any
 
@@ -101,5 +102,6 @@ def _preset(name: str) -> Any:
     named = {key: getattr(models, key) for key in models.__all__}
     presets = {key: value for key, value in named.items() if isfunction(value) and not signature(value).parameters}
     if name not in presets:
-        raise ValueError(f"no preset is called {name}; there are {', '.join(presets)}")
+        near = get_close_matches(name, presets, 5, 0.5) or presets
+        raise ValueError(f"no preset is called {name}; there are {', '.join(near)}")
     return presets[name]()

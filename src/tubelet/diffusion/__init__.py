@@ -8,7 +8,7 @@ to 1 (noise) and ``x_t = alpha(t)·x0 + sigma(t)·eps``; every conversion follow
 
 from tubelet.diffusion.condition_dropout import Drops, draw_dropped, independent_drops, nulled
 from tubelet.diffusion.conventions import Invertible, log_snr, noise_ratio, time_of_log_snr, time_of_ratio
-from tubelet.diffusion.conversion import converted
+from tubelet.diffusion.conversion import converted, without_variance
 from tubelet.diffusion.densities import (
     Density,
     cosmap,
@@ -225,5 +225,6 @@ __all__ = [
     "vlb",
     "weighted",
     "within",
+    "without_variance",
     "zero_init",
 ]

@@ -1,4 +1,7 @@
-"""A model that was trained on one path, used on another. Shapes: patches ``(*lead, c)``, noise levels as ``Rows``."""
+"""A model used otherwise than it was trained: on another path, without its variance.
+
+Shapes: patches ``(*lead, c)``, noise levels as ``Rows``.
+"""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,7 +12,7 @@ from tubelet.diffusion.process import Process
 from tubelet.layout import Rows
 from tubelet.protocols import Denoiser
 
-__all__ = ["converted"]
+__all__ = ["converted", "without_variance"]
 
 
 def converted(denoiser: Denoiser, trained: Process, wanted: Process) -> Denoiser:
@@ -36,5 +39,24 @@ def converted(denoiser: Denoiser, trained: Process, wanted: Process) -> Denoiser
         state = (scale * x).to(x.dtype)
         x0, eps = trained.split(denoiser(state, own), state, own)
         return from_x0_eps(wanted.prediction, x0, eps, at).to(x.dtype)
+
+    return denoise
+
+
+def without_variance(denoiser: Denoiser) -> Denoiser:
+    """The prediction alone of a model that predicts more numbers than the state has, such as DiT's learned variance.
+
+    The numbers of the variance stand behind those of the prediction. Every sampler takes the result, outside of any
+    guidance; :func:`ddpm_step` with ``variance="learned_range"`` and :func:`hybrid_loss` take the model itself.
+
+    Example:
+        >>> import torch
+        >>> dit = lambda x, t: torch.cat([2 * x, 0 * x], dim=-1)
+        >>> without_variance(dit)(torch.ones(1, 2), Rows(torch.tensor([0.5])))
+        tensor([[2., 2.]])
+    """
+
+    def denoise(x: Float[Tensor, "*lead c"], t: Rows) -> Float[Tensor, "*lead c"]:
+        return denoiser(x, t)[..., : x.shape[-1]]
 
     return denoise

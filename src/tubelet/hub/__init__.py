@@ -4,6 +4,7 @@ Any ``nn.Module`` takes part that has a frozen dataclass as its ``config`` and i
 ``Cls(config, device=..., dtype=...)``; there is no base class.
 
 - :func:`save` and :func:`load` keep one model in one folder, sharded, or read it from a Hugging Face repository;
+- :func:`save_experts` and :func:`load_experts` keep the two experts of a denoiser in sub-folders of one, in any form;
 - :func:`save_bundle` and :func:`load_bundle` keep several models in one file;
 - :func:`load_diffusers`, :func:`save_diffusers`, :func:`from_diffusers` and :func:`to_diffusers` are the adapters to
   diffusers' checkpoints, and the same four with ``original`` those to the files of a model's authors; a
@@ -18,6 +19,7 @@ from tubelet.hub.attention import Attending, use_attend
 from tubelet.hub.bundles import load_bundle, save_bundle
 from tubelet.hub.configs import from_dict, to_dict
 from tubelet.hub.conversion import convert
+from tubelet.hub.experts import load_experts, save_experts
 from tubelet.hub.files import load, read_metadata, save
 from tubelet.hub.foreign import (
     from_diffusers,
@@ -44,12 +46,14 @@ __all__ = [
     "load",
     "load_bundle",
     "load_diffusers",
+    "load_experts",
     "load_original",
     "read_metadata",
     "renamed",
     "save",
     "save_bundle",
     "save_diffusers",
+    "save_experts",
     "save_original",
     "to_dict",
     "to_diffusers",

@@ -41,6 +41,12 @@ _STACKS: dict[str, dict[str, str]] = {
 }
 """Where the blocks of a class are, and where the text is when they attend."""
 
+_OWN_TEXT = {
+    "LatteTransformer3DModel": "repeats its text for each frame, and hides padding by its own mask",
+    "MochiTransformer3DModel": "takes the padding of its text away itself, a sample at a time",
+}
+"""Why a class has no use for a layout of its text."""
+
 _HIDES = -1e4  # what diffusers adds to hide a key: the exponential of this is 0 in every dtype
 
 
@@ -104,9 +110,9 @@ def use_attend(
         A handle whose ``remove()`` undoes it, and a context manager that does.
 
     Raises:
-        ValueError: a class that is not known, or a model that attends by a handle already. At a call: tokens that are
-            not those of ``video`` or ``text``, a mask that ``text`` contradicts, dropout, causal attention, or what
-            :func:`tubelet.attend` refuses.
+        ValueError: a class that is not known, ``text`` for one that minds its padding itself (Latte, Mochi), or a model
+            that attends by a handle already. At a call: tokens that are not those of ``video`` or ``text``, a mask that
+            ``text`` contradicts, dropout, causal attention, or what :func:`tubelet.attend` refuses.
         RuntimeError: at a call, an attention processor that never calls ``scaled_dot_product_attention``.
 
     Example:
@@ -122,6 +128,8 @@ def use_attend(
     stacks = _STACKS.get(type(model).__name__)
     if stacks is None:
         raise ValueError(f"{type(model).__name__} is not known; use_attend knows {', '.join(_STACKS)}")
+    if text is not None and (why := _OWN_TEXT.get(type(model).__name__)):
+        raise ValueError(f"{type(model).__name__} {why}: leave text out, got {text}")
     device = next(model.parameters()).device
     forwards: dict[nn.Module, Callable[..., Any]] = {}
     for name, place in stacks.items():

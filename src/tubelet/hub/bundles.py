@@ -6,7 +6,7 @@ each model's class and config, and your own metadata.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tubelet.files import parsing, replacing
 from tubelet.hub.weights import FORMAT_VERSION, build, check_format, describe, gather, resolve, to_json
+from tubelet.protocols import Pattern
 
 __all__ = ["load_bundle", "save_bundle"]
 
@@ -75,6 +76,7 @@ def load_bundle(
     path: str | os.PathLike[str],
     classes: Mapping[str, type[nn.Module]] | None = None,
     *,
+    patterns: Mapping[str, Pattern | Sequence[Pattern]] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> dict[str, nn.Module]:
@@ -83,6 +85,8 @@ def load_bundle(
     Args:
         path: a file that :func:`save_bundle` wrote.
         classes: the class of each model by name; those left out are the ones the file names, which must be tubelet's.
+        patterns: what the attention of a model attends, by the model's name, instead of what was saved, as in
+            :func:`tubelet.hub.load`.
         device: where the weights go; the CPU by default.
         dtype: of floating-point weights; None keeps the file's.
 
@@ -91,7 +95,8 @@ def load_bundle(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another format, names in ``classes`` that the file lacks, or a model that does not fit its tensors.
+        ValueError: another format, names in ``classes`` or ``patterns`` that the file lacks, a
+            model that does not fit its tensors, or one that needs code that is not tubelet's.
 
     Example:
         >>> import tempfile
@@ -103,9 +108,10 @@ def load_bundle(
     """
     from safetensors import safe_open
 
-    header, classes = read_header(path), classes or {}
-    if unknown := sorted(set(classes) - set(header["models"])):
-        raise ValueError(f"classes names {unknown}, but {path} holds {sorted(header['models'])}")
+    header, classes, patterns = read_header(path), classes or {}, patterns or {}
+    for argument, named in (("classes", set(classes)), ("patterns", set(patterns))):
+        if unknown := sorted(named - set(header["models"])):
+            raise ValueError(f"{argument} names {unknown}, but {path} holds {sorted(header['models'])}")
     models: dict[str, nn.Module] = {}
     with safe_open(path, "pt", device=str(device or "cpu")) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -114,7 +120,7 @@ def load_bundle(
             cls = classes[name] if name in classes else resolve(description["_class"])
             own = {key.removeprefix(f"{name}."): shape for key, shape in shapes.items() if key.startswith(f"{name}.")}
             read = _reader(file, name)
-            models[name] = build(cls, f"{path}: {name}", description, own, read, device, dtype)
+            models[name] = build(cls, f"{path}: {name}", description, own, read, device, dtype, patterns.get(name))
     return models
 
 

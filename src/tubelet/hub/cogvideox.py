@@ -125,7 +125,7 @@ def cogvideox_config_to_diffusers(config: CogVideoXConfig) -> dict[str, Any]:
     """Their config from ours, as JSON values.
 
     Raises:
-        ValueError: patches, positions or steps that their class cannot have.
+        ValueError: patches, positions or times that their class cannot have.
 
     Example:
         >>> from tubelet.models import cogvideox_5b
@@ -135,8 +135,9 @@ def cogvideox_config_to_diffusers(config: CogVideoXConfig) -> dict[str, Any]:
     t, h, w = config.patch
     if h != w:
         raise ValueError(f"patch={config.patch}, but diffusers' patches are square")
-    if config.steps != 1000:
-        raise ValueError(f"steps={config.steps}, but diffusers' pipelines feed indices of 1000 steps")
+    if (config.time_scale, config.time_shift) != (1000, -1):
+        fed = f"time_scale={config.time_scale}, time_shift={config.time_shift}"
+        raise ValueError(f"{fed}, but diffusers' pipelines feed indices of 1000 steps")
     written = _DEFAULTS | {
         "num_attention_heads": config.heads,
         "attention_head_dim": config.dim // config.heads,

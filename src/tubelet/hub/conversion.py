@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from tubelet.hub import files, foreign
-from tubelet.hub.tensors import Tensors, fetch, new_folder, opened, weight_files, write, write_json
+from tubelet.hub.tensors import SHARD_SIZE, Tensors, fetch, new_folder, opened, weight_files, write, write_json
 from tubelet.hub.translation import recast, to_ours, to_theirs
-from tubelet.hub.weights import blueprint, describe, gather, resolve
+from tubelet.hub.weights import blueprint, check_dtype, describe, gather, resolve
 
 __all__ = ["convert"]
 
@@ -34,7 +34,7 @@ def convert(
     config: Any = None,
     subfolder: str = "",
     dtype: torch.dtype | None = None,
-    max_shard_size: int | str = "2GB",
+    max_shard_size: int | str = SHARD_SIZE,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Write the checkpoint ``source`` in another form, in other shards or in another dtype.
@@ -74,13 +74,14 @@ def convert(
     for name, form in (("source_form", source_form), ("target_form", target_form)):
         if form not in FORMS:
             raise ValueError(f"{name} must be one of {', '.join(FORMS)}, got {form!r}")
+    check_dtype(dtype)
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be floating-point, got {dtype}, which would round the weights away")
     if config is not None and source_form != "original":
         raise ValueError(f"config is for sources in the original form, got {config} with {source_form=}")
     with _opened(source, source_form, family, config, subfolder, dtype) as found:
         stem = files.STEM
-        written, tensors = {**describe(found.model), "metadata": found.metadata}, found.tensors
+        written, tensors = dict(found.description), found.tensors
         if target_form != "tubelet":
             adapter, stem = foreign.adapter(target_form, type(found.model)), foreign.STEM
             written, tensors = to_theirs(adapter, found.model.config, found.tensors)
@@ -91,11 +92,11 @@ def convert(
 
 
 class _Ours(NamedTuple):
-    """A model on the meta device, the tensors that belong into it, and what was noted beside them."""
+    """A model on the meta device, the tensors that belong into it, and what a folder of ours says about it."""
 
     model: nn.Module
     tensors: Tensors
-    metadata: dict[str, Any]
+    description: dict[str, Any]
 
 
 @contextmanager
@@ -110,11 +111,12 @@ def _opened(
     """A checkpoint of any form as ours."""
     if form != "tubelet":
         with foreign.opened_foreign(form, source, family, subfolder, None, ours=config) as found:
-            yield _Ours(*to_ours(found.family, found.where, found.config, found.tensors, dtype, config), {})
+            model, tensors = to_ours(found.family, found.where, found.config, found.tensors, dtype, config)
+            yield _Ours(model, tensors, {**describe(model), "metadata": {}})
         return
     folder = fetch(source, subfolder, None)
     description = files.read_description(folder)
     with opened(weight_files(folder, (files.STEM,))) as tensors:
         model = blueprint(resolve(description["_class"]), str(folder), description, tensors.shapes)
         ordered = Tensors({name: tensors.like[name] for name in gather(model)}, tensors.read)
-        yield _Ours(model, recast(ordered, dtype, foreign.islands(type(model))), description["metadata"])
+        yield _Ours(model, recast(ordered, dtype, foreign.islands(type(model))), description)

@@ -153,9 +153,12 @@ def cosmos_config_from_original(config: Mapping[str, Any]) -> CosmosConfig:
     Example:
         >>> cosmos_config_from_original({})
         Traceback (most recent call last):
-        ValueError: Cosmos' own files hold no config: give ours, such as cosmos_1_7b()
+        ValueError: Cosmos' own files hold no config, and no tensor tells ...: give config=, such as cosmos_1_7b()
     """
-    raise ValueError("Cosmos' own files hold no config: give ours, such as cosmos_1_7b()")
+    raise ValueError(
+        "Cosmos' own files hold no config, and no tensor tells how positions are scaled: "
+        "give config=, such as cosmos_1_7b()"
+    )
 
 
 def cosmos_config_to_original(config: CosmosConfig) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """One model in one folder: ``config.json`` and ``model*.safetensors``, as the Hugging Face Hub expects them.
 
-``config.json`` holds ``_class`` (the dotted name), ``format_version``, ``config`` (the dataclass) and ``metadata``
-(yours). Large models are split into shards with an index. The folder is written beside its place and renamed, so a
-crash leaves the old model or the new one, never a mixture.
+``config.json`` holds ``_class`` (the dotted name), ``format_version``, ``config`` (the dataclass), ``metadata``
+(yours) and, where there are such, ``patterns`` of attention and ``injected`` functions. Large models are split into
+shards with an index. The folder is written beside its place and renamed, so a crash leaves the old model or the new
+one, never a mixture.
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -19,8 +20,9 @@ import torch
 from torch import nn
 
 from tubelet.files import parsing
-from tubelet.hub.tensors import fetch, held, opened, weight_files, write
+from tubelet.hub.tensors import SHARD_SIZE, fetch, held, opened, weight_files, write
 from tubelet.hub.weights import build, check_format, describe, gather, resolve, to_json
+from tubelet.protocols import Pattern
 
 __all__ = ["load", "read_metadata", "save"]
 
@@ -33,10 +35,13 @@ def save(
     model: nn.Module,
     directory: str | os.PathLike[str],
     *,
-    max_shard_size: int | str = "2GB",
+    max_shard_size: int | str = SHARD_SIZE,
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a model to a folder that :func:`load` reads.
+
+    The patterns of its attention are noted, and functions of tubelet's that it was made with (``conditioning`` of a
+    :class:`tubelet.models.DiT`); of your own the file notes that there were some, and :func:`load` asks for them.
 
     Args:
         model: has a dataclass ``config`` and is built by ``Cls(config, device=, dtype=)``. Weights keep their dtypes.
@@ -70,9 +75,12 @@ def load(
     source: str | os.PathLike[str],
     cls: type[M],
     *,
+    subfolder: str = "",
+    pattern: Pattern | Sequence[Pattern] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    **injected: Any,
 ) -> M: ...
 
 
@@ -81,9 +89,12 @@ def load(
     source: str | os.PathLike[str],
     cls: None = None,
     *,
+    subfolder: str = "",
+    pattern: Pattern | Sequence[Pattern] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    **injected: Any,
 ) -> nn.Module: ...
 
 
@@ -91,9 +102,12 @@ def load(
     source: str | os.PathLike[str],
     cls: type[nn.Module] | None = None,
     *,
+    subfolder: str = "",
+    pattern: Pattern | Sequence[Pattern] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    **injected: Any,
 ) -> nn.Module:
     """Read a model from a folder or from the Hugging Face Hub.
 
@@ -102,9 +116,13 @@ def load(
             JSON files are fetched.
         cls: the class to build. None: the class that the file names, which must be one of tubelet's, since a
             stranger's file must not choose what code runs.
+        subfolder: where in ``source`` the model lies.
+        pattern: what its attention attends, or one for each of its modules (:func:`tubelet.attention.set_pattern`),
+            instead of what was saved. A pattern of your own, which a file cannot hold, has to be given here.
         device: where the weights go; the CPU by default.
         dtype: of floating-point weights; None keeps the file's.
         revision: branch, tag or commit of a repository.
+        **injected: what else the class is made with, such as ``conditioning=`` of a DiT, instead of what was saved.
 
     Returns:
         The model, in eval mode.
@@ -112,7 +130,8 @@ def load(
     Raises:
         FileNotFoundError: no such folder, and not the form of a repository's name; or a folder without a model.
         ValueError: another format, a damaged file, a config that does not fit, or tensors that do not: one error lists
-            all that are missing, unexpected or of another shape.
+            all that are missing, unexpected or of another shape; or it was saved with a pattern or a function that is
+            not tubelet's, and none is given.
 
     Example:
         >>> import tempfile
@@ -123,11 +142,11 @@ def load(
         >>> type(loaded).__name__, torch.equal(loaded.embed.weight, encoder.embed.weight)
         ('WordEncoder', True)
     """
-    folder = fetch(source, "", revision)
+    folder = fetch(source, subfolder, revision)
     description = read_description(folder)
     cls = resolve(description["_class"]) if cls is None else cls
     with opened(weight_files(folder, (STEM,)), device) as tensors:
-        return build(cls, str(folder), description, tensors.shapes, tensors.read, device, dtype)
+        return build(cls, str(folder), description, tensors.shapes, tensors.read, device, dtype, pattern, injected)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -163,6 +182,12 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no {_CONFIG}")
     with parsing(folder / _CONFIG):
         description = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    if isinstance(description, dict) and "_class" not in description:
+        named = description.get("_class_name", "no class")
+        file = folder / _CONFIG
+        raise ValueError(
+            f"{file} names {named}, so it is not of tubelet's own form: load_diffusers or load_original reads it"
+        )
     check_format(description, {"_class", "format_version", "config", "metadata"}, str(folder / _CONFIG))
     checked: dict[str, Any] = description
     return checked

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tubelet.files import parsing
 from tubelet.hub.allegro import ALLEGRO, ALLEGRO_ORIGINAL
 from tubelet.hub.cogvideox import COGVIDEOX
+from tubelet.hub.cogvideox_original import COGVIDEOX_ORIGINAL
 from tubelet.hub.cosmos import COSMOS, COSMOS_ORIGINAL
 from tubelet.hub.dit import DIT
 from tubelet.hub.dit_original import DIT_ORIGINAL
@@ -30,13 +31,13 @@ from tubelet.hub.ltx import LTX, LTX_ORIGINAL
 from tubelet.hub.mochi import MOCHI
 from tubelet.hub.mochi_original import MOCHI_ORIGINAL
 from tubelet.hub.open_sora import OPEN_SORA
-from tubelet.hub.tensors import Tensors, fetch, held, opened, weight_files, write, write_json
+from tubelet.hub.tensors import SHARD_SIZE, Tensors, fetch, held, opened, weight_files, write, write_json
 from tubelet.hub.translation import to_ours, to_theirs
 from tubelet.hub.uvit import UVIT_ORIGINAL
 from tubelet.hub.wan import WAN
 from tubelet.hub.wan_original import WAN_ORIGINAL
 from tubelet.hub.wan_vae import WAN_VAE
-from tubelet.hub.weights import build, config_type, describe, gather
+from tubelet.hub.weights import build, check_dtype, config_type, describe, gather
 
 __all__ = [
     "from_diffusers",
@@ -53,6 +54,7 @@ _FAMILIES = (
     ALLEGRO,
     ALLEGRO_ORIGINAL,
     COGVIDEOX,
+    COGVIDEOX_ORIGINAL,
     COSMOS,
     COSMOS_ORIGINAL,
     DIT,
@@ -78,6 +80,7 @@ _STEMS = {"diffusers": (STEM,), "original": (STEM, "model")}
 def load_diffusers(
     source: str | os.PathLike[str],
     *,
+    family: str | None = None,
     subfolder: str = "",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -88,6 +91,7 @@ def load_diffusers(
     Args:
         source: a folder, or else a repository ``"owner/name"``, of which only the subfolder's safetensors and JSON
             files are fetched.
+        family: the architecture, such as ``"wan"``, where the config names no class.
         subfolder: where in ``source`` the model lies, such as ``"transformer"``.
         device: where the weights go; the CPU by default.
         dtype: of floating-point weights, float32 islands aside; None keeps the file's.
@@ -109,7 +113,7 @@ def load_diffusers(
         >>> type(load_diffusers(folder.parent, subfolder="transformer", dtype=torch.bfloat16)).__name__
         'WanTransformer'
     """
-    with opened_foreign("diffusers", source, None, subfolder, revision, device) as found:
+    with opened_foreign("diffusers", source, family, subfolder, revision, device) as found:
         return _build(found, device, dtype)
 
 
@@ -117,6 +121,7 @@ def from_diffusers(
     config: Mapping[str, Any],
     state: Mapping[str, Tensor],
     *,
+    family: str | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
@@ -128,7 +133,7 @@ def from_diffusers(
         >>> torch.equal(from_diffusers(*to_diffusers(model)).embed.weight, model.embed.weight)
         True
     """
-    return _build(_in_memory("diffusers", config, state, None, device), device, dtype)
+    return _build(_in_memory("diffusers", config, state, family, device), device, dtype)
 
 
 def to_diffusers(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -146,7 +151,9 @@ def to_diffusers(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return _whole(*_theirs("diffusers", model))
 
 
-def save_diffusers(model: nn.Module, directory: str | os.PathLike[str], *, max_shard_size: int | str = "10GB") -> Path:
+def save_diffusers(
+    model: nn.Module, directory: str | os.PathLike[str], *, max_shard_size: int | str = SHARD_SIZE
+) -> Path:
     """Write a model of ours as a folder that diffusers' ``from_pretrained`` reads.
 
     Args:
@@ -251,7 +258,9 @@ def to_original(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return _whole(*_theirs("original", model))
 
 
-def save_original(model: nn.Module, directory: str | os.PathLike[str], *, max_shard_size: int | str = "10GB") -> Path:
+def save_original(
+    model: nn.Module, directory: str | os.PathLike[str], *, max_shard_size: int | str = SHARD_SIZE
+) -> Path:
     """Write a model of ours as a folder in its authors' names; arguments and errors as in :func:`save_diffusers`.
 
     Wan's own code reads such a folder. NVIDIA's reads ``torch.save`` of the state dict of :func:`to_original`.
@@ -329,7 +338,7 @@ def _named(form: str, config: Mapping[str, Any], name: str | None, ours: Any = N
     """The family of a config of ours, or else of the class that their config names, or else of that name."""
     peer = None if ours is not None else config.get("_class_name")
     if peer is None and name is None and ours is None:
-        raise ValueError(f"the config names no class, so the family must be given; {_known(form)}")
+        raise ValueError(f"the config names no class (_class_name): give family=, such as 'wan'; {_known(form)}")
     found = [family for family in _FAMILIES if family.form == form and name in (None, family.name)]
     found = [family for family in found if peer in (None, family.peer)]
     if ours is not None:
@@ -360,6 +369,7 @@ def _in_memory(
 
 def _build(found: Found, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Module:
     """Our model from their config and their tensors."""
+    check_dtype(dtype)
     empty, tensors = to_ours(found.family, found.where, found.config, found.tensors, dtype, found.ours)
     return build(type(empty), found.where, describe(empty), tensors.shapes, tensors.read, device, None)
 

@@ -43,6 +43,8 @@ _DTYPES = {
     "F64": torch.float64,
     "C64": torch.complex64,
 }
+SHARD_SIZE = "2GB"
+"""How large a file of weights becomes where nothing else is said, and how much memory writing it takes."""
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -75,8 +77,13 @@ def opened(paths: Sequence[Path], device: torch.device | str | None = None) -> I
         yield Tensors({name: part.like[name] for name, part in where.items()}, lambda name: where[name].read(name))
 
 
-def fetch(source: str | os.PathLike[str], subfolder: str, revision: str | None) -> Path:
-    """The local folder or file, downloaded if need be."""
+def fetch(
+    source: str | os.PathLike[str],
+    subfolder: str,
+    revision: str | None,
+    files: Sequence[str] = ("*.safetensors", "*.json"),
+) -> Path:
+    """The local folder or file; of a repository the files of these patterns are downloaded if need be."""
     if Path(source).exists():
         return Path(source) / subfolder
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
@@ -84,7 +91,7 @@ def fetch(source: str | os.PathLike[str], subfolder: str, revision: str | None) 
     from huggingface_hub import snapshot_download
 
     inside = f"{subfolder}/" if subfolder else ""
-    patterns = [f"{inside}*.safetensors", f"{inside}*.json"]
+    patterns = [f"{inside}{pattern}" for pattern in files]
     return Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns)) / subfolder
 
 

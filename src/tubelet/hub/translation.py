@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tubelet.hub.keys import Family
 from tubelet.hub.tensors import Tensors
-from tubelet.hub.weights import gather
+from tubelet.hub.weights import gather, listed
 
 __all__: list[str] = []
 
@@ -107,6 +107,5 @@ def _check(
     both = [name for name in wanted if name in shapes and name not in tables]
     faults += [f"{name} is {shapes[name]}, expected {wanted[name]}" for name in both if shapes[name] != wanted[name]]
     if faults:
-        lines = "\n  ".join(faults)
         model = family.peer or family.model.__name__
-        raise ValueError(f"{where}: its tensors do not fit {model} in {len(faults)} places:\n  {lines}")
+        raise ValueError(f"{where}: its tensors do not fit {model} in {listed(faults)}")

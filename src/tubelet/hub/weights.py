@@ -9,7 +9,7 @@ import importlib
 import json
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, cast
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.hub.configs import from_dict, to_dict
+from tubelet.hub.injected import NOTES, arguments, notes, restore
+from tubelet.protocols import Pattern
 
 __all__: list[str] = []
 
@@ -24,12 +26,17 @@ FORMAT_VERSION = 1
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """What a file says about a model: its class, the format and the config."""
+    """What a file says about a model: its class, the format, the config, and what that cannot hold."""
     config = getattr(model, "config", None)
     if not is_dataclass(config) or isinstance(config, type):
         parts = "; it has parts: use save_bundle(path, model.parts())" if hasattr(model, "parts") else ""
         raise ValueError(f"{type(model).__name__} must have a dataclass instance as .config, got {config!r}{parts}")
-    return {"_class": _dotted_name(type(model)), "format_version": FORMAT_VERSION, "config": to_dict(config)}
+    return {
+        "_class": _dotted_name(type(model)),
+        "format_version": FORMAT_VERSION,
+        "config": to_dict(config),
+        **notes(model),
+    }
 
 
 def to_json(value: Mapping[str, Any]) -> str:
@@ -40,16 +47,25 @@ def to_json(value: Mapping[str, Any]) -> str:
         raise ValueError(f"metadata must hold finite JSON values only: {error}") from error
 
 
+def check_dtype(dtype: Any) -> None:
+    """Refuse what is no dtype, such as its name."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype must be one of torch's, such as torch.bfloat16, got {dtype!r}")
+
+
 def check_format(description: Any, keys: set[str], where: str) -> None:
-    """Refuse another format version, keys that this version does not know, and values of other types."""
+    """Refuse another format version, keys that this version does not know, and values of other types.
+
+    Where a config is among the keys, the notes beside it may be.
+    """
     if not isinstance(description, dict):
         raise ValueError(f"{where} must describe a model, got {description!r}")
     if description.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{where} has format_version {description.get('format_version')!r}, expected {FORMAT_VERSION}")
-    if set(description) != keys:
+    if set(description) - (set(NOTES) if "config" in keys else set()) != keys:
         raise ValueError(f"{where} has keys {sorted(description)}, expected {sorted(keys)}")
     for key, value in description.items():
-        if not isinstance(value, kind := {"_class": str, "format_version": int}.get(key, dict)):
+        if not isinstance(value, kind := {"_class": str, "format_version": int, **NOTES}.get(key, dict)):
             raise ValueError(f"{where} has {value!r} as {key}, expected a {kind.__name__}")
 
 
@@ -85,6 +101,7 @@ def blueprint(
     description: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
     dtype: torch.dtype | None = None,
+    injected: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The model that a file describes, on the meta device, after its tensors were compared with the file's shapes."""
     kind = config_type(cls)
@@ -93,7 +110,8 @@ def blueprint(
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     make: Any = cls
-    model: nn.Module = make(config, device="meta", dtype=dtype)
+    more = arguments(where, description, injected or {})
+    model: nn.Module = make(config, device="meta", dtype=dtype, **more)
     _check_shapes(model, where, _aliases(model), shapes)
     return model
 
@@ -106,15 +124,20 @@ def build(
     read: Callable[[str], Tensor],
     device: torch.device | str | None,
     dtype: torch.dtype | None,
+    pattern: Pattern | Sequence[Pattern] | None = None,
+    injected: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A model with the config of ``description`` and the tensors that ``read`` gives, in eval mode.
 
-    ``where`` names the file in errors.
+    ``where`` names the file in errors; ``pattern`` and ``injected`` come instead of what was noted.
     """
-    model = blueprint(cls, where, description, shapes, dtype)
+    check_dtype(dtype)
+    model = blueprint(cls, where, description, shapes, dtype, injected)
     config, aliases = cast(Any, model.config), _aliases(model)
     if set(dict(model.named_buffers())) - set(model.state_dict()):
-        model = cast(Any, cls)(config, device=device, dtype=dtype)
+        more = arguments(where, description, injected or {})
+        model = cast(Any, cls)(config, device=device, dtype=dtype, **more)
+    restore(where, description, model, pattern)
     tensors = {name: _cast(read(name), dtype) for name in shapes}
     model.load_state_dict(tensors | {name: tensors[first] for name, first in aliases.items()}, assign=True)
     for name, first in aliases.items():
@@ -159,8 +182,13 @@ def _check_shapes(
     both = [name for name in ours if name in shapes]
     faults += [f"{name} is {shapes[name]}, expected {ours[name]}" for name in both if shapes[name] != ours[name]]
     if faults:
-        lines = "\n  ".join(faults)
-        raise ValueError(f"{where}: its tensors do not fit {type(model).__name__} in {len(faults)} places:\n  {lines}")
+        raise ValueError(f"{where}: its tensors do not fit {type(model).__name__} in {listed(faults)}")
+
+
+def listed(faults: Sequence[str], most: int = 40) -> str:
+    """The end of an error that lists faults, a line each; of very many the first, and how many more."""
+    more = [f"and {len(faults) - most} more"] if len(faults) > most else []
+    return f"{len(faults)} places:" + "".join(f"\n  {line}" for line in [*faults[:most], *more])
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

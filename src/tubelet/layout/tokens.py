@@ -214,12 +214,14 @@ class TokenLayout:
     def on(self, device: torch.device | str) -> LayoutIndex:
         """The index of this layout on ``device``: tensors for positions, patterns, rows and kernels.
 
+        It is made on the host, outside of compiled code: inside, it breaks the graph, and with ``fullgraph=True`` is an
+        error that says so.
+
         Example:
             >>> TokenLayout.dense(1, Grid(1, 1, 2), text_length=1).on("cpu").frame.tolist()
             [[-1, 0, 0]]
         """
-        with torch.device("cpu"):  # whatever the default device is: the tables are made on the host, then moved
-            return self._on(device)
+        return _made(self, device)
 
     def _on(self, device: torch.device | str) -> LayoutIndex:
         lengths, texts = torch.tensor(self.lengths), torch.tensor(self.text_lengths)
@@ -296,3 +298,14 @@ def _ranges(lengths: Int[Tensor, " s"]) -> Int[Tensor, " m"]:
 def _bucket(count: int, smallest: int) -> int:
     """The next power of two, at least ``smallest``."""
     return max(smallest, 1 << (count - 1).bit_length())
+
+
+def _on_the_host(layout: TokenLayout, device: torch.device | str) -> LayoutIndex:
+    """The index, whatever the default device is: the tables are made on the host, then moved."""
+    with torch.device("cpu"):
+        return layout._on(device)
+
+
+_made: Callable[[TokenLayout, torch.device | str], LayoutIndex] = torch.compiler.disable(  # type: ignore[no-untyped-call]
+    _on_the_host, reason="an index is made on the host: pass layout.on(device) to compiled code, not the layout"
+)

@@ -26,7 +26,16 @@ from tubelet.blocks import Branch, TransformerBlock, norm_modulate
 from tubelet.conditioning import AdaLNSingle, ModulationSlice, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_patch, check_rows, check_tokens, index_time, on, reset_children
+from tubelet.models.inputs import (
+    check_dtypes,
+    check_fields,
+    check_patch,
+    check_rows,
+    check_tokens,
+    index_time,
+    on,
+    reset_children,
+)
 from tubelet.norms import LayerNorm
 from tubelet.positions import Interpolation, Rope3d
 from tubelet.protocols import Pattern
@@ -65,6 +74,7 @@ class AllegroConfig:
     time_shift: float = -1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("dim", "depth", "heads", "latent_channels", "text_dim"):
             if (size := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be positive, got {size}")
@@ -173,6 +183,7 @@ class AllegroTransformer(nn.Module):
         index, text_index = on(layout, x), on(text_layout, x)
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_tokens("text", text, self.config.text_dim, text_index, index)
+        check_dtypes(self.embed, x=x, text=text)
         check_rows(t, index.shape)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         h: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))

@@ -32,6 +32,8 @@ from tubelet.conditioning import AdaLNZero, ModulationSlice, TimestepEmbedding
 from tubelet.layout import JointIndex, LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
 from tubelet.models.inputs import (
+    check_dtypes,
+    check_fields,
     check_given,
     check_patch,
     check_rows,
@@ -75,8 +77,8 @@ class CogVideoXConfig:
     is ``(t, h, w)`` in latent cells. Positions: ``rotary`` turns queries and keys, by places that
     :class:`tubelet.positions.CentralFit` lays over ``base`` rows and columns of tokens, or by the index (None);
     ``sincos`` adds sinusoids of the coordinates divided by these; ``learned`` adds a table of ``(t, h, w)`` cells and
-    of ``learned_text`` text tokens. ``ofs`` embeds another number a sample beside the noise level. ``steps`` is the
-    number of indices of the discrete path: a level ``t`` is fed as its index, ``steps·t - 1``.
+    of ``learned_text`` text tokens. ``ofs`` embeds another number a sample beside the noise level. A noise level
+    ``t`` in [0, 1] is fed as ``time_scale·t + time_shift``, by default the published index ``i`` at ``(i + 1)/1000``.
 
     Raises:
         ValueError: a size does not divide or is not positive, ``base`` without ``rotary``, or only one of ``learned``
@@ -102,10 +104,12 @@ class CogVideoXConfig:
     learned_text: int = 0
     ofs: bool = False
     eps: float = 1e-5
-    steps: int = 1000
+    time_scale: float = 1000.0
+    time_shift: float = -1.0
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "heads", "time_dim", "latent_channels", "text_dim", "steps"):
+        check_fields(self)
+        for name in ("dim", "depth", "heads", "time_dim", "latent_channels", "text_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         check_patch(self.patch)
@@ -294,7 +298,8 @@ class CogVideoXTransformer(nn.Module):
 
     def _time(self, t: Rows, ofs: Tensor | None, layout: LayoutIndex, dtype: torch.dtype) -> Rows:
         """The embedded noise levels, with each sample's embedded ``ofs`` added."""
-        time = t.map(lambda level: self.time(index_time(level, float(self.config.steps), -1.0)).to(dtype))
+        scale, shift = self.config.time_scale, self.config.time_shift
+        time = t.map(lambda level: self.time(index_time(level, scale, shift)).to(dtype))
         if self.ofs is None or ofs is None:
             return time
         return layout.add_per_sample(time, self.ofs(layout.rows(ofs, "sample").values).to(dtype))
@@ -326,6 +331,7 @@ class CogVideoXTransformer(nn.Module):
     ) -> None:
         check_tokens("x", x, self.config.patch_dim, layout, layout)
         check_tokens("text", text, self.config.text_dim, text_layout, layout)
+        check_dtypes(self.embed, x=x, text=text)
         check_rows(t, layout.shape)
         check_given(given, self.config.given_channels, self.config.given_dim, layout)
         if (ofs is not None) != self.config.ofs:

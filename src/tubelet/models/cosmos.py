@@ -33,7 +33,16 @@ from tubelet.blocks import Branch, TransformerBlock, norm_modulate
 from tubelet.conditioning import AdaLNLoRA, timestep_sinusoid
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_rows, check_tokens, on, reset_children
+from tubelet.models.inputs import (
+    check_asked,
+    check_dtypes,
+    check_fields,
+    check_per_sample,
+    check_rows,
+    check_tokens,
+    on,
+    reset_children,
+)
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import FrameRate, LearnedPositions, Rope3d, ntk_theta, rope_axes
 from tubelet.protocols import Pattern
@@ -95,6 +104,7 @@ class CosmosConfig:
     time: Time = "level"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("dim", "depth", "heads", "rank", "latent_channels", "text_dim", "context_dim"):
             if (size := getattr(self, name)) is not None and size < 1:
                 raise ValueError(f"{name} must be positive, got {size}")
@@ -344,17 +354,13 @@ class CosmosTransformer(nn.Module):
         """Where each token stands, frames counted by their rate."""
         if fps is None:
             return index.coords
-        real, capacity = index.row_counts("sample")
-        if fps.shape[0] != capacity and fps.shape[0] != real:
-            raise ValueError(f"fps has {fps.shape[0]} values, but layout has {real} samples")
+        check_per_sample("fps", fps, (), index)
         return self.frame_rate(index.coords, index.rows(fps, "sample").expand())
 
     def _with_masks(self, x: Tensor, known: Tensor | None, padding: Tensor | None, index: LayoutIndex) -> Tensor:
         """Latents, and behind them the masks that the config has."""
         config = self.config
-        if (known is None) == config.known_channel:
-            found = "None" if known is None else f"of shape {tuple(known.shape)}"
-            raise ValueError(f"known is {found}, but the model has known_channel={config.known_channel}")
+        check_asked("known", known, config.known_channel, f"known_channel={config.known_channel}")
         if padding is None and config.padding_channel:
             padding = x.new_zeros(*x.shape[:-1], config.cells)
         elif padding is not None and not config.padding_channel:
@@ -367,6 +373,7 @@ class CosmosTransformer(nn.Module):
     def _check(self, x: Tensor, t: Rows, text: Tensor, layout: LayoutIndex, text_layout: LayoutIndex) -> None:
         check_tokens("x", x, self.config.patch_dim, layout, layout)
         check_tokens("text", text, self.config.text_dim, text_layout, layout)
+        check_dtypes(self.embed, x=x, text=text)
         check_rows(t, layout.shape)
 
     if TYPE_CHECKING:

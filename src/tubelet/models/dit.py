@@ -26,6 +26,8 @@ from tubelet.conditioning import AdaLNZero, LabelEmbedding, ModulationSlice, Tim
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
 from tubelet.models.inputs import (
+    check_dtypes,
+    check_fields,
     check_patch,
     check_per_sample,
     check_rows,
@@ -77,6 +79,7 @@ class DiTConfig:
     time_shift: float = -1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("dim", "depth", "heads", "mlp_dim", "latent_channels", "classes"):
             if (size := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be positive, got {size}")
@@ -215,7 +218,7 @@ class DiT(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.conditioning = config, conditioning
         dim = config.dim
         self.embed = nn.Linear(config.patch_dim, dim, device=device, dtype=dtype)
         self.places = (
@@ -266,6 +269,7 @@ class DiT(nn.Module):
         """
         index = on(layout, x)
         check_tokens("x", x, self.config.patch_dim, index, index)
+        check_dtypes(self.embed, x=x)
         check_rows(t, index.shape)
         check_per_sample("labels", labels, (), index)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither

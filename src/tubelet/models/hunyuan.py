@@ -34,6 +34,8 @@ from tubelet.layout import JointIndex, LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
 from tubelet.models.flux import FluxBlocks, FluxCondition
 from tubelet.models.inputs import (
+    check_dtypes,
+    check_fields,
     check_given,
     check_guidance,
     check_patch,
@@ -100,6 +102,7 @@ class HunyuanVideoConfig:
     time_scale: float = 1000.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("dim", "heads", "latent_channels", "text_dim", "pooled_dim", "mlp_ratio", "rope_theta"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -260,6 +263,7 @@ class HunyuanVideoTransformer(nn.Module):
         index, text_index = on(layout, x), on(text_layout, x)
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_tokens("text", text, self.config.text_dim, text_index, index)
+        check_dtypes(self.embed, x=x, text=text)
         check_rows(t, index.shape)
         check_per_sample("pooled", pooled, (self.config.pooled_dim,), index)
         check_guidance(guidance, self.config.guidance, index)

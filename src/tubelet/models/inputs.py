@@ -3,12 +3,20 @@
 The checks come before shapes that happen to broadcast give a wrong answer.
 """
 
+import math
+import types
+import typing
+from dataclasses import fields
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from tubelet.layout import JointIndex, JointLayout, LayoutIndex, Rows, TokenLayout
 
 __all__: list[str] = []
+
+_COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def index_time(level: Tensor, scale: float, shift: float = 0.0) -> Tensor:
@@ -18,6 +26,26 @@ def index_time(level: Tensor, scale: float, shift: float = 0.0) -> Tensor:
     precision would round times of hundreds to whole steps and worse: they are made in float32 or better.
     """
     return (level.to(torch.promote_types(level.dtype, torch.float32)) * scale + shift).clamp(min=0)
+
+
+def check_fields(config: Any) -> None:
+    """Refuse counts that are not whole, numbers that are not finite, and an epsilon or a scale that is not positive.
+
+    A text ``"2"`` or a NaN would pass many comparisons, and fail far from here or not at all.
+    """
+    hints = typing.get_type_hints(type(config))
+    for name in (field.name for field in fields(config)):
+        union = typing.get_origin(hints[name]) in (typing.Union, types.UnionType)
+        kinds = set(typing.get_args(hints[name]) if union else [hints[name]])
+        if not kinds <= {int, float, type(None)} or ((value := getattr(config, name)) is None and type(None) in kinds):
+            continue
+        if float not in kinds:
+            if type(value) is not int:
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
+        elif type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+        elif value <= 0 and name.endswith(("eps", "time_scale")):
+            raise ValueError(f"{name} must be positive, got {value}")
 
 
 def check_patch(patch: tuple[int, ...]) -> None:
@@ -40,19 +68,43 @@ def check_rows(t: Rows, lead: tuple[int, ...]) -> None:
         raise ValueError(f"t has {t.values.shape[0]} values without an index, but layout has {lead}: use layout.rows")
 
 
+def readable(values: Tensor) -> bool:
+    """Whether the numbers of a tensor can be read here: not while a graph is made or a function transformed."""
+    if torch.compiler.is_compiling() or type(values) is not Tensor or values.device.type == "meta":
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
+
+
 def _check_range(t: Rows) -> None:
     """Refuse times of a schedule (500 of 1000) where levels belong; looked at on the CPU only, where nothing waits."""
-    if torch.compiler.is_compiling() or t.values.device.type != "cpu":
-        return
-    if type(t.values) is not Tensor or torch._C._functorch.peek_interpreter_stack() is not None:
+    if t.values.device.type != "cpu" or not readable(t.values):
         return
     used = t.values if t.index is None else t.values[t.index]
     if used.numel() and (most := float(used.detach().max())) > 1 + 1e-3:
         raise ValueError(f"t holds noise levels in [0, 1], got {most}: divide times of a schedule by its steps")
 
 
-def check_tokens(name: str, x: Tensor, width: int, layout: LayoutIndex, samples: LayoutIndex) -> None:
+def check_dtypes(linear: nn.Module, **tokens: Any) -> None:
+    """Refuse tokens of another dtype than the weights that multiply them, where no autocast makes them one.
+
+    Weights that are stored as something else than they are computed in, such as float8, are not looked at.
+    """
+    weight = getattr(linear, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dtype not in _COMPUTED or weight.is_meta:
+        return
+    if torch.is_autocast_enabled(weight.device.type):
+        return
+    for name, x in tokens.items():
+        if isinstance(x, Tensor) and x.dtype != weight.dtype:
+            raise ValueError(
+                f"{name} is {x.dtype}, but the model's weights are {weight.dtype}: cast one, or use torch.autocast"
+            )
+
+
+def check_tokens(name: str, x: Any, width: int, layout: LayoutIndex, samples: LayoutIndex) -> None:
     """Refuse tokens of another width or of another layout, and layouts of other samples."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a tensor of tokens ({', '.join(map(str, layout.shape))}, {width}), got {x!r}")
     if x.shape[-1] != width:
         raise ValueError(f"{name} is {x.shape[-1]} wide, but the model takes {width}")
     if tuple(x.shape[:-1]) != layout.shape:
@@ -61,31 +113,37 @@ def check_tokens(name: str, x: Tensor, width: int, layout: LayoutIndex, samples:
         raise ValueError(f"layout has {samples.samples} samples, but that of {name} has {layout.samples}")
 
 
-def check_per_sample(name: str, values: Tensor, shape: tuple[int, ...], layout: LayoutIndex) -> None:
+def check_per_sample(name: str, values: Any, shape: tuple[int, ...], layout: LayoutIndex) -> None:
     """Refuse values of other samples; a full table's number of real samples is not read, so graphs hold no guard on it.
 
     ``shape`` is that of one sample's value.
     """
+    if not isinstance(values, Tensor):
+        wanted = f"torch.full(({layout.samples},), {values})" if isinstance(values, int | float) else "one row a sample"
+        raise ValueError(f"{name} must be a tensor of values of samples, {wanted}, got {values!r}")
     real, capacity = layout.row_counts("sample")
     found = tuple(values.shape)
     if found[1:] != shape or len(found) != 1 + len(shape) or (found[0] != capacity and found[0] != real):
         raise ValueError(f"{name} has shape {found}, but layout has {real} samples of {shape}")
 
 
+def check_asked(name: str, value: Any, asked: bool, why: str) -> None:
+    """Refuse an input that a model does not take, and its lack in one that does; ``why`` is what its config says."""
+    if (value is None) == asked:
+        found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"{name} is {found}, but the model has {why}")
+
+
 def check_guidance(guidance: Tensor | None, told: bool, layout: LayoutIndex) -> None:
     """Refuse strengths that a model is not told, their lack in one that is, and those of other samples."""
-    if (guidance is None) == told:
-        found = "None" if guidance is None else f"of shape {tuple(guidance.shape)}"
-        raise ValueError(f"guidance is {found}, but the model has guidance={told}")
+    check_asked("guidance", guidance, told, f"guidance={told}")
     if guidance is not None:
         check_per_sample("guidance", guidance, (), layout)
 
 
 def check_given(given: Tensor | None, channels: int, width: int, layout: LayoutIndex) -> None:
     """Refuse given patches that a model does not read, their lack in one that does, and those of another width."""
-    if (given is None) != (channels == 0):
-        found = "None" if given is None else f"of shape {tuple(given.shape)}"
-        raise ValueError(f"given is {found}, but the model has given_channels={channels}")
+    check_asked("given", given, channels > 0, f"given_channels={channels}")
     if given is not None:
         check_tokens("given", given, width, layout, layout)
 

@@ -28,7 +28,16 @@ from tubelet.blocks import norm_modulate
 from tubelet.conditioning import AdaLNSingle, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_patch, check_rows, check_tokens, index_time, on, reset_children
+from tubelet.models.inputs import (
+    check_dtypes,
+    check_fields,
+    check_patch,
+    check_rows,
+    check_tokens,
+    index_time,
+    on,
+    reset_children,
+)
 from tubelet.models.latte_variants import LatteVariant, latte_arrangement, latte_blocks
 from tubelet.norms import LayerNorm
 from tubelet.positions import Stretched, sincos_1d, sincos_2d
@@ -74,6 +83,7 @@ class LatteConfig:
     time_shift: float = -1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("dim", "depth", "heads", "latent_channels", "text_dim", "temporal_from"):
             if (size := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be positive, got {size}")
@@ -242,6 +252,7 @@ class LatteTransformer(nn.Module):
         index, text_index = on(layout, x), on(text_layout, x)
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_tokens("text", text, self.config.text_dim, text_index, index)
+        check_dtypes(self.embed, x=x, text=text)
         check_rows(t, index.shape)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         h: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))

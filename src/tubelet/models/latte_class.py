@@ -23,7 +23,18 @@ from tubelet.attention import Spatial, Temporal
 from tubelet.blocks import norm_modulate
 from tubelet.conditioning import AdaLNZero, LabelEmbedding, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
-from tubelet.models.inputs import check_patch, check_rows, check_tokens, index_time, on, reset_children
+from tubelet.models.inputs import (
+    check_asked,
+    check_dtypes,
+    check_fields,
+    check_patch,
+    check_per_sample,
+    check_rows,
+    check_tokens,
+    index_time,
+    on,
+    reset_children,
+)
 from tubelet.models.latte import latte_positions
 from tubelet.models.latte_variants import LatteVariant, latte_arrangement, latte_blocks
 from tubelet.norms import LayerNorm
@@ -65,6 +76,7 @@ class LatteClassConfig:
     time_shift: float = -1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("dim", "depth", "heads", "classes", "latent_channels", "temporal_from", "sample_size"):
             if (size := getattr(self, name)) is not None and size < 1:
                 raise ValueError(f"{name} must be positive, got {size}")
@@ -215,6 +227,7 @@ class LatteClassTransformer(nn.Module):
         """
         index = on(layout, x)
         check_tokens("x", x, self.config.patch_dim, index, index)
+        check_dtypes(self.embed, x=x)
         check_rows(t, index.shape)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         h: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
@@ -244,13 +257,10 @@ class LatteClassTransformer(nn.Module):
 
     def _add_labels(self, time: Rows, labels: Tensor | None, index: LayoutIndex) -> Rows:
         """The embedded labels beside the embedded noise levels; the levels alone for a model without classes."""
-        if (labels is None) != (self.label is None):
-            found = "None" if labels is None else f"of shape {tuple(labels.shape)}"
-            raise ValueError(f"labels are {found}, but the model has classes={self.config.classes}")
+        check_asked("labels", labels, self.label is not None, f"classes={self.config.classes}")
         if labels is None or self.label is None:
             return time
-        if not torch.compiler.is_compiling() and labels.shape[0] not in index.row_counts("sample"):
-            raise ValueError(f"labels has {labels.shape[0]} entries, but layout has {index.samples} samples")
+        check_per_sample("labels", labels, (), index)
         return index.add_per_sample(time, self.label(labels))
 
     if TYPE_CHECKING:

@@ -26,7 +26,15 @@ from tubelet.blocks import Branch, TransformerBlock, norm_modulate
 from tubelet.conditioning import AdaLNSingle, ModulationSlice, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_rows, check_tokens, index_time, on, reset_children
+from tubelet.models.inputs import (
+    check_dtypes,
+    check_fields,
+    check_rows,
+    check_tokens,
+    index_time,
+    on,
+    reset_children,
+)
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import FirstPixel, FractionalRope3d, FrameRate, Interpolation
 from tubelet.protocols import Pattern
@@ -63,6 +71,7 @@ class LTXConfig:
     time_scale: float = 1000.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("dim", "depth", "heads", "latent_channels", "text_dim"):
             if (size := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be positive, got {size}")
@@ -201,6 +210,7 @@ class LTXTransformer(nn.Module):
         index, text_index = on(layout, x), on(text_layout, x)
         check_tokens("x", x, self.config.latent_channels, index, index)
         check_tokens("text", text, self.config.text_dim, text_index, index)
+        check_dtypes(self.embed, x=x, text=text)
         check_tokens("places", places, 3, index, index)
         check_rows(t, index.shape)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither

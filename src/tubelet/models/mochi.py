@@ -31,6 +31,8 @@ from tubelet.conditioning import AdaLNZero, ModulationSlice, TimestepEmbedding
 from tubelet.layout import JointIndex, LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import SwiGLU
 from tubelet.models.inputs import (
+    check_dtypes,
+    check_fields,
     check_patch,
     check_rows,
     check_tokens,
@@ -80,6 +82,7 @@ class MochiConfig:
     time_scale: float = 1000.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("dim", "depth", "heads", "text_width", "latent_channels", "text_dim", "pool_heads", "area"):
             if not (size := getattr(self, name)) > 0:
                 raise ValueError(f"{name} must be positive, got {size}")
@@ -188,6 +191,7 @@ class MochiTransformer(nn.Module):
         index, text_index = on(layout, x), on(text_layout, x)
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_tokens("text", text, self.config.text_dim, text_index, index)
+        check_dtypes(self.embed, x=x, text=text)
         check_rows(t, index.shape)
         joint = joined(text_layout, layout, joint, x)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither

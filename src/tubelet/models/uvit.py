@@ -26,6 +26,9 @@ from tubelet.conditioning import LabelEmbedding, timestep_sinusoid
 from tubelet.layout import JointIndex, LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
 from tubelet.models.inputs import (
+    check_asked,
+    check_dtypes,
+    check_fields,
     check_patch,
     check_per_sample,
     check_rows,
@@ -93,6 +96,7 @@ class UViTConfig:
     time_scale: float = 1000.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         sizes = ("dim", "depth", "heads", "mlp_dim", "latent_channels", "classes", "text_dim", "text_tokens")
         for name in sizes:
             if (size := getattr(self, name)) is not None and size < 1:
@@ -321,6 +325,7 @@ class UViT(nn.Module):
         """
         index = on(layout, x)
         check_tokens("x", x, self.config.patch_dim, index, index)
+        check_dtypes(self.embed, x=x)
         check_rows(t, index.shape)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         patches: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
@@ -345,9 +350,7 @@ class UViT(nn.Module):
         samples = index.seqlens.shape[0]
         if len(t.values) not in (1, samples):
             raise ValueError(f"t has {len(t.values)} noise levels, but a token of them for each of {samples} samples")
-        if (labels is None) != (self.label is None):
-            found = "None" if labels is None else f"of shape {tuple(labels.shape)}"
-            raise ValueError(f"labels is {found}, but the model has classes={self.config.classes}")
+        check_asked("labels", labels, self.label is not None, f"classes={self.config.classes}")
         sinusoid = timestep_sinusoid(index_time(t.values, self.config.time_scale), self.config.dim).to(dtype)
         tokens = [self.time(sinusoid).expand(samples, -1)]
         if self.label is not None and labels is not None:

@@ -23,7 +23,14 @@ from tubelet.blocks import Branch, TransformerBlock, modulate
 from tubelet.conditioning import AdaLNZero, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_rows, index_time, on, reset_children
+from tubelet.models.inputs import (
+    check_dtypes,
+    check_fields,
+    check_rows,
+    index_time,
+    on,
+    reset_children,
+)
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rope3d, SinCos3d
 
@@ -64,6 +71,7 @@ class VideoDiTConfig:
     time_scale: float = 1000.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("latent_channels", "dim", "depth", "heads", "text_dim", "cond_dim"):
             if (size := getattr(self, name)) is not None and not _is_size(size):
                 raise ValueError(f"{name} must be a positive whole number, got {size!r}")
@@ -275,6 +283,7 @@ class VideoDiT(nn.Module):
             raise ValueError(f"text is {text.shape[-1]} wide, but the model has text_dim={self.config.text_dim}")
         if not layout.same_samples(text_layout):
             raise ValueError(f"layout has {layout.samples} samples, but text_layout has {text_layout.samples}")
+        check_dtypes(self.embed, x=x, text=text)
 
     if TYPE_CHECKING:
 

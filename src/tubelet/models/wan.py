@@ -31,7 +31,17 @@ from tubelet.blocks import Branch, TransformerBlock, norm_modulate
 from tubelet.conditioning import AdaLNSingle, ModulationSlice, TimestepEmbedding
 from tubelet.layout import LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_given, check_patch, check_rows, check_tokens, index_time, on, reset_children
+from tubelet.models.inputs import (
+    check_dtypes,
+    check_fields,
+    check_given,
+    check_patch,
+    check_rows,
+    check_tokens,
+    index_time,
+    on,
+    reset_children,
+)
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rope3d
 from tubelet.protocols import Pattern
@@ -83,6 +93,7 @@ class WanConfig:
     time_scale: float = 1000.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         sizes = ("dim", "depth", "heads", "mlp_dim", "latent_channels", "text_dim", "image_dim", "image_tokens")
         for name in sizes:
             if (size := getattr(self, name)) is not None and size < 1:
@@ -306,6 +317,7 @@ class WanTransformer(nn.Module):
     ) -> None:
         check_tokens("x", x, self.config.patch_dim, layout, layout)
         check_tokens("text", text, self.config.text_dim, text_layout, layout)
+        check_dtypes(self.embed, x=x, text=text)
         check_rows(t, layout.shape)
         check_given(given, self.config.given_channels, self.config.given_dim, layout)
 

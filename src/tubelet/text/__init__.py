@@ -8,7 +8,8 @@ same to a model. No mask is ever needed.
 of the package ``transformers``: T5, UMT5, CLIP, Llama and their like.
 """
 
+from tubelet.protocols import TextTokens
 from tubelet.text.pretrained import TransformersEncoder, load_text_model
 from tubelet.text.words import WordEncoder, WordEncoderConfig, WordTokenizer
 
-__all__ = ["TransformersEncoder", "WordEncoder", "WordEncoderConfig", "WordTokenizer", "load_text_model"]
+__all__ = ["TextTokens", "TransformersEncoder", "WordEncoder", "WordEncoderConfig", "WordTokenizer", "load_text_model"]

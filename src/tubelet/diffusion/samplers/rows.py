@@ -145,7 +145,9 @@ def predicted(denoiser: Denoiser, x: Float[Tensor, "*lead c"], t: Rows) -> Float
         raise ValueError(f"noise levels and data must be floating-point, got {t.values.dtype} and {x.dtype}")
     out = denoiser(x, t)
     if out.shape != x.shape:
-        raise ValueError(f"x has shape {tuple(x.shape)}, but prediction has {tuple(out.shape)}")
+        more = out.shape[:-1] == x.shape[:-1] and out.shape[-1] > x.shape[-1]
+        advice = ": without_variance(denoiser) gives the prediction alone" if more else ""
+        raise ValueError(f"x has shape {tuple(x.shape)}, but prediction has {tuple(out.shape)}{advice}")
     return out
 
 
