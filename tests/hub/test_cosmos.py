@@ -18,7 +18,7 @@ from tubelet.hub.cosmos import (
     cosmos_keys,
     cosmos_original_keys,
 )
-from tubelet.models import CosmosConfig, cogvideox_2b
+from tubelet.models import CosmosConfig, LatteConfig
 
 PRESETS = [name for name in models.__all__ if name.startswith("cosmos_")]
 
@@ -116,5 +116,5 @@ def test_original_files_load_by_a_config_of_ours(kind: str, tmp_path: Path) -> N
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
     with pytest.raises(ValueError, match="its tensors do not fit CosmosTransformer in"):
         load_original(tmp_path / "model.pt", config=replace(model.config, depth=1))
-    with pytest.raises(ValueError, match="CogVideoXConfig has no adapter; there is one for .*files"):
-        load_original(tmp_path / "model.pt", config=cogvideox_2b())
+    with pytest.raises(ValueError, match="LatteConfig has no adapter; there is one for .*files"):
+        load_original(tmp_path / "model.pt", config=LatteConfig())
