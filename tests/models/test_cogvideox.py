@@ -234,7 +234,7 @@ def test_a_joint_index_may_be_given_and_is_made_otherwise() -> None:
         ({"ofs": torch.zeros(2, **F64)}, "values has 2 rows, but the layout has 3"),
         ({"t": Rows(torch.zeros(3, **F64))}, "3 values without an index"),
         ({"text_t": Rows(torch.zeros(3, **F64))}, "3 values without an index"),
-        ({"joint": JointLayout((TokenLayout.packed([None], [2]),)).on("cpu")}, r"joint merges \(2,\) tokens"),
+        ({"joint": JointLayout((TokenLayout.packed([None], [2]),)).on("cpu")}, r"joint merges tokens of \[\(2,\)\]"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> None:

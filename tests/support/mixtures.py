@@ -5,7 +5,7 @@ or the text tokens are cut apart with their samples, those per sample by rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -138,6 +138,18 @@ def check_joint(model: nn.Module, mixture: Mixture) -> None:
     joint = JointLayout(layouts).on("cpu")
     for change in ({}, {"text_layout": text}, {"layout": video}, {"joint": joint}, {"layout": video, "joint": joint}):
         torch.testing.assert_close(model(t=t, **given | change)[:total], expected, rtol=1e-11, atol=1e-11)
+    for change, said in (
+        (
+            {"grids": tuple(Grid(g.h, g.w, g.t) for g in mixture.grids)},
+            r"another layout: sample 0 has .*2, 1, 2\), not",
+        ),
+        ({"lengths": tuple(reversed(mixture.lengths))}, r"another text_layout: sample 0 has .*3, 3, 0, 0, 0\), not"),
+    ):
+        other = replace(mixture, **change).layouts(20, 12)
+        wrong = JointLayout((other["text_layout"], other["layout"])).on("cpu")
+        for layouts in ({}, {"layout": video, "text_layout": text}):
+            with pytest.raises(ValueError, match=f"joint was made of {said}"):
+                model(t=t, **given | layouts | {"joint": wrong})
     dropped = {"layout": given["layout"].keep(range(total)).on("cpu"), "x": given["x"][:total]}
     dropped |= {name: given[name][:total] for name in mixture.video}
     with pytest.raises(ValueError, match="has dropped tokens: merge the layouts by a JointLayout"):

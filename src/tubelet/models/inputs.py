@@ -164,27 +164,20 @@ def reset_children(model: nn.Module) -> None:
 def joined(
     text_layout: TokenLayout | LayoutIndex, layout: TokenLayout | LayoutIndex, joint: JointIndex | None, x: Tensor
 ) -> JointIndex:
-    """The index of the merged axis, text first, made here where none is given; it must be of as many tokens."""
+    """The index of the merged axis, text first, made here where none is given; it must be of these very layouts."""
     if joint is None:
         if isinstance(text_layout, TokenLayout) and isinstance(layout, TokenLayout):
             return JointLayout((text_layout, layout)).on(x.device)
         return JointIndex.of(on(text_layout, x), on(layout, x))
-    widths = (text_layout.shape[-1], layout.shape[-1])
-    if joint.widths != widths:
-        raise ValueError(f"joint merges {joint.widths} tokens, but text_layout and layout have {widths}")
-    if not torch.compiler.is_compiling():
-        asked = [sum(each) for each in zip(*map(_lengths, (text_layout, layout)), strict=False)]
-        if (found := _lengths(joint.index)) != asked:
-            raise ValueError(f"joint has samples of {found} tokens, but text_layout and layout together {asked}")
+    found, asked = [tuple(places.shape) for places in joint.places], [text_layout.shape, layout.shape]
+    if found != asked:
+        raise ValueError(f"joint merges tokens of {found}, but text_layout and layout have {asked}")
+    if not torch.compiler.is_compiling():  # graphs serve any layouts of a capacity, and look at none
+        layouts = {"text_layout": text_layout, "layout": layout}
+        for (name, each), stream in zip(layouts.items(), joint.streams, strict=True):
+            if (difference := stream.difference(each.host)) is not None:
+                raise ValueError(f"joint was made of another {name}: {difference}")
     return joint
-
-
-def _lengths(layout: TokenLayout | LayoutIndex) -> list[int]:
-    """The tokens of each sample, by the host's numbers."""
-    if isinstance(layout, TokenLayout):
-        return list(layout.lengths)
-    lengths: list[int] = layout.table[: layout.samples, 1].tolist()
-    return lengths
 
 
 def highest_levels(t: Rows, layout: LayoutIndex, text_layout: LayoutIndex) -> Rows:
