@@ -15,6 +15,8 @@ from tubelet.models import (
     CogVideoXTransformer,
     CosmosConfig,
     CosmosTransformer,
+    DiT,
+    DiTConfig,
     HunyuanVideoConfig,
     HunyuanVideoTransformer,
     WanConfig,
@@ -159,3 +161,12 @@ def test_ofs_of_another_shape_is_named(shape: tuple[int, ...]) -> None:
     model = CogVideoXTransformer(CogVideoXConfig(**SIZES | {"dim": 32}, ofs=True))
     with pytest.raises(ValueError, match="ofs has shape .* but layout has 2 samples"):
         ask(model, ofs=torch.zeros(shape))
+
+
+@pytest.mark.graph
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_labels_that_are_no_numbers_are_named(dtype: torch.dtype) -> None:
+    model = DiT(DiTConfig(dim=24, depth=1, heads=2, mlp_dim=8))
+    x = torch.zeros(9, model.config.patch_dim)
+    with pytest.raises(ValueError, match=f"labels must be whole numbers, int64 or int32, got {dtype}"):
+        model(x, Rows(torch.zeros(1)), index(), torch.zeros(2, dtype=dtype))

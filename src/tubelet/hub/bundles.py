@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tubelet.files import parsing, replacing
 from tubelet.hub.foreign import islands
 from tubelet.hub.tensors import held
-from tubelet.hub.translation import cast, recast
+from tubelet.hub.translation import recast
 from tubelet.hub.weights import FORMAT_VERSION, build, check_dtype, check_format, describe, gather, resolve, to_json
 from tubelet.protocols import Pattern
 
@@ -123,8 +123,8 @@ def load_bundle(
             check_format(description, {"_class", "format_version", "config"}, f"{path}: {name}")
             cls = classes[name] if name in classes else resolve(description["_class"])
             own = {key.removeprefix(f"{name}."): shape for key, shape in shapes.items() if key.startswith(f"{name}.")}
-            read = _reader(file, name, dtype, islands(cls))
-            models[name] = build(cls, f"{path}: {name}", description, own, read, device, dtype, patterns.get(name))
+            more = (own, _reader(file, name), device, dtype, patterns.get(name))
+            models[name] = build(cls, f"{path}: {name}", description, *more, wide=islands(cls))
     return models
 
 
@@ -139,10 +139,9 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     return checked
 
 
-def _reader(
-    file: Any, name: str, dtype: torch.dtype | None, stays_wide: Callable[[str], bool]
-) -> Callable[[str], Tensor]:
+def _reader(file: Any, name: str) -> Callable[[str], Tensor]:
     def read(key: str) -> Tensor:
-        return cast(stays_wide, key, file.get_tensor(f"{name}.{key}"), dtype)
+        tensor: Tensor = file.get_tensor(f"{name}.{key}")
+        return tensor
 
     return read

@@ -22,7 +22,6 @@ from torch import nn
 from tubelet.files import parsing
 from tubelet.hub.foreign import islands
 from tubelet.hub.tensors import SHARD_SIZE, fetch, held, opened, weight_files, write
-from tubelet.hub.translation import recast
 from tubelet.hub.weights import build, check_dtype, check_format, describe, gather, resolve, to_json
 from tubelet.protocols import Pattern
 
@@ -149,8 +148,8 @@ def load(
     description = read_description(folder)
     cls = resolve(description["_class"]) if cls is None else cls
     with opened(*weight_files(folder, (STEM,)), device) as tensors:
-        read = recast(tensors, dtype, islands(cls)).read
-        return build(cls, str(folder), description, tensors.shapes, read, device, dtype, pattern, injected)
+        own = (tensors.shapes, tensors.read, device, dtype, pattern, injected)
+        return build(cls, str(folder), description, *own, wide=islands(cls))
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

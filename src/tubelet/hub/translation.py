@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tubelet.hub.configs import to_dict
 from tubelet.hub.keys import Family, Shapes
 from tubelet.hub.tensors import Tensors
-from tubelet.hub.weights import gather, listed
+from tubelet.hub.weights import cast, gather, listed
 
 __all__: list[str] = []
 
@@ -110,13 +110,6 @@ def recast(tensors: Tensors, dtype: torch.dtype | None, stays_wide: Callable[[st
     """Tensors of ours in another dtype, but for the float32 islands that ``stays_wide`` names."""
     like = {name: cast(stays_wide, name, tensor, dtype) for name, tensor in tensors.like.items()}
     return Tensors(like, lambda name: cast(stays_wide, name, tensors.read(name), dtype))
-
-
-def cast(stays_wide: Callable[[str], bool], name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The dtype asked for, float32 or better in the islands; integers keep theirs."""
-    if dtype is None or not tensor.is_floating_point():
-        return tensor
-    return tensor.to(torch.promote_types(dtype, torch.float32) if stays_wide(name) else dtype)
 
 
 def _own(family: Family, tensors: Tensors) -> Tensors:

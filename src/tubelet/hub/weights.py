@@ -93,6 +93,13 @@ def resolve(name: str) -> type[nn.Module]:
     raise ValueError(f"the file's class {name!r} is no nn.Module of tubelet's")
 
 
+def cast(stays_wide: Callable[[str], bool], name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The dtype asked for, float32 or better in the islands; integers keep theirs."""
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.promote_types(dtype, torch.float32) if stays_wide(name) else dtype)
+
+
 def gather(model: nn.Module) -> dict[str, Tensor]:
     """The state dict with each tied tensor once, under its first name, contiguous."""
     aliases = _aliases(model)
@@ -132,11 +139,12 @@ def build(
     dtype: torch.dtype | None,
     pattern: Pattern | Sequence[Pattern] | None = None,
     injected: Mapping[str, Any] | None = None,
+    wide: Callable[[str], bool] = lambda name: False,
 ) -> nn.Module:
     """A model with the config of ``description`` and the tensors that ``read`` gives, in eval mode.
 
-    ``where`` names the file in errors; ``dtype`` is that of what is not in the file; ``pattern`` and ``injected`` come
-    instead of what was noted.
+    ``where`` names the file in errors; ``pattern`` and ``injected`` come instead of what was noted; ``wide`` says of
+    which tensors ``dtype`` makes no less than float32.
     """
     check_dtype(dtype)
     model = blueprint(cls, where, description, shapes, dtype, injected)
@@ -145,7 +153,7 @@ def build(
         more = arguments(where, description, injected or {})
         model = cast(Any, cls)(config, device=device, dtype=dtype, **more)
     restore(where, description, model, pattern)
-    tensors = {name: _copied(read(name)) for name in shapes}
+    tensors = {name: _owned(cast(wide, name, read(name), dtype)) for name in shapes}
     model.load_state_dict(tensors | {name: tensors[first] for name, first in aliases.items()}, assign=True)
     for name, first in aliases.items():
         _tie(model, name, first)
@@ -198,7 +206,7 @@ def listed(faults: Sequence[str], most: int = 40) -> str:
     return f"{len(faults)} places:" + "".join(f"\n  {line}" for line in [*faults[:most], *more])
 
 
-def _copied(tensor: Tensor) -> Tensor:
+def _owned(tensor: Tensor) -> Tensor:
     """A copy that owns its memory, not the file's mapping."""
     return tensor.to(tensor.dtype, copy=True)
 

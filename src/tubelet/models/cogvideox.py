@@ -120,6 +120,13 @@ class CogVideoXConfig:
             raise ValueError(f"sinusoids of the noise level are even, got dim={self.dim}, time_dim={self.time_dim}")
         if self.dim % self.heads or (self.rotary and self.dim // self.heads % 16):
             raise ValueError(f"dim={self.dim} does not make heads={self.heads} of widths that 16 divides")
+        if self.sincos is not None and self.dim % 16:
+            raise ValueError(f"sincos={self.sincos} needs a dim that 16 divides, got dim={self.dim}")
+        for name in ("base", "sincos", "learned"):
+            if (sides := getattr(self, name)) is not None and min(sides) <= 0:
+                raise ValueError(f"{name} must be positive on each axis, got {sides}")
+        if self.learned_text < 0:
+            raise ValueError(f"learned_text must not be negative, got {self.learned_text}")
         if self.base is not None and not self.rotary:
             raise ValueError(f"base={self.base} is a matter of rotations, but rotary=False")
         if (self.learned is None) != (self.learned_text == 0):

@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -37,6 +37,7 @@ from tubelet.models.inputs import (
     check_asked,
     check_dtypes,
     check_fields,
+    check_hidden,
     check_per_sample,
     check_rates,
     check_tokens,
@@ -114,10 +115,7 @@ class CosmosConfig:
                 raise ValueError(f"{name} must be positive on each axis, got {sides}")
         if self.dim % self.heads or self.dim // self.heads % 2 or self.dim < 6 * self.heads:
             raise ValueError(f"dim={self.dim} does not make heads={self.heads} of even width, at least 6")
-        if self.mlp_dim < 1:
-            raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves dim={self.dim} no hidden width")
-        if self.time not in get_args(Time):
-            raise ValueError(f"time must be one of {get_args(Time)}, got {self.time!r}")
+        check_hidden(self.dim, self.mlp_ratio)
 
     @property
     def mlp_dim(self) -> int:

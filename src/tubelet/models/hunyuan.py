@@ -34,9 +34,11 @@ from tubelet.layout import JointIndex, LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
 from tubelet.models.flux import FluxBlocks, FluxCondition
 from tubelet.models.inputs import (
+    check_axes,
     check_dtypes,
     check_fields,
     check_given,
+    check_hidden,
     check_patch,
     check_tokens,
     checked_guidance,
@@ -110,8 +112,8 @@ class HunyuanVideoConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         check_patch(self.patch)
-        if self.dim % self.heads or sum(self.rope_axes) != self.dim // self.heads:
-            raise ValueError(f"dim={self.dim} does not make heads={self.heads} of rope_axes={self.rope_axes}")
+        check_axes(self.rope_axes, self.dim, self.heads)
+        check_hidden(self.dim, self.mlp_ratio)
         if self.image_condition not in _IMAGE_CONDITIONS:
             raise ValueError(f"image_condition must be one of {_IMAGE_CONDITIONS}, got {self.image_condition!r}")
 
@@ -300,6 +302,8 @@ class _TextRefiner(nn.Module):
 
     The noise level and the mean of the prompt close and open the branches; norms are affine and unmodulated.
     """
+
+    keeps_pattern = True  # a pattern of the model is about its video
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ The checks come before shapes that happen to broadcast give a wrong answer.
 import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -29,29 +30,65 @@ def index_time(level: Tensor, scale: float, shift: float = 0.0) -> Tensor:
 
 
 def check_fields(config: Any) -> None:
-    """Refuse counts that are not whole, numbers that are not finite, and an epsilon or a scale that is not positive.
+    """Refuse values of other types than their annotations, numbers that are not finite, scales that are not positive.
 
-    A text ``"2"`` or a NaN would pass many comparisons, and fail far from here or not at all.
+    A text ``"2"``, a NaN or two axes of three would pass many comparisons, and fail far from here or not at all.
     """
     hints = typing.get_type_hints(type(config))
     for name in (field.name for field in fields(config)):
         union = typing.get_origin(hints[name]) in (typing.Union, types.UnionType)
-        kinds = set(typing.get_args(hints[name]) if union else [hints[name]])
-        if not kinds <= {int, float, type(None)} or ((value := getattr(config, name)) is None and type(None) in kinds):
-            continue
-        if float not in kinds:
-            if type(value) is not int:
-                raise ValueError(f"{name} must be a whole number, got {value!r}")
-        elif type(value) not in (int, float) or not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value!r}")
-        elif value <= 0 and name.endswith(("eps", "time_scale")):
+        kinds = list(typing.get_args(hints[name]) if union else [hints[name]])
+        value = getattr(config, name)
+        wanted = [_wanted(kind, value) for kind in kinds]
+        if None not in wanted:
+            raise ValueError(f"{name} must be {wanted[0]}, got {value!r}")
+        if value is not None and name.endswith(("eps", "time_scale")) and value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
+
+
+def _wanted(kind: Any, value: Any) -> str | None:
+    """What a value must be by its annotation; None where it is, or the annotation is of a kind not looked at."""
+    if kind in _KINDS:
+        fits, words = _KINDS[kind]
+        return None if fits(value) else words
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return None if value in arguments else f"one of {arguments}"
+    if typing.get_origin(kind) is tuple:
+        if type(value) is tuple and len(value) == len(arguments) and not any(map(_wanted, arguments, value)):
+            return None
+        number = "whole numbers" if int in arguments else "finite numbers"
+        return f"{len(arguments)} {number} in a tuple"
+    return None
+
+
+_KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    bool: (lambda value: type(value) is bool, "True or False"),
+    int: (lambda value: type(value) is int, "a whole number"),
+    float: (lambda value: type(value) in (int, float) and math.isfinite(value), "a finite number"),
+    str: (lambda value: type(value) is str, "a text"),
+    type(None): (lambda value: value is None, "None"),
+}
 
 
 def check_patch(patch: tuple[int, ...]) -> None:
     """Refuse what is no ``(t, h, w)`` of positive whole numbers."""
-    if type(patch) is not tuple or len(patch) != 3 or not all(n == int(n) > 0 for n in patch):
+    if type(patch) is not tuple or len(patch) != 3 or not all(type(n) is int and n > 0 for n in patch):
         raise ValueError(f"patch must be three positive whole numbers (t, h, w) in a tuple, got {patch!r}")
+
+
+def check_axes(rope_axes: tuple[int, int, int], dim: int, heads: int) -> None:
+    """Refuse what does not share the width of a head among three axes, in pairs."""
+    if dim % heads or sum(rope_axes) != dim // heads:
+        raise ValueError(f"dim={dim} does not make heads={heads} of rope_axes={rope_axes}")
+    if any(width < 0 or width % 2 for width in rope_axes):
+        raise ValueError(f"rope_axes must be even widths, got {rope_axes}")
+
+
+def check_hidden(dim: int, mlp_ratio: float) -> None:
+    """Refuse an MLP without hidden features."""
+    if int(dim * mlp_ratio) < 1:
+        raise ValueError(f"mlp_ratio={mlp_ratio} leaves dim={dim} no hidden width")
 
 
 def real_levels(t: Rows, layout: LayoutIndex, name: str = "t") -> Rows:

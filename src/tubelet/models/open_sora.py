@@ -27,9 +27,11 @@ from tubelet.conditioning import AdaLNZero
 from tubelet.layout import JointIndex, LayoutIndex, Rows, TokenLayout
 from tubelet.models.flux import FluxBlocks, FluxCondition
 from tubelet.models.inputs import (
+    check_axes,
     check_dtypes,
     check_fields,
     check_given,
+    check_hidden,
     check_patch,
     check_tokens,
     checked_guidance,
@@ -93,8 +95,8 @@ class OpenSoraConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         check_patch(self.patch)
-        if self.dim % self.heads or sum(self.rope_axes) != self.dim // self.heads:
-            raise ValueError(f"dim={self.dim} does not make heads={self.heads} of rope_axes={self.rope_axes}")
+        check_axes(self.rope_axes, self.dim, self.heads)
+        check_hidden(self.dim, self.mlp_ratio)
 
     @property
     def mlp_dim(self) -> int:

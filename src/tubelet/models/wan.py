@@ -102,8 +102,8 @@ class WanConfig:
         check_patch(self.patch)
         if self.given_channels < 0:
             raise ValueError(f"given_channels must not be negative, got {self.given_channels}")
-        if self.dim % self.heads or self.dim // self.heads % 2:
-            raise ValueError(f"dim={self.dim} does not make heads={self.heads} of even width")
+        if self.dim % self.heads or self.dim // self.heads % 2 or self.dim < 6 * self.heads:
+            raise ValueError(f"dim={self.dim} does not make heads={self.heads} of even width, at least 6")
         if self.frequencies % 2 or self.frequencies < 2:
             raise ValueError(f"frequencies must be even and positive, got {self.frequencies}")
         if self.image_tokens is not None and self.image_dim is None:
