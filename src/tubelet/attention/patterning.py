@@ -1,6 +1,7 @@
 """Another pattern for the attention of a finished model."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -60,10 +61,12 @@ def set_pattern(
         (['0', '2'], Spatial())
     """
     chosen = {name: module for name, module in patterned(model).items() if filter is None or filter(name, module)}
-    patterns = list(pattern) if isinstance(pattern, list | tuple) else [pattern] * len(chosen)
-    for each in (*patterns, *([] if isinstance(pattern, list | tuple) else [pattern])):
-        if isinstance(each, type) or not isinstance(each, Pattern):
-            raise ValueError(f"pattern must be one such as Joint() or a list of them, got {each!r}")
+    several = isinstance(pattern, list | tuple)
+    given: list[Any] = [*pattern] if several else [pattern]  # type: ignore[misc]
+    for one in given:
+        if isinstance(one, type) or not isinstance(one, Pattern):
+            raise ValueError(f"pattern must be one such as Joint() or a list of them, got {one!r}")
+    patterns = given if several else given * len(chosen)
     if len(patterns) != len(chosen):
         raise ValueError(f"pattern has {len(patterns)} patterns, but there are {len(chosen)} modules: {list(chosen)}")
     for module, each in zip(chosen.values(), patterns, strict=True):

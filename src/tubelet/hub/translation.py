@@ -4,9 +4,8 @@ What a family says about names and configs is applied to tensors on the meta dev
 dtypes and finds every misfit before a number is read.
 """
 
-import typing
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from tubelet.hub.configs import to_dict
 from tubelet.hub.keys import Family, Shapes
 from tubelet.hub.tensors import Tensors
-from tubelet.hub.weights import cast, gather, listed
+from tubelet.hub.weights import gather, listed, narrowed
 
 __all__: list[str] = []
 
@@ -41,7 +40,7 @@ def to_ours(
     tensors = _own(family, tensors)
     if ours is None:
         ours = _read(family, where, config, tensors.shapes)
-    keys, make = family.keys(ours), typing.cast(Any, family.model)
+    keys, make = family.keys(ours), cast(Any, family.model)
     known = {name: like for name, like in tensors.like.items() if not keys.ignores(name)}
     empty: nn.Module = make(ours, device="meta")
     found, _ = keys.groups(known, "theirs")
@@ -52,14 +51,14 @@ def to_ours(
     def read(name: str) -> Tensor:
         group = groups[name]
         tensor = group.entry.to_ours(*map(tensors.read, group.theirs))[group.ours.index(name)]
-        return cast(family.stays_wide, name, tensor, dtype)
+        return narrowed(family.stays_wide, name, tensor, dtype)
 
     like = keys.to_ours(known)
     for table in tables:
         numbers = [*map(tensors.read, table.theirs)]
         if not any(tensor.is_meta for tensor in numbers):
             table.entry.to_ours(*numbers)
-    return empty, Tensors({name: cast(family.stays_wide, name, like[name], dtype) for name in gather(empty)}, read)
+    return empty, Tensors({name: narrowed(family.stays_wide, name, like[name], dtype) for name in gather(empty)}, read)
 
 
 def _read(family: Family, where: str, config: Mapping[str, Any], shapes: Shapes) -> Any:
@@ -108,8 +107,8 @@ def to_theirs(family: Family, config: Any, tensors: Tensors) -> tuple[dict[str, 
 
 def recast(tensors: Tensors, dtype: torch.dtype | None, stays_wide: Callable[[str], bool]) -> Tensors:
     """Tensors of ours in another dtype, but for the float32 islands that ``stays_wide`` names."""
-    like = {name: cast(stays_wide, name, tensor, dtype) for name, tensor in tensors.like.items()}
-    return Tensors(like, lambda name: cast(stays_wide, name, tensors.read(name), dtype))
+    like = {name: narrowed(stays_wide, name, tensor, dtype) for name, tensor in tensors.like.items()}
+    return Tensors(like, lambda name: narrowed(stays_wide, name, tensors.read(name), dtype))
 
 
 def _own(family: Family, tensors: Tensors) -> Tensors:

@@ -93,7 +93,7 @@ def resolve(name: str) -> type[nn.Module]:
     raise ValueError(f"the file's class {name!r} is no nn.Module of tubelet's")
 
 
-def cast(stays_wide: Callable[[str], bool], name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def narrowed(stays_wide: Callable[[str], bool], name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """The dtype asked for, float32 or better in the islands; integers keep theirs."""
     if dtype is None or not tensor.is_floating_point():
         return tensor
@@ -153,7 +153,7 @@ def build(
         more = arguments(where, description, injected or {})
         model = cast(Any, cls)(config, device=device, dtype=dtype, **more)
     restore(where, description, model, pattern)
-    tensors = {name: _owned(cast(wide, name, read(name), dtype)) for name in shapes}
+    tensors = {name: _owned(narrowed(wide, name, read(name), dtype)) for name in shapes}
     model.load_state_dict(tensors | {name: tensors[first] for name, first in aliases.items()}, assign=True)
     for name, first in aliases.items():
         _tie(model, name, first)
