@@ -154,3 +154,10 @@ def test_rows_of_streams_merge_to_those_of_the_merged_tokens(batched: bool) -> N
 def test_what_does_not_fit_is_named(act: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         act()
+
+
+def test_the_backend_is_that_of_the_joint_attention() -> None:
+    module = JointAttention([Attention(6, 2), Attention(6, 2)], backend="no such")
+    joint = JointLayout((TokenLayout.packed([None], [3]), TokenLayout.packed([Grid(1, 2, 2)]))).on("cpu")
+    with pytest.raises(ValueError, match="no such"):
+        module(torch.zeros(3, 6), torch.zeros(4, 6), joint=joint)

@@ -184,6 +184,8 @@ class LabelEmbedding(nn.Module):
 
     def forward(self, labels: Int[Tensor, " r"]) -> Float[Tensor, "r d"]:
         """``(r,)`` labels to ``(r, dim)``."""
+        if labels.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"labels must be whole numbers, int64 or int32, got {labels.dtype}")
         if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
             (low, high), last = (int(side) for side in labels.aminmax()), self.table.num_embeddings - 1
             if low < 0 or high > last:

@@ -1,13 +1,23 @@
 """Another pattern for a finished model: its own attention, joint ones too, equal to one made with the pattern."""
 
+from typing import Any
+
 import pytest
 import torch
 from mixtures import Mixture
 from parity import randomise
+from torch import nn
 
-from tubelet.attention import Joint, Spatial, Window, set_pattern
+from tubelet.attention import Attention, Joint, Spatial, Window, set_pattern
 from tubelet.attention.patterning import patterned
-from tubelet.models import MochiConfig, MochiTransformer, WanConfig, WanTransformer
+from tubelet.models import (
+    HunyuanVideoConfig,
+    HunyuanVideoTransformer,
+    MochiConfig,
+    MochiTransformer,
+    WanConfig,
+    WanTransformer,
+)
 
 F64 = {"dtype": torch.float64}
 MODELS = {
@@ -55,3 +65,22 @@ def test_what_does_not_fit_changes_nothing() -> None:
     with pytest.raises(ValueError, match="3 patterns, but there are 2"):
         set_pattern(model, [Joint()] * 3)
     assert {module.pattern for module in patterned(model).values()} == {Spatial()}
+
+
+@pytest.mark.graph  # without the tests' own checks of types, which come first
+@pytest.mark.parametrize("wrong", [Joint, "joint", None, [Joint(), "joint"], [Joint, Joint()]])
+def test_what_is_no_pattern_is_named(wrong: Any) -> None:
+    model = nn.Sequential(Attention(8, 2), Attention(8, 2))
+    before = [module.pattern for module in model]
+    with pytest.raises(ValueError, match=r"pattern must be one such as Joint\(\) or a list of them, got"):
+        set_pattern(model, wrong)
+    assert [module.pattern for module in model] == before
+
+
+def test_a_refiner_of_text_keeps_its_pattern() -> None:
+    config = HunyuanVideoConfig(dim=24, heads=2, depth=1, single_depth=1, rope_axes=(4, 4, 4), text_dim=8)
+    model, made = HunyuanVideoTransformer(config), HunyuanVideoTransformer(config, pattern=Spatial())
+    changed = set_pattern(model, Spatial())
+    patterns = [getattr(module, "pattern", None) for module in model.modules()]
+    assert changed and patterns == [getattr(module, "pattern", None) for module in made.modules()]
+    assert set_pattern(model.refiner, Spatial()) == [f"blocks.{i}.branches.0.inner" for i in range(2)]

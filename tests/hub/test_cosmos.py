@@ -18,7 +18,7 @@ from tubelet.hub.cosmos import (
     cosmos_keys,
     cosmos_original_keys,
 )
-from tubelet.models import CosmosConfig, LatteConfig
+from tubelet.models import CosmosConfig, latte_1
 
 PRESETS = [name for name in models.__all__ if name.startswith("cosmos_")]
 
@@ -117,4 +117,4 @@ def test_original_files_load_by_a_config_of_ours(kind: str, tmp_path: Path) -> N
     with pytest.raises(ValueError, match="its tensors do not fit CosmosTransformer in"):
         load_original(tmp_path / "model.pt", config=replace(model.config, depth=1))
     with pytest.raises(ValueError, match="LatteConfig has no adapter; there is one for .*files"):
-        load_original(tmp_path / "model.pt", config=LatteConfig())
+        load_original(tmp_path / "model.pt", config=latte_1())

@@ -205,3 +205,22 @@ def test_indices_of_other_samples_or_another_form_are_refused() -> None:
         JointIndex.of(one, two)
     with pytest.raises(ValueError, match=r"same samples in one form, got \(3,\), \(1, 3\)"):
         JointIndex.of(one, TokenLayout.padded([3], 3).on("cpu"))
+
+
+def test_a_joint_index_knows_the_layouts_it_was_made_of() -> None:
+    text, video = TokenLayout.packed([None] * 2, [1, 3]), TokenLayout.packed([Grid(1, 2, 3), Grid(2, 1, 1)])
+    roomy = TokenLayout.packed([Grid(1, 2, 3), Grid(2, 1, 1)], capacity=30)
+    streams = text.on("cpu"), video.on("cpu")
+    for joint in (JointLayout((text, video)).on("cpu"), JointIndex.of(*streams)):
+        for stream, index, layout in zip(joint.streams, streams, (text, video), strict=True):
+            assert stream.difference(index.host) is None and stream.difference(layout.host) is None
+        assert joint.streams[1].difference(roomy.host) is None and roomy.on("cpu").host.difference(video.host) is None
+        for other in (
+            TokenLayout.packed([Grid(1, 3, 2), Grid(2, 1, 1)]),
+            TokenLayout.packed([Grid(1, 2, 3), Grid(2, 1, 1), Grid(1, 1, 1)]),
+            TokenLayout.packed([Grid(1, 2, 3), None], [0, 2]),
+        ):
+            assert "sample" in str(joint.streams[1].difference(other.host)), other
+    some, others = (video.keep(tokens).host for tokens in ([0, 2, 7], [0, 3, 7]))
+    assert some.difference(some) is None and video.keep(range(8)).host.difference(video.host) is None
+    assert some.difference(others) == "token 1 is number 2 of its sample, not 3"

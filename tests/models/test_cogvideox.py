@@ -231,10 +231,10 @@ def test_a_joint_index_may_be_given_and_is_made_otherwise() -> None:
         ({"text": torch.zeros(6, 5, **F64)}, r"text has tokens \(6,\), but its layout has \(5,\)"),
         ({"given": None}, "given is None, but the model has given_channels=1"),
         ({"ofs": None}, "ofs is None, but the model has ofs=True"),
-        ({"ofs": torch.zeros(2, **F64)}, "values has 2 rows, but the layout has 3"),
+        ({"ofs": torch.zeros(2, **F64)}, "ofs has shape .*, but layout has 3 samples"),
         ({"t": Rows(torch.zeros(3, **F64))}, "3 values without an index"),
         ({"text_t": Rows(torch.zeros(3, **F64))}, "3 values without an index"),
-        ({"joint": JointLayout((TokenLayout.packed([None], [2]),)).on("cpu")}, r"joint merges \(2,\) tokens"),
+        ({"joint": JointLayout((TokenLayout.packed([None], [2]),)).on("cpu")}, r"joint merges tokens of \[\(2,\)\]"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> None:

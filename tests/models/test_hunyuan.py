@@ -193,7 +193,7 @@ def test_any_pattern_equals_its_mask(pattern: Pattern, monkeypatch: pytest.Monke
         ({"pooled": torch.zeros(3, 4, **F64)}, r"pooled has shape \(3, 4\), but layout has 3 samples of \(3,\)"),
         ({"text_layout": TokenLayout.packed([None], [5])}, "layout has 3 samples, but that of text has 1"),
         ({"t": Rows(torch.zeros(3, **F64))}, "3 values without an index"),
-        ({"joint": JointLayout((TokenLayout.padded([1], 1),) * 2).on("cpu")}, r"merges \(1, 1\) tokens"),
+        ({"joint": JointLayout((TokenLayout.padded([1], 1),) * 2).on("cpu")}, r"tokens of \[\(1, 1\), \(1, 1\)\]"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> None:

@@ -161,7 +161,10 @@ def test_a_joint_index_may_be_given_and_is_made_otherwise() -> None:
     [
         ({"x": torch.zeros(13, 5, **F64)}, "x is 5 wide, but the model takes 4"),
         ({"text": torch.zeros(6, 6, **F64)}, r"text has tokens \(6,\), but its layout has \(5,\)"),
-        ({"joint": JointLayout((TokenLayout.padded([1], 1),) * 2).on("cpu")}, r"merges \(1, 1\) tokens"),
+        (
+            {"joint": JointLayout((TokenLayout.padded([1], 1),) * 2).on("cpu")},
+            r"tokens of \[\(1, 1\), \(1, 1\)\]",
+        ),
         ({"t": Rows(torch.zeros(3, **F64))}, "3 values without an index"),
     ],
 )

@@ -135,7 +135,7 @@ def test_patterns_hide_what_they_say(pattern: Pattern) -> None:
         ({"guidance": None}, "guidance is None, but the model has guidance=True"),
         ({"pooled": torch.zeros(3, 4, **F64)}, r"pooled has shape \(3, 4\), but layout has 3 samples of \(3,\)"),
         ({"t": Rows(torch.zeros(3, **F64))}, "3 values without an index"),
-        ({"joint": JointLayout((TokenLayout.padded([1], 1),) * 2).on("cpu")}, r"merges \(1, 1\) tokens"),
+        ({"joint": JointLayout((TokenLayout.padded([1], 1),) * 2).on("cpu")}, r"tokens of \[\(1, 1\), \(1, 1\)\]"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> None:

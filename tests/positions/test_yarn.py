@@ -49,3 +49,8 @@ def test_rotations_turn_by_them_and_grow() -> None:
 def test_what_makes_no_sense_is_named(args: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Yarn(**{"factors": (1.0, 1.0, 1.0), "lengths": (1, 1, 1)} | args)  # type: ignore[arg-type]
+
+
+def test_a_smaller_grid_is_not_blunted() -> None:
+    assert Yarn((0.5, 0.5, 1.0), (4, 4, 4)).magnitude == 1.0
+    assert Yarn((0.5, 1.0, 8.0), (4, 4, 4)).magnitude == pytest.approx(1 + 0.1 * math.log(4))

@@ -5,7 +5,7 @@ or the text tokens are cut apart with their samples, those per sample by rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -44,7 +44,8 @@ class Mixture:
                 padding = torch.full((layout.width - len(real), width), torch.nan, **F64)
                 out[name] = torch.cat([real, padding]).requires_grad_()
         for name, shape in self.per_sample.items():
-            out[name] = torch.randn(len(self.grids), *shape, generator=draw, **F64).requires_grad_()
+            drawn = torch.randn(len(self.grids), *shape, generator=draw, **F64)
+            out[name] = (drawn if shape else drawn.abs() + 0.1).requires_grad_()  # rates and strengths are positive
         return out
 
     def levels(self, level: Level) -> Tensor:
@@ -52,12 +53,15 @@ class Mixture:
         return torch.rand(count, generator=torch.Generator().manual_seed(1), **F64)
 
     def ask(self, model: nn.Module, given: Mapping[str, Any], values: Tensor, level: Level) -> Tensor:
-        """The model's answer, by indices on the device."""
+        """The model's answer, by indices on the device; levels of padding are NaN, or another sample's."""
         index = given["layout"].on("cpu")
         if level == "token":
-            values = torch.cat([values, values.new_zeros(index.sample.numel() - len(values))])
+            values = torch.cat([values, values.new_full((index.sample.numel() - len(values),), torch.nan)])
+        t = index.rows(values, level)
+        if level == "sample" and t.index is not None:  # padding may use any row, such as that of another sample
+            t = replace(t, index=torch.where(index.valid, t.index, int(values.argmax())))
         layouts = {"layout": index, "text_layout": given["text_layout"].on("cpu")}
-        return model(t=index.rows(values, level), **{**given, **layouts})
+        return model(t=t, **{**given, **layouts})
 
     def alone(self, given: Mapping[str, Any], values: Tensor, level: Level) -> Iterator[tuple[dict[str, Any], Tensor]]:
         """Each sample as a dense batch of one, with its noise levels."""
@@ -138,6 +142,18 @@ def check_joint(model: nn.Module, mixture: Mixture) -> None:
     joint = JointLayout(layouts).on("cpu")
     for change in ({}, {"text_layout": text}, {"layout": video}, {"joint": joint}, {"layout": video, "joint": joint}):
         torch.testing.assert_close(model(t=t, **given | change)[:total], expected, rtol=1e-11, atol=1e-11)
+    for change, said in (
+        (
+            {"grids": tuple(Grid(g.h, g.w, g.t) for g in mixture.grids)},
+            r"another layout: sample 0 has .*2, 1, 2\), not",
+        ),
+        ({"lengths": tuple(reversed(mixture.lengths))}, r"another text_layout: sample 0 has .*3, 3, 0, 0, 0\), not"),
+    ):
+        other = replace(mixture, **change).layouts(20, 12)
+        wrong = JointLayout((other["text_layout"], other["layout"])).on("cpu")
+        for layouts in ({}, {"layout": video, "text_layout": text}):
+            with pytest.raises(ValueError, match=f"joint was made of {said}"):
+                model(t=t, **given | layouts | {"joint": wrong})
     dropped = {"layout": given["layout"].keep(range(total)).on("cpu"), "x": given["x"][:total]}
     dropped |= {name: given[name][:total] for name in mixture.video}
     with pytest.raises(ValueError, match="has dropped tokens: merge the layouts by a JointLayout"):

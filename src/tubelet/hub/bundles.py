@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.files import parsing, replacing
-from tubelet.hub.weights import FORMAT_VERSION, build, check_format, describe, gather, resolve, to_json
+from tubelet.hub.foreign import islands
+from tubelet.hub.tensors import held
+from tubelet.hub.translation import recast
+from tubelet.hub.weights import FORMAT_VERSION, build, check_dtype, check_format, describe, gather, resolve, to_json
 from tubelet.protocols import Pattern
 
 __all__ = ["load_bundle", "save_bundle"]
@@ -34,7 +37,8 @@ def save_bundle(
     Args:
         path: the file, by custom ``*.safetensors``.
         models: by name; each has a dataclass ``config`` and is built by ``Cls(config, device=, dtype=)``.
-        dtype: to store floating-point weights in, for instance ``torch.bfloat16`` for half the size; None keeps theirs.
+        dtype: to store floating-point weights in, float32 islands aside, for instance ``torch.bfloat16`` for half the
+            size; None keeps theirs.
         metadata: JSON values to note in the file (a seed, versions, metrics).
 
     Returns:
@@ -56,16 +60,16 @@ def save_bundle(
 
     if wrong := [name for name in models if not name.isidentifier()]:
         raise ValueError(f"models must be named by identifiers, got {wrong}")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be floating-point, got {dtype}, which would round the weights away")
+    check_dtype(dtype)
     header = {
         "format_version": FORMAT_VERSION,
         "models": {name: describe(model) for name, model in models.items()},
         "metadata": dict(metadata or {}),
     }
-    tensors = {f"{name}.{key}": tensor for name, model in models.items() for key, tensor in gather(model).items()}
-    if dtype is not None:
-        tensors = {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()}
+    tensors: dict[str, Tensor] = {}
+    for name, model in models.items():
+        own = recast(held(gather(model)), dtype, islands(type(model)))
+        tensors |= {f"{name}.{key}": own.read(key) for key in own.like}
     text = to_json(header)
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", _KEY: text})
@@ -88,7 +92,7 @@ def load_bundle(
         patterns: what the attention of a model attends, by the model's name, instead of what was saved, as in
             :func:`tubelet.hub.load`.
         device: where the weights go; the CPU by default.
-        dtype: of floating-point weights; None keeps the file's.
+        dtype: of floating-point weights, float32 islands aside; None keeps the file's.
 
     Returns:
         The models by name, in eval mode.
@@ -119,8 +123,8 @@ def load_bundle(
             check_format(description, {"_class", "format_version", "config"}, f"{path}: {name}")
             cls = classes[name] if name in classes else resolve(description["_class"])
             own = {key.removeprefix(f"{name}."): shape for key, shape in shapes.items() if key.startswith(f"{name}.")}
-            read = _reader(file, name)
-            models[name] = build(cls, f"{path}: {name}", description, own, read, device, dtype, patterns.get(name))
+            more = (own, _reader(file, name), device, dtype, patterns.get(name))
+            models[name] = build(cls, f"{path}: {name}", description, *more, wide=islands(cls))
     return models
 
 

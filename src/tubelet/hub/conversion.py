@@ -75,8 +75,6 @@ def convert(
         if form not in FORMS:
             raise ValueError(f"{name} must be one of {', '.join(FORMS)}, got {form!r}")
     check_dtype(dtype)
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be floating-point, got {dtype}, which would round the weights away")
     if config is not None and source_form != "original":
         raise ValueError(f"config is for sources in the original form, got {config} with {source_form=}")
     with _opened(source, source_form, family, config, subfolder, dtype) as found:
@@ -116,7 +114,9 @@ def _opened(
         return
     folder = fetch(source, subfolder, None)
     description = files.read_description(folder)
-    with opened(weight_files(folder, (files.STEM,))) as tensors:
+    if family is not None and family != (found_family := resolve(description["_class"]).__module__.rpartition(".")[2]):
+        raise ValueError(f"family={family!r}, but {folder} holds a model of family {found_family!r}")
+    with opened(*weight_files(folder, (files.STEM,))) as tensors:
         model = blueprint(resolve(description["_class"]), str(folder), description, tensors.shapes)
         ordered = Tensors({name: tensors.like[name] for name in gather(model)}, tensors.read)
         yield _Ours(model, recast(ordered, dtype, foreign.islands(type(model))), description)

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from tubelet.files import parsing
+from tubelet.hub.foreign import islands
 from tubelet.hub.tensors import SHARD_SIZE, fetch, held, opened, weight_files, write
-from tubelet.hub.weights import build, check_format, describe, gather, resolve, to_json
+from tubelet.hub.weights import build, check_dtype, check_format, describe, gather, resolve, to_json
 from tubelet.protocols import Pattern
 
 __all__ = ["load", "read_metadata", "save"]
@@ -120,7 +121,7 @@ def load(
         pattern: what its attention attends, or one for each of its modules (:func:`tubelet.attention.set_pattern`),
             instead of what was saved. A pattern of your own, which a file cannot hold, has to be given here.
         device: where the weights go; the CPU by default.
-        dtype: of floating-point weights; None keeps the file's.
+        dtype: of floating-point weights, float32 islands aside; None keeps the file's.
         revision: branch, tag or commit of a repository.
         **injected: what else the class is made with, such as ``conditioning=`` of a DiT, instead of what was saved.
 
@@ -142,11 +143,13 @@ def load(
         >>> type(loaded).__name__, torch.equal(loaded.embed.weight, encoder.embed.weight)
         ('WordEncoder', True)
     """
+    check_dtype(dtype)
     folder = fetch(source, subfolder, revision)
     description = read_description(folder)
     cls = resolve(description["_class"]) if cls is None else cls
-    with opened(weight_files(folder, (STEM,)), device) as tensors:
-        return build(cls, str(folder), description, tensors.shapes, tensors.read, device, dtype, pattern, injected)
+    with opened(*weight_files(folder, (STEM,)), device) as tensors:
+        own = (tensors.shapes, tensors.read, device, dtype, pattern, injected)
+        return build(cls, str(folder), description, *own, wide=islands(cls))
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -315,8 +315,8 @@ def opened_foreign(
     if "_class" in config:
         raise ValueError(f"{path} is a folder of tubelet's own form, which hub.load reads")
     named = _named(form, config, family, ours)
-    files = [path] if path.is_file() else weight_files(path, _STEMS[form])
-    with opened(files, device) as tensors:
+    files, owners = ([path], {}) if path.is_file() else weight_files(path, _STEMS[form])
+    with opened(files, owners, device) as tensors:
         yield Found(str(path), named, config, tensors, ours)
 
 

@@ -5,6 +5,7 @@ safetensors or PyTorch's own, of which only tensors are read, never code; either
 """
 
 import json
+import math
 import os
 import pickle
 import re
@@ -61,20 +62,44 @@ class Tensors(NamedTuple):
 
 
 def held(state: Mapping[str, Tensor], device: torch.device | str | None = None) -> Tensors:
-    """The tensors of a state dict, each moved to ``device`` when it is read."""
+    """The tensors of a state dict, each moved to ``device`` when it is read.
+
+    Raises:
+        ValueError: what is no tensor, or one without numbers (on meta) for a device where they are needed.
+    """
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.is_meta and device is not None and torch.device(device).type != "meta":
+            raise ValueError(f"{name} is on meta and has no numbers, which {device} needs")
     like = {name: _meta(tensor.shape, tensor.dtype) for name, tensor in state.items()}
     return Tensors(like, lambda name: state[name].detach().to(device))
 
 
 @contextmanager
-def opened(paths: Sequence[Path], device: torch.device | str | None = None) -> Iterator[Tensors]:
-    """The tensors of some files, while they are open."""
+def opened(
+    paths: Sequence[Path], owners: Mapping[str, str], device: torch.device | str | None = None
+) -> Iterator[Tensors]:
+    """The tensors of some files, while they are open; ``owners`` says from which file's name each is, if from several.
+
+    Raises:
+        ValueError: a tensor is in two files and has no owner, or not in its owner.
+    """
     with ExitStack() as stack:
-        parts = [
-            _unpickled(path, device) if path.suffix in _PICKLED else _mapped(path, device, stack) for path in paths
-        ]
-        where = {name: part for part in parts for name in part.like}
-        yield Tensors({name: part.like[name] for name, part in where.items()}, lambda name: where[name].read(name))
+        where: dict[str, tuple[Path, Tensors]] = {}
+        for path in paths:
+            part = _unpickled(path, device) if path.suffix in _PICKLED else _mapped(path, device, stack)
+            for name in part.like:
+                if owners.get(name, path.name) != path.name:  # left over from older shards, say
+                    continue
+                if name in where:
+                    raise ValueError(f"{name} is in {where[name][0]} and in {path}, and no index says which counts")
+                where[name] = path, part
+        for name, file in owners.items():
+            if name not in where:
+                raise ValueError(f"{name} is in {file} by the index, but {paths[0].with_name(file)} lacks it")
+        like = {name: part.like[name] for name, (_, part) in where.items()}
+        yield Tensors(like, lambda name: where[name][1].read(name))
 
 
 def fetch(
@@ -95,23 +120,28 @@ def fetch(
     return Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns)) / subfolder
 
 
-def weight_files(folder: Path, stems: Sequence[str]) -> list[Path]:
+def weight_files(folder: Path, stems: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
     """The one weights file, or the shards that the index names; names only, so they stay in the folder.
+
+    Beside them which file's name each tensor has by the index; nothing without one.
 
     Files are called after one of ``stems``, of which the first that is there counts.
     """
     for stem in stems:
         names, index = [f"{stem}.safetensors"], folder / f"{stem}.safetensors.index.json"
+        owners: dict[str, str] = {}
         if index.is_file():
             with parsing(index):
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+                found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                owners = {name: str(file) for name, file in found.items()}
+                names = sorted(set(owners.values()))
         elif not (folder / names[0]).is_file():
             continue
         own = re.compile(re.escape(stem) + r"(-\d+-of-\d+)?\.safetensors")
-        for name in map(str, names):
+        for name in names:
             if not own.fullmatch(name) or not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no weights file {name!r}")
-        return [folder / name for name in names]
+        return [folder / name for name in names], owners
     raise FileNotFoundError(f"{folder} holds no weights file {f'{stems[0]}.safetensors'!r}")
 
 
@@ -129,6 +159,7 @@ def write(
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
+    _check_shard_size(max_shard_size)
     pattern = stem + "{suffix}.safetensors"
     like = dict(tensors.like)
     plan = split_torch_state_dict_into_shards(like, filename_pattern=pattern, max_shard_size=max_shard_size)
@@ -144,6 +175,14 @@ def write(
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(folder / f"{stem}.safetensors.index.json", index)
     return list(plan.filename_to_tensors)
+
+
+def _check_shard_size(size: Any) -> None:
+    """Refuse what is neither a positive number of bytes nor a text of one."""
+    if isinstance(size, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?) *[KMGTkmgt][Bb]", size.strip())):
+        size = math.ceil(float(match[1]))
+    if type(size) is not int or size < 1:
+        raise ValueError(f"max_shard_size must be a positive number of bytes or a text such as '500MB', got {size!r}")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -172,10 +211,11 @@ def _mapped(path: Path, device: torch.device | str | None, stack: ExitStack) -> 
     """A safetensors file, left open on ``stack``."""
     from safetensors import safe_open
 
+    on_meta = torch.device(device or "cpu").type == "meta"  # shapes alone, which their reader does not offer
     with parsing(path):
-        file = stack.enter_context(safe_open(path, "pt", device=str(device or "cpu")))
+        file = stack.enter_context(safe_open(path, "pt", device="cpu" if on_meta else str(device or "cpu")))
         like = {name: _like(path, name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
-    return Tensors(like, file.get_tensor)
+    return Tensors(like, like.__getitem__ if on_meta else file.get_tensor)
 
 
 def _like(path: Path, name: str, entry: Any) -> Tensor:

@@ -10,11 +10,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tubelet.hub.keys import Family
+from tubelet.hub.configs import to_dict
+from tubelet.hub.keys import Family, Shapes
 from tubelet.hub.tensors import Tensors
-from tubelet.hub.weights import gather, listed
+from tubelet.hub.weights import gather, listed, narrowed
 
 __all__: list[str] = []
+
+_MISREAD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What a value of another type or size can raise where it is used."""
 
 
 def to_ours(
@@ -35,10 +39,7 @@ def to_ours(
     """
     tensors = _own(family, tensors)
     if ours is None:
-        try:
-            ours = family.read_config(family.complete(config, tensors.shapes))
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+        ours = _read(family, where, config, tensors.shapes)
     keys, make = family.keys(ours), cast(Any, family.model)
     known = {name: like for name, like in tensors.like.items() if not keys.ignores(name)}
     empty: nn.Module = make(ours, device="meta")
@@ -50,12 +51,41 @@ def to_ours(
     def read(name: str) -> Tensor:
         group = groups[name]
         tensor = group.entry.to_ours(*map(tensors.read, group.theirs))[group.ours.index(name)]
-        return _cast(family.stays_wide, name, tensor, dtype)
+        return narrowed(family.stays_wide, name, tensor, dtype)
 
     like = keys.to_ours(known)
     for table in tables:
-        table.entry.to_ours(*map(tensors.read, table.theirs))
-    return empty, Tensors({name: _cast(family.stays_wide, name, like[name], dtype) for name in gather(empty)}, read)
+        numbers = [*map(tensors.read, table.theirs)]
+        if not any(tensor.is_meta for tensor in numbers):
+            table.entry.to_ours(*numbers)
+    return empty, Tensors({name: narrowed(family.stays_wide, name, like[name], dtype) for name in gather(empty)}, read)
+
+
+def _read(family: Family, where: str, config: Mapping[str, Any], shapes: Shapes) -> Any:
+    """Our config from theirs, of the types that it is annotated with.
+
+    A value of another type may fail anywhere; the keys without which the config can be read are those to blame.
+    """
+
+    def attempt(given: Mapping[str, Any]) -> Any:
+        ours = family.read_config(family.complete(given, shapes))
+        to_dict(ours)  # of the annotated types, or an error
+        return ours
+
+    def fails(given: Mapping[str, Any]) -> bool:
+        try:
+            attempt(given)
+        except _MISREAD:
+            return True
+        return False
+
+    try:
+        return attempt(config)
+    except _MISREAD as error:
+        blamed = [key for key in config if not fails({k: v for k, v in config.items() if k != key})]
+        values = ", ".join(f"{key}={config[key]!r}" for key in blamed if key not in str(error))
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{where}: {kind}{error}{values and f'; its config says {values}'}") from error
 
 
 def to_theirs(family: Family, config: Any, tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
@@ -77,15 +107,8 @@ def to_theirs(family: Family, config: Any, tensors: Tensors) -> tuple[dict[str, 
 
 def recast(tensors: Tensors, dtype: torch.dtype | None, stays_wide: Callable[[str], bool]) -> Tensors:
     """Tensors of ours in another dtype, but for the float32 islands that ``stays_wide`` names."""
-    like = {name: _cast(stays_wide, name, tensor, dtype) for name, tensor in tensors.like.items()}
-    return Tensors(like, lambda name: _cast(stays_wide, name, tensors.read(name), dtype))
-
-
-def _cast(stays_wide: Callable[[str], bool], name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The dtype asked for, float32 or better in the islands; integers keep theirs."""
-    if dtype is None or not tensor.is_floating_point():
-        return tensor
-    return tensor.to(torch.promote_types(dtype, torch.float32) if stays_wide(name) else dtype)
+    like = {name: narrowed(stays_wide, name, tensor, dtype) for name, tensor in tensors.like.items()}
+    return Tensors(like, lambda name: narrowed(stays_wide, name, tensors.read(name), dtype))
 
 
 def _own(family: Family, tensors: Tensors) -> Tensors:
@@ -106,6 +129,8 @@ def _check(
     faults += [f"unexpected {name} {shapes[name]}" for name in shapes if name not in wanted]
     both = [name for name in wanted if name in shapes and name not in tables]
     faults += [f"{name} is {shapes[name]}, expected {wanted[name]}" for name in both if shapes[name] != wanted[name]]
+    numbers = [(name, found[name].dtype) for name in both if expected[name].is_floating_point()]
+    faults += [f"{name} is {dtype}, expected floating-point" for name, dtype in numbers if not dtype.is_floating_point]
     if faults:
         model = family.peer or family.model.__name__
         raise ValueError(f"{where}: its tensors do not fit {model} in {listed(faults)}")

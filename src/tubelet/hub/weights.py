@@ -48,9 +48,15 @@ def to_json(value: Mapping[str, Any]) -> str:
 
 
 def check_dtype(dtype: Any) -> None:
-    """Refuse what is no dtype, such as its name."""
-    if dtype is not None and not isinstance(dtype, torch.dtype):
+    """Refuse what is no dtype, such as its name, and those in which nothing is computed."""
+    if dtype is None:
+        return
+    if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype must be one of torch's, such as torch.bfloat16, got {dtype!r}")
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype must be floating-point, got {dtype}, which would round the weights away")
+    if dtype.itemsize < 2:
+        raise ValueError(f"dtype must be one that layers compute in, such as torch.bfloat16, got {dtype}")
 
 
 def check_format(description: Any, keys: set[str], where: str) -> None:
@@ -85,6 +91,13 @@ def resolve(name: str) -> type[nn.Module]:
     if isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.startswith("tubelet."):
         return found
     raise ValueError(f"the file's class {name!r} is no nn.Module of tubelet's")
+
+
+def narrowed(stays_wide: Callable[[str], bool], name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The dtype asked for, float32 or better in the islands; integers keep theirs."""
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.promote_types(dtype, torch.float32) if stays_wide(name) else dtype)
 
 
 def gather(model: nn.Module) -> dict[str, Tensor]:
@@ -126,10 +139,12 @@ def build(
     dtype: torch.dtype | None,
     pattern: Pattern | Sequence[Pattern] | None = None,
     injected: Mapping[str, Any] | None = None,
+    wide: Callable[[str], bool] = lambda name: False,
 ) -> nn.Module:
     """A model with the config of ``description`` and the tensors that ``read`` gives, in eval mode.
 
-    ``where`` names the file in errors; ``pattern`` and ``injected`` come instead of what was noted.
+    ``where`` names the file in errors; ``pattern`` and ``injected`` come instead of what was noted; ``wide`` says of
+    which tensors ``dtype`` makes no less than float32.
     """
     check_dtype(dtype)
     model = blueprint(cls, where, description, shapes, dtype, injected)
@@ -138,7 +153,7 @@ def build(
         more = arguments(where, description, injected or {})
         model = cast(Any, cls)(config, device=device, dtype=dtype, **more)
     restore(where, description, model, pattern)
-    tensors = {name: _cast(read(name), dtype) for name in shapes}
+    tensors = {name: _owned(narrowed(wide, name, read(name), dtype)) for name in shapes}
     model.load_state_dict(tensors | {name: tensors[first] for name, first in aliases.items()}, assign=True)
     for name, first in aliases.items():
         _tie(model, name, first)
@@ -191,9 +206,9 @@ def listed(faults: Sequence[str], most: int = 40) -> str:
     return f"{len(faults)} places:" + "".join(f"\n  {line}" for line in [*faults[:most], *more])
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A copy that owns its memory, not the file's mapping; integers keep their dtype."""
-    return tensor.to(dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype, copy=True)
+def _owned(tensor: Tensor) -> Tensor:
+    """A copy that owns its memory, not the file's mapping."""
+    return tensor.to(tensor.dtype, copy=True)
 
 
 def _tie(model: nn.Module, name: str, first: str) -> None:

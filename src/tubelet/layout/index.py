@@ -10,10 +10,11 @@ from typing import Final, NamedTuple
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 from tubelet.layout.rows import Level, Rows
 
-__all__ = ["Kind", "LayoutIndex", "TokenInfo", "geometry", "whole_samples"]
+__all__ = ["HostTable", "Kind", "LayoutIndex", "TokenInfo", "geometry", "whole_samples"]
 
 
 class Kind:
@@ -48,6 +49,43 @@ class TokenInfo(NamedTuple):
     extent: Int[Tensor, "*lead 3"]
     kind: Int[Tensor, "*lead"]
     sample: Int[Tensor, "*lead"]
+
+
+class HostTable(NamedTuple):
+    """What the samples of a layout are, on the host, where looking at it waits for no device.
+
+    ``table`` has a row for each segment: its start, length, text length and grid (t, h, w; zeros without one);
+    ``kept`` are the canonical positions of all tokens where some were dropped.
+
+    Example:
+        >>> from tubelet.layout import Grid, TokenLayout
+        >>> TokenLayout.packed([Grid(1, 2, 2), Grid(2, 1, 1)]).host.table.tolist()
+        [[0, 4, 0, 1, 2, 2], [4, 2, 0, 2, 1, 1]]
+    """
+
+    table: Int[Tensor, "s 6"]
+    kept: Int[Tensor, " m"] | None
+
+    def difference(self, other: "HostTable") -> str | None:
+        """Where the samples of two layouts differ, in words; None where they do not, whatever the room for more.
+
+        Example:
+            >>> from tubelet.layout import TokenLayout
+            >>> one, other = TokenLayout.packed([None], [3]).host, TokenLayout.packed([None], [2]).host
+            >>> one.difference(other)
+            'sample 0 has (tokens, text, t, h, w) of (3, 3, 0, 0, 0), not (2, 2, 0, 0, 0)'
+        """
+        rows = max(len(self.table), len(other.table))
+        ours, theirs = (F.pad(each.table[:, 1:], (0, 0, 0, rows - len(each.table))) for each in (self, other))
+        if not torch.equal(ours, theirs):
+            at = int((ours != theirs).any(dim=1).nonzero()[0])
+            found, asked = tuple(ours[at].tolist()), tuple(theirs[at].tolist())
+            return f"sample {at} has (tokens, text, t, h, w) of {found}, not {asked}"
+        # of as many tokens: where none was dropped from one, none was from the other
+        if self.kept is not None and other.kept is not None and not torch.equal(self.kept, other.kept):
+            at = int((self.kept != other.kept).nonzero()[0])
+            return f"token {at} is number {int(self.kept[at])} of its sample, not {int(other.kept[at])}"
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +124,11 @@ class LayoutIndex:
     def shape(self) -> tuple[int, ...]:
         """The leading shape of token tensors: ``(n,)`` packed, ``(b, n)`` batched."""
         return tuple(self.sample.shape)
+
+    @property
+    def host(self) -> HostTable:
+        """What the samples are, on the host."""
+        return HostTable(self.table, self.kept)
 
     @property
     def frame(self) -> Int[Tensor, "*lead"]:

@@ -13,7 +13,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from tubelet.layout.index import Kind, LayoutIndex, whole_samples
+from tubelet.layout.index import HostTable, Kind, LayoutIndex, whole_samples
 from tubelet.layout.rows import Rows
 from tubelet.layout.tokens import TokenLayout
 
@@ -90,7 +90,7 @@ class JointLayout:
         parts = torch.split(ends, [s.width for s in self.streams], dim=1)
         index = merged.on(device)
         own = (part.reshape(s.shape).to(device) for part, s in zip(parts, self.streams, strict=True))
-        return JointIndex(index, tuple(own), identity)
+        return JointIndex(index, tuple(own), identity, tuple(s.host for s in self.streams))
 
     def _merged_positions(self) -> list[list[list[int]]]:
         """Per stream and sample, the canonical position on the merged axis of each of its tokens."""
@@ -110,7 +110,8 @@ class JointLayout:
 class JointIndex:
     """The merged index of several streams, and where on its flattened axis each of their tokens stands.
 
-    With ``identity`` the streams stand one behind the other, row by row.
+    With ``identity`` the streams stand one behind the other, row by row. ``streams`` says of each what its samples
+    were, so that an index of other layouts, though of as many tokens, is known as such.
 
     Example:
         >>> from tubelet.layout import Grid
@@ -123,6 +124,7 @@ class JointIndex:
     index: LayoutIndex
     places: tuple[Int[Tensor, "..."], ...]
     identity: bool
+    streams: tuple[HostTable, ...]
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -163,7 +165,7 @@ class JointIndex:
         index = whole_samples(table, shape, first.samples, frames, longest, dense, device)
         rows = torch.arange(math.prod(shape[:-1]), device=device).view(*shape[:-1], 1)
         places = torch.split(order.argsort() + rows * shape[-1], list(widths), dim=-1)
-        return cls(index, tuple(places), identity=False)
+        return cls(index, tuple(places), False, tuple(stream.host for stream in streams))
 
     def merge(self, *streams: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """Streams ``(*lead_i, ...)`` of one dtype, in the order of the joint layout, to one tensor ``(*lead, ...)``."""

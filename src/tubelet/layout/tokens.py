@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from tubelet.layout.index import Kind, LayoutIndex, geometry
+from tubelet.layout.index import HostTable, Kind, LayoutIndex, geometry
 from tubelet.layout.rows import Level, Rows
 
 __all__ = ["Grid", "TokenLayout"]
@@ -176,6 +176,16 @@ class TokenLayout:
         """Why the tokens of a sample are not its whole grid in raster order, or None where they are."""
         return None if self.kept is None else "tokens were dropped by layout.keep(...)"
 
+    @property
+    def host(self) -> HostTable:
+        """What the samples are, as the index has it on the host."""
+        with torch.device("cpu"):
+            sides = [(0, 0, 0) if g is None else (g.t, g.h, g.w) for g in self.grids]
+            columns = zip(self.starts, self.lengths, self.text_lengths, sides, strict=True)
+            table = torch.tensor([(start, length, text, *side) for start, length, text, side in columns])
+            flat = None if self.kept is None else torch.tensor([*itertools.chain(*self.kept)], dtype=torch.long)
+        return HostTable(table, flat)
+
     def keep(self, index: Sequence[int] | Int[Tensor, " k"]) -> "TokenLayout":
         """The packed layout of ``tokens.flatten(0, -2)[index]``: token dropping (NaViT, section 2.2).
 
@@ -224,17 +234,17 @@ class TokenLayout:
         return _made(self, device)
 
     def _on(self, device: torch.device | str) -> LayoutIndex:
-        lengths, texts = torch.tensor(self.lengths), torch.tensor(self.text_lengths)
+        table, kept = self.host
+        starts, lengths, texts, sides = table[:, 0], table[:, 1], table[:, 2], table[:, 3:]
         sample = torch.repeat_interleave(torch.arange(len(self.grids)), lengths)
-        sides = torch.tensor([(0, 0, 0) if g is None else (g.t, g.h, g.w) for g in self.grids])
-        position = torch.tensor(list(itertools.chain(*self.positions())), dtype=torch.long)
+        position = kept if kept is not None else _ranges(lengths)
         tokens = geometry(position, texts[sample], sides[sample], sample)
         is_text = tokens.kind == Kind.TEXT
         has_text = (texts > 0).long()
         row_counts = has_text + sides[:, 0]
         first_row = row_counts.cumsum(0) - row_counts
         frame_row = first_row[sample] + torch.where(is_text, 0, has_text[sample] + tokens.coords[:, 0])
-        place = torch.tensor(self.starts)[sample] + _ranges(lengths)
+        place = starts[sample] + _ranges(lengths)
         spread = self._spread(place)
         segments = _bucket(len(self.grids), 16) if self.bucketed else len(self.grids)
         rows = int(row_counts.sum())
@@ -242,16 +252,14 @@ class TokenLayout:
         end = self.width * len(self.grids) if self.batched else sum(self.lengths)
         cu = torch.tensor([*self.starts, *[end] * (tail + 1)], dtype=torch.int32)
         used = torch.tensor([*self.lengths, *[0] * tail], dtype=torch.int32)
-        table = torch.zeros(segments, 6, dtype=torch.long)
-        table[: len(self.grids)] = torch.cat([cu[: len(self.grids), None], lengths[:, None], texts[:, None], sides], 1)
         owner = torch.repeat_interleave(torch.arange(len(self.grids)), row_counts)
         owner = torch.cat([owner, owner.new_zeros((_bucket(rows, 32) if self.bucketed else rows) - rows)])
         longest = max(self.lengths)
         return LayoutIndex(
             cu_seqlens=cu.to(device),
             seqlens=used.to(device),
-            table=table,
-            kept=None if self.kept is None else position,
+            table=torch.cat([table, table.new_zeros(tail, 6)]),
+            kept=kept,
             coords=spread(tokens.coords, -1).to(device),
             extent=spread(tokens.extent, 0).to(device),
             sample=spread(sample, -1).to(device),

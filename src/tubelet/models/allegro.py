@@ -30,10 +30,10 @@ from tubelet.models.inputs import (
     check_dtypes,
     check_fields,
     check_patch,
-    check_rows,
     check_tokens,
     index_time,
     on,
+    real_levels,
     reset_children,
 )
 from tubelet.norms import LayerNorm
@@ -180,11 +180,11 @@ class AllegroTransformer(nn.Module):
         Raises:
             ValueError: shapes and layouts disagree.
         """
-        index, text_index = on(layout, x), on(text_layout, x)
+        index, text_index = on(layout, x), on(text_layout, x, "text_layout")
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_tokens("text", text, self.config.text_dim, text_index, index)
         check_dtypes(self.embed, x=x, text=text)
-        check_rows(t, index.shape)
+        t = real_levels(t, index)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         h: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
         time = t.map(lambda level: self.time(index_time(level, self.config.time_scale, self.config.time_shift)))

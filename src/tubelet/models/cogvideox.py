@@ -36,12 +36,13 @@ from tubelet.models.inputs import (
     check_fields,
     check_given,
     check_patch,
-    check_rows,
     check_tokens,
     highest_levels,
     index_time,
     joined,
     on,
+    per_sample,
+    real_levels,
     reset_children,
 )
 from tubelet.norms import LayerNorm
@@ -119,6 +120,13 @@ class CogVideoXConfig:
             raise ValueError(f"sinusoids of the noise level are even, got dim={self.dim}, time_dim={self.time_dim}")
         if self.dim % self.heads or (self.rotary and self.dim // self.heads % 16):
             raise ValueError(f"dim={self.dim} does not make heads={self.heads} of widths that 16 divides")
+        if self.sincos is not None and self.dim % 16:
+            raise ValueError(f"sincos={self.sincos} needs a dim that 16 divides, got dim={self.dim}")
+        for name in ("base", "sincos", "learned"):
+            if (sides := getattr(self, name)) is not None and min(sides) <= 0:
+                raise ValueError(f"{name} must be positive on each axis, got {sides}")
+        if self.learned_text < 0:
+            raise ValueError(f"learned_text must not be negative, got {self.learned_text}")
         if self.base is not None and not self.rotary:
             raise ValueError(f"base={self.base} is a matter of rotations, but rotary=False")
         if (self.learned is None) != (self.learned_text == 0):
@@ -276,8 +284,10 @@ class CogVideoXTransformer(nn.Module):
         Raises:
             ValueError: shapes and layouts disagree, or the config asks for inputs that are not there or has none such.
         """
-        index, text_index = on(layout, x), on(text_layout, x)
-        self._check(x, t, text, index, text_index, given, ofs)
+        index, text_index = on(layout, x), on(text_layout, x, "text_layout")
+        self._check(x, text, index, text_index, given, ofs)
+        t = real_levels(t, index)
+        ofs = None if ofs is None else per_sample("ofs", ofs, (), index)
         joint = joined(text_layout, layout, joint, x)
         inputs = x if given is None else torch.cat([x, given], dim=-1)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
@@ -285,7 +295,7 @@ class CogVideoXTransformer(nn.Module):
         words: Tensor = self.text(torch.where(text_index.valid[..., None], text, 0))
         if text_t is None:
             text_t = highest_levels(t, index, text_index)
-        check_rows(text_t, text_index.shape)
+        text_t = real_levels(text_t, text_index, "text_t")
         time, text_time = self._time(t, ofs, index, video.dtype), self._time(text_t, ofs, text_index, video.dtype)
         h = self._placed(joint.merge(words, video), joint.index)
         context = {"layout": joint.index, "rope": self._turned(joint.index, h.dtype)}
@@ -302,7 +312,7 @@ class CogVideoXTransformer(nn.Module):
         time = t.map(lambda level: self.time(index_time(level, scale, shift)).to(dtype))
         if self.ofs is None or ofs is None:
             return time
-        return layout.add_per_sample(time, self.ofs(layout.rows(ofs, "sample").values).to(dtype))
+        return layout.add_per_sample(time, self.ofs(ofs).to(dtype))
 
     def _placed(self, h: Tensor, merged: LayoutIndex) -> Tensor:
         """Tokens of the merged axis with what is added for their places."""
@@ -322,7 +332,6 @@ class CogVideoXTransformer(nn.Module):
     def _check(
         self,
         x: Tensor,
-        t: Rows,
         text: Tensor,
         layout: LayoutIndex,
         text_layout: LayoutIndex,
@@ -332,7 +341,6 @@ class CogVideoXTransformer(nn.Module):
         check_tokens("x", x, self.config.patch_dim, layout, layout)
         check_tokens("text", text, self.config.text_dim, text_layout, layout)
         check_dtypes(self.embed, x=x, text=text)
-        check_rows(t, layout.shape)
         check_given(given, self.config.given_channels, self.config.given_dim, layout)
         if (ofs is not None) != self.config.ofs:
             found = "None" if ofs is None else f"of shape {tuple(ofs.shape)}"

@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -37,10 +37,12 @@ from tubelet.models.inputs import (
     check_asked,
     check_dtypes,
     check_fields,
+    check_hidden,
     check_per_sample,
-    check_rows,
+    check_rates,
     check_tokens,
     on,
+    real_levels,
     reset_children,
 )
 from tubelet.norms import LayerNorm, RMSNorm
@@ -113,10 +115,7 @@ class CosmosConfig:
                 raise ValueError(f"{name} must be positive on each axis, got {sides}")
         if self.dim % self.heads or self.dim // self.heads % 2 or self.dim < 6 * self.heads:
             raise ValueError(f"dim={self.dim} does not make heads={self.heads} of even width, at least 6")
-        if self.mlp_dim < 1:
-            raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves dim={self.dim} no hidden width")
-        if self.time not in get_args(Time):
-            raise ValueError(f"time must be one of {get_args(Time)}, got {self.time!r}")
+        check_hidden(self.dim, self.mlp_ratio)
 
     @property
     def mlp_dim(self) -> int:
@@ -326,8 +325,9 @@ class CosmosTransformer(nn.Module):
         Raises:
             ValueError: shapes and layouts disagree, or the config asks for inputs that are not there or has none such.
         """
-        index, text_index = on(layout, x), on(text_layout, x)
-        self._check(x, t, text, index, text_index)
+        index, text_index = on(layout, x), on(text_layout, x, "text_layout")
+        self._check(x, text, index, text_index)
+        t = real_levels(t, index)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         inputs = torch.where(index.valid[..., None], self._with_masks(x, known, padding, index), 0)
         h: Tensor = self.embed(inputs)
@@ -355,7 +355,9 @@ class CosmosTransformer(nn.Module):
         if fps is None:
             return index.coords
         check_per_sample("fps", fps, (), index)
-        return self.frame_rate(index.coords, index.rows(fps, "sample").expand())
+        rates = index.rows(fps, "sample")
+        check_rates("fps", rates, index)
+        return self.frame_rate(index.coords, rates.expand())
 
     def _with_masks(self, x: Tensor, known: Tensor | None, padding: Tensor | None, index: LayoutIndex) -> Tensor:
         """Latents, and behind them the masks that the config has."""
@@ -370,11 +372,10 @@ class CosmosTransformer(nn.Module):
             check_tokens(name, mask, config.cells, index, index)
         return torch.cat([x, *(mask.to(x.dtype) for mask in masks.values())], dim=-1)
 
-    def _check(self, x: Tensor, t: Rows, text: Tensor, layout: LayoutIndex, text_layout: LayoutIndex) -> None:
+    def _check(self, x: Tensor, text: Tensor, layout: LayoutIndex, text_layout: LayoutIndex) -> None:
         check_tokens("x", x, self.config.patch_dim, layout, layout)
         check_tokens("text", text, self.config.text_dim, text_layout, layout)
         check_dtypes(self.embed, x=x, text=text)
-        check_rows(t, layout.shape)
 
     if TYPE_CHECKING:
 

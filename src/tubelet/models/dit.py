@@ -30,10 +30,10 @@ from tubelet.models.inputs import (
     check_fields,
     check_patch,
     check_per_sample,
-    check_rows,
     check_tokens,
     index_time,
     on,
+    real_levels,
     reset_children,
 )
 from tubelet.norms import LayerNorm
@@ -270,7 +270,7 @@ class DiT(nn.Module):
         index = on(layout, x)
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_dtypes(self.embed, x=x)
-        check_rows(t, index.shape)
+        t = real_levels(t, index)
         check_per_sample("labels", labels, (), index)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         h: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))

@@ -34,18 +34,20 @@ from tubelet.layout import JointIndex, LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
 from tubelet.models.flux import FluxBlocks, FluxCondition
 from tubelet.models.inputs import (
+    check_axes,
     check_dtypes,
     check_fields,
     check_given,
-    check_guidance,
+    check_hidden,
     check_patch,
-    check_per_sample,
-    check_rows,
     check_tokens,
+    checked_guidance,
     highest_levels,
     index_time,
     joined,
     on,
+    per_sample,
+    real_levels,
     reset_children,
 )
 from tubelet.norms import LayerNorm
@@ -110,8 +112,8 @@ class HunyuanVideoConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         check_patch(self.patch)
-        if self.dim % self.heads or sum(self.rope_axes) != self.dim // self.heads:
-            raise ValueError(f"dim={self.dim} does not make heads={self.heads} of rope_axes={self.rope_axes}")
+        check_axes(self.rope_axes, self.dim, self.heads)
+        check_hidden(self.dim, self.mlp_ratio)
         if self.image_condition not in _IMAGE_CONDITIONS:
             raise ValueError(f"image_condition must be one of {_IMAGE_CONDITIONS}, got {self.image_condition!r}")
 
@@ -260,13 +262,13 @@ class HunyuanVideoTransformer(nn.Module):
         Raises:
             ValueError: shapes and layouts disagree, or the config asks for inputs that are not there or has none such.
         """
-        index, text_index = on(layout, x), on(text_layout, x)
+        index, text_index = on(layout, x), on(text_layout, x, "text_layout")
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_tokens("text", text, self.config.text_dim, text_index, index)
         check_dtypes(self.embed, x=x, text=text)
-        check_rows(t, index.shape)
-        check_per_sample("pooled", pooled, (self.config.pooled_dim,), index)
-        check_guidance(guidance, self.config.guidance, index)
+        t = real_levels(t, index)
+        pooled = per_sample("pooled", pooled, (self.config.pooled_dim,), index)
+        guidance = checked_guidance(guidance, self.config.guidance, index)
         check_given(given, self.config.given_channels, self.config.given_dim, index)
         joint = joined(text_layout, layout, joint, x)
         levels = highest_levels(t, index, text_index)
@@ -300,6 +302,8 @@ class _TextRefiner(nn.Module):
 
     The noise level and the mean of the prompt close and open the branches; norms are affine and unmodulated.
     """
+
+    keeps_pattern = True  # a pattern of the model is about its video
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ The checks come before shapes that happen to broadcast give a wrong answer.
 import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -29,43 +30,125 @@ def index_time(level: Tensor, scale: float, shift: float = 0.0) -> Tensor:
 
 
 def check_fields(config: Any) -> None:
-    """Refuse counts that are not whole, numbers that are not finite, and an epsilon or a scale that is not positive.
+    """Refuse values of other types than their annotations, numbers that are not finite, scales that are not positive.
 
-    A text ``"2"`` or a NaN would pass many comparisons, and fail far from here or not at all.
+    A text ``"2"``, a NaN or two axes of three would pass many comparisons, and fail far from here or not at all.
     """
     hints = typing.get_type_hints(type(config))
     for name in (field.name for field in fields(config)):
         union = typing.get_origin(hints[name]) in (typing.Union, types.UnionType)
-        kinds = set(typing.get_args(hints[name]) if union else [hints[name]])
-        if not kinds <= {int, float, type(None)} or ((value := getattr(config, name)) is None and type(None) in kinds):
-            continue
-        if float not in kinds:
-            if type(value) is not int:
-                raise ValueError(f"{name} must be a whole number, got {value!r}")
-        elif type(value) not in (int, float) or not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value!r}")
-        elif value <= 0 and name.endswith(("eps", "time_scale")):
+        kinds = list(typing.get_args(hints[name]) if union else [hints[name]])
+        value = getattr(config, name)
+        wanted = [_wanted(kind, value) for kind in kinds]
+        if None not in wanted:
+            raise ValueError(f"{name} must be {wanted[0]}, got {value!r}")
+        if value is not None and name.endswith(("eps", "time_scale")) and value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
+
+
+def _wanted(kind: Any, value: Any) -> str | None:
+    """What a value must be by its annotation; None where it is, or the annotation is of a kind not looked at."""
+    if kind in _KINDS:
+        fits, words = _KINDS[kind]
+        return None if fits(value) else words
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return None if value in arguments else f"one of {arguments}"
+    if typing.get_origin(kind) is tuple:
+        if type(value) is tuple and len(value) == len(arguments) and not any(map(_wanted, arguments, value)):
+            return None
+        number = "whole numbers" if int in arguments else "finite numbers"
+        return f"{len(arguments)} {number} in a tuple"
+    return None
+
+
+_KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    bool: (lambda value: type(value) is bool, "True or False"),
+    int: (lambda value: type(value) is int, "a whole number"),
+    float: (lambda value: type(value) in (int, float) and math.isfinite(value), "a finite number"),
+    str: (lambda value: type(value) is str, "a text"),
+    type(None): (lambda value: value is None, "None"),
+}
 
 
 def check_patch(patch: tuple[int, ...]) -> None:
     """Refuse what is no ``(t, h, w)`` of positive whole numbers."""
-    if type(patch) is not tuple or len(patch) != 3 or not all(n == int(n) > 0 for n in patch):
+    if type(patch) is not tuple or len(patch) != 3 or not all(type(n) is int and n > 0 for n in patch):
         raise ValueError(f"patch must be three positive whole numbers (t, h, w) in a tuple, got {patch!r}")
 
 
-def check_rows(t: Rows, lead: tuple[int, ...]) -> None:
-    """Refuse indices of a discrete path, and levels of another layout, which would broadcast or be the wrong ones."""
+def check_axes(rope_axes: tuple[int, int, int], dim: int, heads: int) -> None:
+    """Refuse what does not share the width of a head among three axes, in pairs."""
+    if dim % heads or sum(rope_axes) != dim // heads:
+        raise ValueError(f"dim={dim} does not make heads={heads} of rope_axes={rope_axes}")
+    if any(width < 0 or width % 2 for width in rope_axes):
+        raise ValueError(f"rope_axes must be even widths, got {rope_axes}")
+
+
+def check_hidden(dim: int, mlp_ratio: float) -> None:
+    """Refuse an MLP without hidden features."""
+    if int(dim * mlp_ratio) < 1:
+        raise ValueError(f"mlp_ratio={mlp_ratio} leaves dim={dim} no hidden width")
+
+
+def real_levels(t: Rows, layout: LayoutIndex, name: str = "t") -> Rows:
+    """Noise levels of a layout's tokens, with zeros in rows that no real token uses.
+
+    NaN there would be none in the prediction, but in the gradient of every weight that conditions make.
+
+    Raises:
+        ValueError: indices of a discrete path, levels outside [0, 1], or rows of another layout, which would broadcast
+            or be the wrong ones. Numbers are looked at on the CPU only, where nothing waits.
+    """
+    _check_rows(t, layout.shape, name)
+    used = _used(t, layout)
+    levels = t if used is None else Rows(torch.where(used, t.values, 0), t.index, t.owner)
+    _check_range(levels.values, name)
+    return levels
+
+
+def _used(rows: Rows, layout: LayoutIndex) -> Tensor | None:
+    """Which rows a real token uses, as flags; None where all are used."""
+    if rows.index is not None:
+        uses = torch.zeros(rows.values.shape[0], dtype=torch.int, device=rows.values.device)
+        return uses.index_add(0, rows.index.flatten(), layout.valid.flatten().int()) > 0
+    if len(layout.shape) == 2 and not layout.dense and rows.values.shape[0] == layout.shape[0]:
+        return layout.valid.any(dim=-1)
+    return None
+
+
+def check_rates(name: str, rates: Rows, layout: LayoutIndex) -> None:
+    """Refuse rates of a layout's tokens that are not positive numbers; looked at on the CPU only."""
+    if not host_readable(rates.values):
+        return
+    used = _used(rates, layout)
+    real = (rates.values if used is None else rates.values[used]).detach()
+    if real.numel() and not (float(real.min()) > 0 and float(real.max()) < math.inf):
+        raise ValueError(f"{name} must be positive numbers, got {real.tolist()}")
+
+
+def _check_rows(t: Rows, lead: tuple[int, ...], name: str) -> None:
     if not isinstance(t, Rows):
-        raise ValueError(f"t must be Rows of levels, such as layout.rows(levels, 'sample'), got {type(t).__name__}")
-    if t.values.ndim != 1 or not t.values.is_floating_point():
-        raise ValueError(f"t must hold scalars (r,), got {t.values.dtype} of shape {tuple(t.values.shape)}")
-    _check_range(t)
-    if t.index is not None:
-        if tuple(t.index.shape) != lead:
-            raise ValueError(f"t has an index of shape {tuple(t.index.shape)}, but layout has {lead}")
-    elif t.values.shape[0] not in ((1, lead[0]) if len(lead) > 1 else (1,)):
-        raise ValueError(f"t has {t.values.shape[0]} values without an index, but layout has {lead}: use layout.rows")
+        raise ValueError(
+            f"{name} must be Rows of levels, such as layout.rows(levels, 'sample'), got {type(t).__name__}"
+        )
+    values, index = t.values, t.index
+    if values.ndim != 1 or not values.is_floating_point():
+        raise ValueError(f"{name} must hold scalars (r,), got {values.dtype} of shape {tuple(values.shape)}")
+    if index is None:
+        if values.shape[0] not in ((1, lead[0]) if len(lead) > 1 else (1,)):
+            raise ValueError(
+                f"{name} has {values.shape[0]} values without an index, but layout has {lead}: use layout.rows"
+            )
+        return
+    if tuple(index.shape) != lead:
+        raise ValueError(f"{name} has an index of shape {tuple(index.shape)}, but layout has {lead}")
+    if index.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{name} must have an index of row numbers, int32 or int64, got {index.dtype}")
+    if index.numel() and host_readable(index):
+        least, most = (int(bound) for bound in index.aminmax())
+        if least < 0 or most >= values.shape[0]:
+            raise ValueError(f"{name} has an index of {least} to {most}, but {values.shape[0]} rows")
 
 
 def readable(values: Tensor) -> bool:
@@ -75,13 +158,18 @@ def readable(values: Tensor) -> bool:
     return torch._C._functorch.peek_interpreter_stack() is None
 
 
-def _check_range(t: Rows) -> None:
-    """Refuse times of a schedule (500 of 1000) where levels belong; looked at on the CPU only, where nothing waits."""
-    if t.values.device.type != "cpu" or not readable(t.values):
-        return
-    used = t.values if t.index is None else t.values[t.index]
-    if used.numel() and (most := float(used.detach().max())) > 1 + 1e-3:
-        raise ValueError(f"t holds noise levels in [0, 1], got {most}: divide times of a schedule by its steps")
+def host_readable(values: Tensor) -> bool:
+    """Whether they can be read without waiting for a device."""
+    return values.device.type == "cpu" and readable(values)
+
+
+def _check_range(levels: Tensor, name: str) -> None:
+    """Refuse times of a schedule (500 of 1000) where levels belong, and NaN; a step's rounding is let pass."""
+    if levels.numel() and host_readable(levels):
+        least, most = (float(bound) for bound in levels.detach().aminmax())
+        if not (least >= -1e-3 and most <= 1 + 1e-3):  # NaN is neither
+            found = f"got {least} to {most}" if least < most else f"got {least}"
+            raise ValueError(f"{name} holds noise levels in [0, 1], {found}: divide times of a schedule by its steps")
 
 
 def check_dtypes(linear: nn.Module, **tokens: Any) -> None:
@@ -113,6 +201,12 @@ def check_tokens(name: str, x: Any, width: int, layout: LayoutIndex, samples: La
         raise ValueError(f"layout has {samples.samples} samples, but that of {name} has {layout.samples}")
 
 
+def check_longest(name: str, layout: LayoutIndex, most: int, config: str) -> None:
+    """Refuse samples of more tokens than a table of learned positions has; looked at on the host, not in graphs."""
+    if not torch.compiler.is_compiling() and (longest := int(layout.table[:, 1].max())) > most:
+        raise ValueError(f"{name} has {longest} tokens, but the model has {config}={most}")
+
+
 def check_per_sample(name: str, values: Any, shape: tuple[int, ...], layout: LayoutIndex) -> None:
     """Refuse values of other samples; a full table's number of real samples is not read, so graphs hold no guard on it.
 
@@ -134,11 +228,26 @@ def check_asked(name: str, value: Any, asked: bool, why: str) -> None:
         raise ValueError(f"{name} is {found}, but the model has {why}")
 
 
-def check_guidance(guidance: Tensor | None, told: bool, layout: LayoutIndex) -> None:
-    """Refuse strengths that a model is not told, their lack in one that is, and those of other samples."""
+def per_sample(name: str, values: Tensor, shape: tuple[int, ...], layout: LayoutIndex) -> Tensor:
+    """Values of the layout's samples, with zeros for those that it only has room for."""
+    check_per_sample(name, values, shape, layout)
+    if layout.dense or values.shape[0] != layout.seqlens.shape[0]:
+        return values
+    return torch.where((layout.seqlens > 0).view(-1, *(1 for _ in shape)), values, 0)
+
+
+def checked_guidance(guidance: Tensor | None, told: bool, layout: LayoutIndex) -> Tensor | None:
+    """Strengths per sample, refused where a model is not told them, lacks them, or they are negative.
+
+    Numbers are looked at on the CPU only.
+    """
     check_asked("guidance", guidance, told, f"guidance={told}")
-    if guidance is not None:
-        check_per_sample("guidance", guidance, (), layout)
+    if guidance is None:
+        return None
+    guidance = per_sample("guidance", guidance, (), layout)
+    if host_readable(guidance) and not bool((guidance >= 0).all()):
+        raise ValueError(f"guidance must be 0 or more, got {guidance.tolist()}")
+    return guidance
 
 
 def check_given(given: Tensor | None, channels: int, width: int, layout: LayoutIndex) -> None:
@@ -148,8 +257,12 @@ def check_given(given: Tensor | None, channels: int, width: int, layout: LayoutI
         check_tokens("given", given, width, layout, layout)
 
 
-def on(layout: TokenLayout | LayoutIndex, x: Tensor) -> LayoutIndex:
+def on(layout: TokenLayout | LayoutIndex, x: Tensor, name: str = "layout") -> LayoutIndex:
     """The layout's index where ``x`` lies."""
+    if not isinstance(layout, TokenLayout | LayoutIndex):
+        raise ValueError(f"{name} must be a TokenLayout or the index of one, got {layout!r}")
+    if not isinstance(x, Tensor):
+        raise ValueError(f"x must be a tensor of tokens {layout.shape}, got {x!r}")
     return layout.on(x.device) if isinstance(layout, TokenLayout) else layout
 
 
@@ -164,27 +277,20 @@ def reset_children(model: nn.Module) -> None:
 def joined(
     text_layout: TokenLayout | LayoutIndex, layout: TokenLayout | LayoutIndex, joint: JointIndex | None, x: Tensor
 ) -> JointIndex:
-    """The index of the merged axis, text first, made here where none is given; it must be of as many tokens."""
+    """The index of the merged axis, text first, made here where none is given; it must be of these very layouts."""
     if joint is None:
         if isinstance(text_layout, TokenLayout) and isinstance(layout, TokenLayout):
             return JointLayout((text_layout, layout)).on(x.device)
         return JointIndex.of(on(text_layout, x), on(layout, x))
-    widths = (text_layout.shape[-1], layout.shape[-1])
-    if joint.widths != widths:
-        raise ValueError(f"joint merges {joint.widths} tokens, but text_layout and layout have {widths}")
-    if not torch.compiler.is_compiling():
-        asked = [sum(each) for each in zip(*map(_lengths, (text_layout, layout)), strict=False)]
-        if (found := _lengths(joint.index)) != asked:
-            raise ValueError(f"joint has samples of {found} tokens, but text_layout and layout together {asked}")
+    found, asked = [tuple(places.shape) for places in joint.places], [text_layout.shape, layout.shape]
+    if found != asked:
+        raise ValueError(f"joint merges tokens of {found}, but text_layout and layout have {asked}")
+    if not torch.compiler.is_compiling():  # graphs serve any layouts of a capacity, and look at none
+        layouts = {"text_layout": text_layout, "layout": layout}
+        for (name, each), stream in zip(layouts.items(), joint.streams, strict=True):
+            if (difference := stream.difference(each.host)) is not None:
+                raise ValueError(f"joint was made of another {name}: {difference}")
     return joint
-
-
-def _lengths(layout: TokenLayout | LayoutIndex) -> list[int]:
-    """The tokens of each sample, by the host's numbers."""
-    if isinstance(layout, TokenLayout):
-        return list(layout.lengths)
-    lengths: list[int] = layout.table[: layout.samples, 1].tolist()
-    return lengths
 
 
 def highest_levels(t: Rows, layout: LayoutIndex, text_layout: LayoutIndex) -> Rows:

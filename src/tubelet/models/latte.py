@@ -32,10 +32,10 @@ from tubelet.models.inputs import (
     check_dtypes,
     check_fields,
     check_patch,
-    check_rows,
     check_tokens,
     index_time,
     on,
+    real_levels,
     reset_children,
 )
 from tubelet.models.latte_variants import LatteVariant, latte_arrangement, latte_blocks
@@ -249,11 +249,11 @@ class LatteTransformer(nn.Module):
         Raises:
             ValueError: shapes and layouts disagree.
         """
-        index, text_index = on(layout, x), on(text_layout, x)
+        index, text_index = on(layout, x), on(text_layout, x, "text_layout")
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_tokens("text", text, self.config.text_dim, text_index, index)
         check_dtypes(self.embed, x=x, text=text)
-        check_rows(t, index.shape)
+        t = real_levels(t, index)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         h: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
         in_frame, in_time = latte_positions(index, self.config.places, self.config.dim, h.dtype)

@@ -29,10 +29,11 @@ from tubelet.mlp import MLP
 from tubelet.models.inputs import (
     check_dtypes,
     check_fields,
-    check_rows,
+    check_rates,
     check_tokens,
     index_time,
     on,
+    real_levels,
     reset_children,
 )
 from tubelet.norms import LayerNorm, RMSNorm
@@ -116,7 +117,8 @@ def ltx_places(
         stride: pixels in a cell of the latents along ``(t, h, w)``.
 
     Raises:
-        ValueError: a stride is not positive, or the rates are those of another layout.
+        ValueError: a stride or a rate is not positive (on the CPU, where looking waits for no device), or the rates are
+            those of another layout.
 
     Example:
         >>> from tubelet import Grid
@@ -126,6 +128,8 @@ def ltx_places(
     """
     if not isinstance(fps, Rows | float | int):  # a tensor would broadcast over tokens
         raise ValueError(f"fps must be a number or index.rows(rates, 'sample'), got {type(fps).__name__}")
+    if isinstance(fps, Rows):
+        check_rates("fps", fps, index)
     rate = fps.expand() if isinstance(fps, Rows) else fps
     return FrameRate(base=1.0)(FirstPixel(stride, causal)(index.coords), rate)
 
@@ -207,12 +211,12 @@ class LTXTransformer(nn.Module):
         Raises:
             ValueError: shapes and layouts disagree.
         """
-        index, text_index = on(layout, x), on(text_layout, x)
+        index, text_index = on(layout, x), on(text_layout, x, "text_layout")
         check_tokens("x", x, self.config.latent_channels, index, index)
         check_tokens("text", text, self.config.text_dim, text_index, index)
         check_dtypes(self.embed, x=x, text=text)
         check_tokens("places", places, 3, index, index)
-        check_rows(t, index.shape)
+        t = real_levels(t, index)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         x, places = (torch.where(index.valid[..., None], given, 0) for given in (x, places))
         h: Tensor = self.embed(x)

@@ -34,12 +34,12 @@ from tubelet.models.inputs import (
     check_dtypes,
     check_fields,
     check_patch,
-    check_rows,
     check_tokens,
     highest_levels,
     index_time,
     joined,
     on,
+    real_levels,
     reset_children,
 )
 from tubelet.norms import LayerNorm, RMSNorm
@@ -188,11 +188,11 @@ class MochiTransformer(nn.Module):
         Raises:
             ValueError: shapes and layouts disagree.
         """
-        index, text_index = on(layout, x), on(text_layout, x)
+        index, text_index = on(layout, x), on(text_layout, x, "text_layout")
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_tokens("text", text, self.config.text_dim, text_index, index)
         check_dtypes(self.embed, x=x, text=text)
-        check_rows(t, index.shape)
+        t = real_levels(t, index)
         joint = joined(text_layout, layout, joint, x)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         video: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))

@@ -27,17 +27,19 @@ from tubelet.conditioning import AdaLNZero
 from tubelet.layout import JointIndex, LayoutIndex, Rows, TokenLayout
 from tubelet.models.flux import FluxBlocks, FluxCondition
 from tubelet.models.inputs import (
+    check_axes,
     check_dtypes,
     check_fields,
     check_given,
-    check_guidance,
+    check_hidden,
     check_patch,
-    check_per_sample,
-    check_rows,
     check_tokens,
+    checked_guidance,
     highest_levels,
     joined,
     on,
+    per_sample,
+    real_levels,
     reset_children,
 )
 from tubelet.norms import LayerNorm
@@ -93,8 +95,8 @@ class OpenSoraConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         check_patch(self.patch)
-        if self.dim % self.heads or sum(self.rope_axes) != self.dim // self.heads:
-            raise ValueError(f"dim={self.dim} does not make heads={self.heads} of rope_axes={self.rope_axes}")
+        check_axes(self.rope_axes, self.dim, self.heads)
+        check_hidden(self.dim, self.mlp_ratio)
 
     @property
     def mlp_dim(self) -> int:
@@ -219,13 +221,13 @@ class OpenSoraTransformer(nn.Module):
         Raises:
             ValueError: shapes and layouts disagree, or the config asks for inputs that are not there or has none such.
         """
-        index, text_index = on(layout, x), on(text_layout, x)
+        index, text_index = on(layout, x), on(text_layout, x, "text_layout")
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_tokens("text", text, self.config.text_dim, text_index, index)
         check_dtypes(self.embed, x=x, text=text)
-        check_rows(t, index.shape)
-        check_per_sample("pooled", pooled, (self.config.pooled_dim,), index)
-        check_guidance(guidance, self.config.guidance, index)
+        t = real_levels(t, index)
+        pooled = per_sample("pooled", pooled, (self.config.pooled_dim,), index)
+        guidance = checked_guidance(guidance, self.config.guidance, index)
         check_given(given, self.config.given_channels, self.config.given_dim, index)
         joint = joined(text_layout, layout, joint, x)
         levels = highest_levels(t, index, text_index)

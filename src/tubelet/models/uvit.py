@@ -29,12 +29,13 @@ from tubelet.models.inputs import (
     check_asked,
     check_dtypes,
     check_fields,
+    check_longest,
     check_patch,
     check_per_sample,
-    check_rows,
     check_tokens,
     index_time,
     on,
+    real_levels,
     reset_children,
 )
 from tubelet.models.patch_conv import PatchConv
@@ -326,7 +327,7 @@ class UViT(nn.Module):
         index = on(layout, x)
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_dtypes(self.embed, x=x)
-        check_rows(t, index.shape)
+        t = real_levels(t, index)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         patches: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
         patches = patches + self.positions(index.coords)
@@ -371,9 +372,7 @@ class UViT(nn.Module):
             raise ValueError(f"the model has text_dim={self.config.text_dim}: give text and text_layout")
         where = on(layout, text)
         check_tokens("text", text, self.text.in_features, where, index)
-        most = self.config.text_tokens
-        if not torch.compiler.is_compiling() and (longest := int(where.table[:, 1].max())) > most:
-            raise ValueError(f"a prompt has {longest} tokens, but the model has text_tokens={most}")
+        check_longest("a prompt", where, self.config.text_tokens, "text_tokens")
         words = self.text(torch.where(where.valid[..., None], text, 0))
         return [(words + F.embedding(where.coords[..., 2].clamp(min=0), self.prefix[1:]), where)]
 

@@ -26,9 +26,9 @@ from tubelet.mlp import MLP
 from tubelet.models.inputs import (
     check_dtypes,
     check_fields,
-    check_rows,
     index_time,
     on,
+    real_levels,
     reset_children,
 )
 from tubelet.norms import LayerNorm, RMSNorm
@@ -236,9 +236,9 @@ class VideoDiT(nn.Module):
             ValueError: shapes and layouts disagree.
         """
         layout = on(layout, x)
-        text_layout = on(text_layout, x)
+        text_layout = on(text_layout, x, "text_layout")
         self._check(x, text, layout, text_layout)
-        check_rows(t, layout.shape)
+        t = real_levels(t, layout)
         mask = self._mask(x, known)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         text = torch.where(text_layout.valid[..., None], text, 0)

@@ -35,11 +35,12 @@ from tubelet.models.inputs import (
     check_dtypes,
     check_fields,
     check_given,
+    check_longest,
     check_patch,
-    check_rows,
     check_tokens,
     index_time,
     on,
+    real_levels,
     reset_children,
 )
 from tubelet.norms import LayerNorm, RMSNorm
@@ -101,8 +102,8 @@ class WanConfig:
         check_patch(self.patch)
         if self.given_channels < 0:
             raise ValueError(f"given_channels must not be negative, got {self.given_channels}")
-        if self.dim % self.heads or self.dim // self.heads % 2:
-            raise ValueError(f"dim={self.dim} does not make heads={self.heads} of even width")
+        if self.dim % self.heads or self.dim // self.heads % 2 or self.dim < 6 * self.heads:
+            raise ValueError(f"dim={self.dim} does not make heads={self.heads} of even width, at least 6")
         if self.frequencies % 2 or self.frequencies < 2:
             raise ValueError(f"frequencies must be even and positive, got {self.frequencies}")
         if self.image_tokens is not None and self.image_dim is None:
@@ -280,8 +281,9 @@ class WanTransformer(nn.Module):
         Raises:
             ValueError: shapes and layouts disagree, or the config asks for inputs that are not there or has none such.
         """
-        index, text_index = on(layout, x), on(text_layout, x)
-        self._check(x, t, text, index, text_index, given)
+        index, text_index = on(layout, x), on(text_layout, x, "text_layout")
+        self._check(x, text, index, text_index, given)
+        t = real_levels(t, index)
         inputs = x if given is None else torch.cat([x, given], dim=-1)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         h: Tensor = self.embed(torch.where(index.valid[..., None], inputs, 0))
@@ -305,20 +307,23 @@ class WanTransformer(nn.Module):
         if self.image is None:
             if image is not None:
                 raise ValueError(f"image has shape {tuple(image.shape)}, but the model has image_dim=None")
+            if layout is not None:
+                raise ValueError(f"image_layout has tokens {layout.shape}, but the model has image_dim=None")
             return {}
         if image is None or layout is None:
             raise ValueError(f"the model has image_dim={self.config.image_dim}: give image and image_layout")
-        image_index = on(layout, image)
+        image_index = on(layout, image, "image_layout")
         check_tokens("image", image, self.image.width, image_index, index)
+        if self.config.image_tokens is not None:
+            check_longest("an image", image_index, self.config.image_tokens, "image_tokens")
         return {"image": self.image(image, image_index), "image_layout": image_index}
 
     def _check(
-        self, x: Tensor, t: Rows, text: Tensor, layout: LayoutIndex, text_layout: LayoutIndex, given: Tensor | None
+        self, x: Tensor, text: Tensor, layout: LayoutIndex, text_layout: LayoutIndex, given: Tensor | None
     ) -> None:
         check_tokens("x", x, self.config.patch_dim, layout, layout)
         check_tokens("text", text, self.config.text_dim, text_layout, layout)
         check_dtypes(self.embed, x=x, text=text)
-        check_rows(t, layout.shape)
         check_given(given, self.config.given_channels, self.config.given_dim, layout)
 
     if TYPE_CHECKING:
