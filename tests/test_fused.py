@@ -183,13 +183,14 @@ def test_mlps_and_parallel_branches_compute_the_same(act, dtype: torch.dtype) ->
         assert torch.equal(module(x), eager)
 
 
-def test_hooks_of_a_projection_and_of_an_activation_are_still_called() -> None:
+@pytest.mark.parametrize("names", [["up"], ["act"], ["up", "act", "down"]])
+def test_hooks_of_a_projection_and_of_an_activation_are_still_called(names: list[str]) -> None:
     mlp, heard = MLP(8), []
     use_kernels(mlp)
-    for module in (mlp.up, mlp.act, mlp.down):
-        module.register_forward_hook(lambda module, *_: heard.append(module))
+    for name in names:
+        getattr(mlp, name).register_forward_hook(lambda *_, name=name: heard.append(name))
     mlp(torch.randn(2, 8))
-    assert heard == [mlp.up, mlp.act, mlp.down]
+    assert heard == names
 
 
 def test_subclasses_of_a_linear_map_are_left_alone() -> None:
