@@ -231,7 +231,9 @@ class TokenLayout:
             >>> TokenLayout.dense(1, Grid(1, 1, 2), text_length=1).on("cpu").frame.tolist()
             [[-1, 0, 0]]
         """
-        return _made(self, device)
+        if torch.compiler.is_compiling():  # not torch.compiler.disable, which loads the compiler with the package
+            torch._dynamo.graph_break(msg="pass layout.on(device) to compiled code, not the layout")
+        return _on_the_host(self, device)
 
     def _on(self, device: torch.device | str) -> LayoutIndex:
         table, kept = self.host
@@ -312,8 +314,3 @@ def _on_the_host(layout: TokenLayout, device: torch.device | str) -> LayoutIndex
     """The index, whatever the default device is: the tables are made on the host, then moved."""
     with torch.device("cpu"):
         return layout._on(device)
-
-
-_made: Callable[[TokenLayout, torch.device | str], LayoutIndex] = torch.compiler.disable(  # type: ignore[no-untyped-call]
-    _on_the_host, reason="an index is made on the host: pass layout.on(device) to compiled code, not the layout"
-)
