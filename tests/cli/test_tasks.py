@@ -89,6 +89,11 @@ def test_two_files_are_connected_end_to_start(bundle, tmp_path) -> None:
     assert torch.equal(made[:, expected.tokens], levels(expected.video)[:, expected.tokens])
 
 
+def test_a_text_has_no_source_to_make_first(bundle, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tubelet.pipeline.generate", lambda *_, **__: pytest.fail("a source was sampled"))
+    assert sample(bundle, tmp_path / "a.gif", "--task", "text", "--size", "5,16,24") == 0
+
+
 def test_strength_0_gives_the_file(bundle, tmp_path) -> None:
     source = gif(tmp_path / "source.gif", 5)
     options = ("--task", "edit", "--video", tmp_path / "source.gif", "--strength", "0", "--size", "5,16,24")
@@ -121,11 +126,28 @@ def test_the_source_prompt_is_what_the_model_makes_first(bundle, model, tmp_path
         (("--task", "edit", "--video", "a.gif", "--strength", "2"), "expected a number from 0 to 1, got '2'"),
         (("--task", "edit", "--video", "a.gif"), "frames"),
         (("--task", "connect", "--given", "5"), "clips of 5 and 5 frames do not fit into frames=9"),
+        (
+            ("--task", "connect", "--video", "a.gif", "--video", "b.gif", "--given", "4"),
+            "a.gif has 3 frames, --given 4",
+        ),
+        (
+            ("--task", "connect", "--video", "b.gif", "--video", "a.gif", "--given", "4"),
+            "a.gif has 3 frames, --given 4",
+        ),
+        (("--task", "long", "--video", "a.gif", "--window", "5"), "a.gif has 3 frames, --given 5"),
+        (("--task", "long", "--window", "5", "--given", "6"), "the source has 5 frames, --given 6"),
+        (("--task", "long", "--given", "9"), "--task long leaves nothing to make in --size 9,16,24"),
+        (("--task", "extend", "--given", "9"), "--task extend leaves nothing to make in --size 9,16,24"),
+        (("--task", "interpolate", "--every", "1"), "--task interpolate leaves nothing to make in --size 9,16,24"),
+        (("--task", "image", "--size", "1,16,24"), "--task image leaves nothing to make in --size 1,16,24"),
+        (("--task", "image", "--size", "1,16,24", "--video", "a.gif"), "nothing to make in --size 1,16,24"),
     ],
 )
 def test_mistakes_are_one_line(bundle, tmp_path, monkeypatch, capsys, more, says: str) -> None:
     monkeypatch.chdir(tmp_path)
     gif(tmp_path / "a.gif", 3)
+    gif(tmp_path / "b.gif", 9)
+    monkeypatch.setattr("tubelet.pipeline.sample", lambda *_, **__: pytest.fail("something was sampled"))
     try:
         status = sample(bundle, tmp_path / "out.gif", "--size", "9,16,24", *more)
     except SystemExit as stop:

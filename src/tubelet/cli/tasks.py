@@ -3,12 +3,15 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tubelet.cli.arguments import count, existing, share
+
+if TYPE_CHECKING:
+    from tubelet.diffusion import Known
 
 __all__ = ["NAMES", "add_task", "check_no_task", "do_task"]
 
@@ -106,20 +109,20 @@ def do_task(
         read: a video file at the size that is asked for.
 
     Raises:
-        ValueError: an option that the task does not use, a source that is too short, or a file too many.
+        ValueError: an option that the task does not use, a source that is too short, a file too many, or nothing to
+            make.
 
     Example:
         >>> callable(do_task)
         True
     """
-    from tubelet.completion import complete, edit, edit_inverted, lengthen, task
+    from tubelet.completion import complete, edit, edit_inverted, lengthen
 
     _check(arguments)
     name, frames, seed = arguments.task, arguments.size[0], arguments.seed
-    given, every = arguments.given or _GIVEN, arguments.every or _EVERY
+    given, window = arguments.given or _GIVEN, min(arguments.window or _WINDOW, frames)
     made = {"steps": arguments.steps, "guidance": arguments.guidance}
-    window = min(arguments.window or _WINDOW, frames)
-    source = _source(arguments, model, worded, read, window if name == "long" else frames, given)
+    source = _source(arguments, model, worded, read, window if name == "long" else frames)
     if name == "edit":
         strength = _STRENGTH if arguments.strength is None else arguments.strength
         return edit(model, [prompt], [source], [seed], strength=strength, **made)[0]
@@ -127,10 +130,11 @@ def do_task(
         strength = 1.0 if arguments.strength is None else arguments.strength
         shown = worded(arguments.prompt if arguments.source is None else arguments.source)
         return edit_inverted(model, [prompt], [source], [shown], strength=strength, **made)[0]
+    known = _known(arguments, source)
     if name == "long":
         start, overlap = source[:, :given], min(given, window - 1)
         return lengthen(model, [prompt], [start], frames, [seed], window=window, overlap=overlap, **made)[0]
-    return complete(model, [prompt], [task(name, source, frames, given, every)], [seed], **made)[0]
+    return complete(model, [prompt], [known], [seed], **made)[0]
 
 
 def _source(
@@ -139,20 +143,50 @@ def _source(
     worded: Callable[[str], str],
     read: Callable[[Path], Video],
     frames: int,
-    given: int,
 ) -> Video:
-    """The files, of which connect wants the end of the first and the start of the second; else a sample."""
+    """The files, of which connect wants the end of the first and the start of the second; else a sample.
+
+    A sample that no task would accept, or that says nothing, is not made.
+    """
     import torch
 
     from tubelet.pipeline import generate
 
-    if arguments.video is None:
-        shown = worded(arguments.prompt if arguments.source is None else arguments.source)
-        size = (frames, *arguments.size[1:])
-        how = {"steps": arguments.steps, "guidance": arguments.guidance}
-        return generate(model, [shown], [size], [arguments.seed], **how)[0]
-    videos = [read(path) for path in arguments.video]
-    return videos[0] if len(videos) == 1 else torch.cat([videos[0][:, -given:], videos[1][:, :given]], dim=1)
+    given = arguments.given or _GIVEN
+    if arguments.video is not None:
+        videos = [read(path) for path in arguments.video]
+        for path, video in zip(arguments.video, videos, strict=True):
+            _check_given(arguments, str(path), video)
+        return videos[0] if len(videos) == 1 else torch.cat([videos[0][:, -given:], videos[1][:, :given]], dim=1)
+    size = (frames, *arguments.size[1:])
+    blank = torch.zeros(model.vae.config.in_channels, *size)
+    _check_given(arguments, "the source", blank)
+    if arguments.task not in ("edit", "invert"):
+        _known(arguments, blank)
+    if arguments.task == "text":
+        return blank
+    shown = worded(arguments.prompt if arguments.source is None else arguments.source)
+    how = {"steps": arguments.steps, "guidance": arguments.guidance}
+    return generate(model, [shown], [size], [arguments.seed], **how)[0]
+
+
+def _known(arguments: argparse.Namespace, source: Video) -> "Known":
+    """What the task keeps of its source."""
+    from tubelet.completion import task
+
+    (frames, height, width), given = arguments.size, arguments.given or _GIVEN
+    name = "extend" if arguments.task == "long" else arguments.task
+    known = task(name, source, frames, given, arguments.every or _EVERY)
+    if bool(known.tokens.all()):
+        raise ValueError(f"--task {arguments.task} leaves nothing to make in --size {frames},{height},{width}")
+    return known
+
+
+def _check_given(arguments: argparse.Namespace, name: str, video: Video) -> None:
+    """That a source has the frames that are kept of it."""
+    given = arguments.given or _GIVEN
+    if arguments.task in _USES["given"] and video.shape[1] < given:
+        raise ValueError(f"{name} has {video.shape[1]} frames, --given {given}")
 
 
 def _check(arguments: argparse.Namespace) -> None:
