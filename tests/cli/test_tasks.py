@@ -6,8 +6,9 @@ import pytest
 import torch
 from systems import tiny_system
 
-from tubelet import hub
+from tubelet import diffusion, hub
 from tubelet.cli import main
+from tubelet.cli import sample as cli
 from tubelet.cli.tasks import NAMES
 from tubelet.completion import TASKS, complete, edit, edit_inverted, lengthen, task
 from tubelet.data import read_video, write_video
@@ -65,6 +66,21 @@ def test_each_task_is_the_librarys_on_a_video_of_the_prompt(bundle, model, tmp_p
     assert torch.equal(written(tmp_path / "a.gif"), levels(expected))
 
 
+@pytest.mark.parametrize("name", [None, "extend", "long"])
+def test_the_solver_is_the_librarys(bundle, model, tmp_path, name: str | None) -> None:
+    assert tuple(diffusion.SOLVERS) == cli.SOLVERS
+    options = ["--size", "9,16,24", "--seed", "3", "--solver", "unipc"]
+    assert sample(bundle, tmp_path / "a.gif", *options, *(["--task", name] if name else [])) == 0
+    how = {"steps": 2, "guidance": 2.0, "step": diffusion.UniPC()}
+    with torch.autocast("cpu", torch.bfloat16):
+        (expected,) = generate(model, ["a two"], [(9, 16, 24)], [3], **how)
+        if name == "extend":
+            (expected,) = complete(model, ["a two"], [task(name, expected, 9)], [3], **how)
+        elif name == "long":
+            (expected,) = lengthen(model, ["a two"], [expected[:, :5]], 9, [3], window=9, overlap=5, **how)
+    assert torch.equal(written(tmp_path / "a.gif"), levels(expected))
+
+
 @pytest.mark.parametrize(
     ("name", "kept"),
     [("extend", slice(0, 3)), ("prepend", slice(-3, None)), ("loop", slice(0, 3)), ("long", slice(0, 3))],
@@ -114,6 +130,8 @@ def test_the_source_prompt_is_what_the_model_makes_first(bundle, model, tmp_path
     ("more", "says"),
     [
         (("--task", "dream"), "invalid choice: 'dream'"),
+        (("--solver", "plms"), "invalid choice: 'plms'"),
+        (("--task", "invert", "--solver", "ddpm", "--size", "5,16,24"), "a --solver that draws nothing, got ddpm"),
         (("--given", "3"), "--given is of a task: extend, prepend, connect, loop, long; say which with --task"),
         (("--source", "a"), "--source is of a task"),
         (("--task", "extend", "--every", "2"), "--every is not of --task extend, but of interpolate, upsample"),

@@ -5,7 +5,7 @@ import torch
 from systems import tiny_system
 
 from tubelet.completion import TASKS, complete, consistent, filled, known_latents, task
-from tubelet.diffusion import Known
+from tubelet.diffusion import Known, UniPC
 from tubelet.diffusion.tasks import connect, extend, inpaint, nothing, outpaint, place, upsample
 from tubelet.pipeline import TextToVideo, decode_latents, encode_videos, generate
 
@@ -208,3 +208,22 @@ def test_bad_names_and_counts_are_refused(arguments, says: str) -> None:
     name, *counts = arguments
     with pytest.raises(ValueError, match=says):
         task(name, video(), *counts)
+
+
+def test_a_model_that_is_told_nothing_is_repainted(model, monkeypatch) -> None:
+    known, told = extend(video(5), 9), []
+    plain = type(model.denoiser).forward
+
+    def noted(self, x, t, text, layout, text_layout, given):
+        told.append((t.expand().clone(), given.clone()))
+        return plain(self, x, t, text, layout, text_layout, given)
+
+    monkeypatch.setattr(type(model.denoiser), "forward", noted)
+    (made,) = complete(model, ["a two"], [known], [3], steps=2, repaint=3, guidance=1.0)
+    assert torch.equal(made[:, :5], known.video[:, :5])
+    assert [sorted(set(t.tolist())) for t, _ in told] == [[1.0]] * 3 + [[0.5]] * 3
+    assert not any(bool(given.any()) for _, given in told)
+    (often,) = complete(model, ["a two"], [known], [3], steps=2, repaint=2, guidance=1.0)
+    assert float((often - made).abs().max()) > 1e-3
+    with pytest.raises(ValueError, match="step must be a one-step method, got the solver UniPC"):
+        complete(model, ["a two"], [known], [3], steps=2, repaint=3, step=UniPC())

@@ -5,7 +5,7 @@ import torch
 from systems import tiny_system
 
 from tubelet.completion import edit, edit_inverted, lengthen
-from tubelet.diffusion import Process, shift_warp
+from tubelet.diffusion import SOLVERS, Process, shift_warp
 from tubelet.pipeline import TextToVideo, decode_latents, encode_videos, generate
 
 
@@ -82,3 +82,16 @@ def test_long_videos_begin_with_their_start_and_go_on_from_it(model) -> None:
 def test_bad_strengths_are_refused(model) -> None:
     with pytest.raises(ValueError, match=r"strength must lie in \[0, 1\], got 1.5"):
         edit(model, ["a"], [video()], [0], strength=1.5)
+
+
+def test_edits_and_long_videos_take_any_step(model) -> None:
+    ask = (model, ["a two"], [video()])
+    for make in (
+        lambda step: edit(*ask, [1], steps=5, step=step),
+        lambda step: edit_inverted(*ask, ["a"], steps=5, step=step),
+        lambda step: lengthen(*ask, 9, [1], window=9, overlap=5, steps=5, step=step),
+    ):
+        euler, unipc = make(SOLVERS["euler"])[0], make(SOLVERS["unipc"])[0]
+        assert float((euler - unipc).abs().max()) > 1e-4
+    with pytest.raises(ValueError, match="step draws noise, so that it does not lead back"):
+        edit_inverted(*ask, ["a"], steps=3, step=SOLVERS["ddpm"])

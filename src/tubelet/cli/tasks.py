@@ -13,7 +13,7 @@ from tubelet.cli.arguments import count, existing, share
 if TYPE_CHECKING:
     from tubelet.diffusion import Known
 
-__all__ = ["NAMES", "add_task", "check_no_task", "do_task"]
+__all__ = ["NAMES", "add_task", "check_no_task", "do_task", "sampled"]
 
 NAMES = (
     "text",
@@ -33,7 +33,7 @@ NAMES = (
 )
 """Every task; those before the last three are :data:`tubelet.completion.TASKS`. Example: ``NAMES[0]``."""
 
-_GIVEN, _EVERY, _STRENGTH, _WINDOW = 5, 4, 0.75, 13
+_GIVEN, _EVERY, _WINDOW = 5, 4, 13
 _USES = {
     "given": ("extend", "prepend", "connect", "loop", "long"),
     "every": ("interpolate", "upsample"),
@@ -69,7 +69,7 @@ def add_task(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--every", type=count, help=f"interpolate, upsample: of how many frames one is known; default {_EVERY}"
     )
-    group.add_argument("--strength", type=share, help=f"edit, invert: 0 keeps the source; default {_STRENGTH:g}, 1")
+    group.add_argument("--strength", type=share, help="edit, invert: 0 keeps the source; default 0.75, 1")
     group.add_argument("--window", type=count, help=f"long: frames made at once; default {_WINDOW}")
 
 
@@ -121,15 +121,14 @@ def do_task(
     _check(arguments)
     name, frames, seed = arguments.task, arguments.size[0], arguments.seed
     given, window = arguments.given or _GIVEN, min(arguments.window or _WINDOW, frames)
-    made = {"steps": arguments.steps, "guidance": arguments.guidance}
+    made = sampled(arguments)
     source = _source(arguments, model, worded, read, window if name == "long" else frames)
+    strength = {} if arguments.strength is None else {"strength": arguments.strength}
     if name == "edit":
-        strength = _STRENGTH if arguments.strength is None else arguments.strength
-        return edit(model, [prompt], [source], [seed], strength=strength, **made)[0]
+        return edit(model, [prompt], [source], [seed], **strength, **made)[0]
     if name == "invert":
-        strength = 1.0 if arguments.strength is None else arguments.strength
         shown = worded(arguments.prompt if arguments.source is None else arguments.source)
-        return edit_inverted(model, [prompt], [source], [shown], strength=strength, **made)[0]
+        return edit_inverted(model, [prompt], [source], [shown], **strength, **made)[0]
     known = _known(arguments, source)
     if name == "long":
         start, overlap = source[:, :given], min(given, window - 1)
@@ -166,8 +165,19 @@ def _source(
     if arguments.task == "text":
         return blank
     shown = worded(arguments.prompt if arguments.source is None else arguments.source)
-    how = {"steps": arguments.steps, "guidance": arguments.guidance}
-    return generate(model, [shown], [size], [arguments.seed], **how)[0]
+    return generate(model, [shown], [size], [arguments.seed], **sampled(arguments))[0]
+
+
+def sampled(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How the sampler is run, as :func:`tubelet.pipeline.generate` has it.
+
+    Example:
+        >>> sampled(argparse.Namespace(steps=4, solver="heun", guidance=2.0))["steps"]
+        4
+    """
+    from tubelet.diffusion import SOLVERS
+
+    return {"steps": arguments.steps, "step": SOLVERS[arguments.solver], "guidance": arguments.guidance}
 
 
 def _known(arguments: argparse.Namespace, source: Video) -> "Known":
@@ -191,6 +201,8 @@ def _check_given(arguments: argparse.Namespace, name: str, video: Video) -> None
 
 def _check(arguments: argparse.Namespace) -> None:
     """That no option is dropped."""
+    from tubelet.diffusion import Seeded
+
     name, files = arguments.task, arguments.video or ()
     for option, tasks in _USES.items():
         if getattr(arguments, option) is not None and name not in tasks:
@@ -201,5 +213,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--task {name} has one source{' or two' * (name == 'connect')}, got {len(files)} files")
     if files and arguments.source is not None and name != "invert":
         raise ValueError(f"--source is what the model makes without a --video, got both for --task {name}")
+    if name == "invert" and isinstance(sampled(arguments)["step"], Seeded):
+        raise ValueError(f"--task invert needs a --solver that draws nothing, got {arguments.solver}")
     if name == "invert" and files and arguments.source is None:
         raise ValueError("--task invert needs a --source that says what the --video shows")

@@ -60,12 +60,14 @@ from tubelet.diffusion.predictions import Coefficients, Prediction, coefficients
 from tubelet.diffusion.process import Process
 from tubelet.diffusion.projection import projected
 from tubelet.diffusion.repainting import Repainted
+from tubelet.diffusion.samplers import SOLVERS as SOLVERS
 from tubelet.diffusion.samplers import (
     Churned,
     Corrected,
     ExponentialAdams,
     OneStep,
     Past,
+    Seeded,
     State,
     UniPC,
     Variance,
@@ -128,6 +130,7 @@ __all__ = [
     "Repainted",
     "Rule",
     "Scale",
+    "Seeded",
     "SelfConditioned",
     "SelfConditionedNetwork",
     "Skip",

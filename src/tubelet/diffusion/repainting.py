@@ -15,8 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tubelet.diffusion.known import Known
+from tubelet.diffusion.predictions import level
 from tubelet.diffusion.process import Process
 from tubelet.diffusion.samplers import euler_step, renoise
+from tubelet.diffusion.samplers.loop import one_step
 from tubelet.diffusion.samplers.renewal import draw
 from tubelet.layout import Rows
 from tubelet.protocols import Denoiser, SamplerStep
@@ -38,7 +40,8 @@ class Repainted:
             steps at a time, ten times; here a jump is one step.
 
     Raises:
-        ValueError: ``repeats`` is smaller than 1; at the call, noise has another shape than the state.
+        ValueError: ``within`` is no one-step method, or ``repeats`` is smaller than 1; at the call, noise has another
+            shape than the state, or a known token stays at its level (seen on the CPU only).
 
     Example:
         >>> from tubelet.diffusion import Process, noise_stream, sample
@@ -57,6 +60,7 @@ class Repainted:
     repeats: int = 1
 
     def __post_init__(self) -> None:
+        one_step("within", self.within)
         if self.repeats < 1:
             raise ValueError(f"repeats must be at least 1, got {self.repeats}")
 
@@ -64,10 +68,19 @@ class Repainted:
         self, denoiser: Denoiser, x: Float[Tensor, "*lead c"], t: Rows, s: Rows, process: Process
     ) -> Float[Tensor, "*lead c"]:
         """The state at ``s``, its known tokens at ``s`` too."""
+        self._check_moving(t, s)
         for _ in range(self.repeats - 1):
             there = self._made(denoiser, x, t, s, process)
             x = renoise(there, s, t, process.path, draw(self.noise, x))
         return self._at(self._made(denoiser, x, t, s, process), s, process)
+
+    def _check_moving(self, t: Rows, s: Rows) -> None:
+        """A known token that stays would be held, not repainted."""
+        if t.values.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        stays = level(Rows(t.values == s.values, t.index), self.known.values)[..., 0]
+        if bool((stays & self.known.tokens).any()):
+            raise ValueError("a known token stays at its level: sample without rows=known.levels, at one level for all")
 
     def _made(self, denoiser: Denoiser, x: Tensor, t: Rows, s: Rows, process: Process) -> Tensor:
         return self.within(denoiser, self._at(x, t, process), t, s, process)

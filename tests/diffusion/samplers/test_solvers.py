@@ -10,17 +10,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampling import Exploding, distance, fresh, mixture, randn
+from sampling import Exploding, distance, fresh, gaussian, mixture, randn
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tubelet.diffusion import (
+    SOLVERS,
     VP,
     Churned,
     ExponentialAdams,
     Known,
     Process,
     RectifiedFlow,
+    Repainted,
+    Seeded,
     SelfConditioned,
     State,
     UniPC,
@@ -37,6 +40,7 @@ from tubelet.diffusion import (
     lcm_step,
     lift,
     midpoint_step,
+    noise_like,
     noise_stream,
     one_row,
     renoise,
@@ -340,6 +344,48 @@ def test_wrong_arguments_are_named() -> None:
         Churned(euler_step, -0.1, iter([x]))
     with pytest.raises(ValueError, match=r"low must not be above high, got 0.8 and 0.2"):
         Churned(euler_step, 0.1, iter([x]), low=0.8, high=0.2)
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (UniPC, r"step must be a step, got the class UniPC: UniPC\(...\) is one"),
+        (dpmpp_2m, r"step is called as dpmpp_2m\(denoiser, x, t, s, process\): too many positional arguments"),
+        ("euler", r"step must be a step such as euler_step, got 'euler'; SOLVERS has them by name"),
+        (ddpm_step, r"called as ddpm_step\(denoiser, x, t, s, process\): missing a required .*'noise'"),
+        (partial(ancestral_step, eta=0.5), r"called as ancestral_step\(.*: missing a required .*'noise'"),
+        (SOLVERS["ddpm"], r"step is Seeded, and there is no noise here: step.make\(noise_stream\("),
+    ],
+)
+def test_what_is_no_step_is_named(step: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        sample(lambda x, t: x, torch.zeros(2, 1), Process().times(2), process=Process(), step=step)
+
+
+def test_wrappers_of_one_step_refuse_what_remembers() -> None:
+    known = Known(one_row(torch.tensor(True)), torch.zeros(2, 1))
+    for name, make in (
+        ("within", lambda step: Churned(step, 0.1, iter([]))),
+        ("within", lambda step: Repainted(known, iter([]), step)),
+        ("inner", SelfConditioned),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be a one-step method, got the solver UniPC, which"):
+            make(UniPC())
+        with pytest.raises(ValueError, match=f"{name} is called as dpmpp_2m"):
+            make(dpmpp_2m)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_samplers_by_name_are_the_functions(name: str) -> None:
+    """Each nears the exact endpoint of Gaussian data, and those that draw use what they are given."""
+    process, step = Process(), SOLVERS[name]
+    denoiser, layout = gaussian(process, 0.7, 0.4), TokenLayout.packed([Grid(1, 32, 32)])
+    start = noise_like(layout, 4, [0], dtype=torch.float64)
+    made = step.make(noise_stream(layout, 4, [0], dtype=torch.float64)) if isinstance(step, Seeded) else step
+    got = sample(denoiser, start, process.times(50, dtype=torch.float64), process=process, step=made)
+    assert abs(float(got.mean()) - 0.7) < 0.03
+    assert abs(float(got.std()) - 0.4) < 0.03
+    assert isinstance(step, Seeded) == (float((got - (0.7 + 0.4 * start)).abs().max()) > 0.3)
 
 
 @pytest.mark.parametrize("name", QUIET)

@@ -5,6 +5,7 @@ explicit value, None at the start. A one-step method is a function without the h
 A :class:`State` is all there is of a run between two steps: kept, pickled and resumed, it goes on to the same bits.
 """
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from tubelet.diffusion.samplers.runge_kutta import euler_step
 from tubelet.layout import Rows
 from tubelet.protocols import Denoiser, SamplerStep, Solver
 
-__all__ = ["OneStep", "State", "lift", "sample", "trajectory"]
+__all__ = ["OneStep", "Seeded", "State", "lift", "sample", "trajectory"]
 
 _ROUNDING = 1e-6
 """How far a warp may round above 1."""
@@ -57,14 +58,71 @@ class OneStep:
         return self.method(denoiser, x, t, s, process), None
 
 
+@dataclass(frozen=True)
+class Seeded:
+    """A step that draws, before there is noise to draw from: ``make(noise)`` is the step.
+
+    Who lays out a batch, such as :func:`tubelet.pipeline.generate`, makes it with fresh noise from each sample's seed.
+
+    Args:
+        make: from an iterator of noise, such as :func:`~tubelet.diffusion.noise_stream`, to a step or a solver.
+
+    Example:
+        >>> from functools import partial
+        >>> from tubelet.diffusion import ddim_step
+        >>> half = Seeded(lambda noise: partial(ddim_step, eta=0.5, noise=noise))
+        >>> half.make(iter([])).keywords["eta"]
+        0.5
+    """
+
+    make: Callable[[Iterator[Float[Tensor, "*lead c"]]], SamplerStep | Solver]
+
+
 def lift(step: SamplerStep | Solver) -> Solver:
     """A solver: the one that is given, or a one-step method as one.
+
+    Raises:
+        ValueError: ``step`` is neither, such as a class, a name, or a function that makes a solver.
 
     Example:
         >>> lift(euler_step)
         OneStep(method=<function euler_step at ...>)
     """
-    return step if isinstance(step, Solver) else OneStep(step)
+    if isinstance(step, Seeded):
+        raise ValueError("step is Seeded, and there is no noise here: step.make(noise_stream(layout, channels, seeds))")
+    if isinstance(step, type) or not isinstance(step, Solver):
+        return OneStep(one_step("step", step))
+    return step
+
+
+def one_step(name: str, step: Any) -> SamplerStep:
+    """A step that can be called as ``step(denoiser, x, t, s, process)``.
+
+    Raises:
+        ValueError: it cannot; says the argument's name and what it is.
+
+    Example:
+        >>> from tubelet.diffusion import UniPC
+        >>> one_step("within", UniPC())
+        Traceback (most recent call last):
+        ...
+        ValueError: within must be a one-step method, got the solver UniPC, which remembers several
+    """
+    kind = type(step).__name__
+    if isinstance(step, type):
+        raise ValueError(f"{name} must be a step, got the class {step.__name__}: {step.__name__}(...) is one")
+    if isinstance(step, Solver):
+        raise ValueError(f"{name} must be a one-step method, got the solver {kind}, which remembers several")
+    if not callable(step):
+        raise ValueError(f"{name} must be a step such as euler_step, got {step!r}; SOLVERS has them by name")
+    if not torch.compiler.is_compiling():
+        try:
+            inspect.signature(step).bind(None, None, None, None, None)
+        except TypeError as error:
+            called = getattr(getattr(step, "func", step), "__name__", kind)
+            raise ValueError(f"{name} is called as {called}(denoiser, x, t, s, process): {error}") from error
+    found: SamplerStep = step
+    return found
 
 
 def trajectory(

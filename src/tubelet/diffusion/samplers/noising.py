@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tubelet.diffusion.conventions import noise_ratio, time_of_ratio
 from tubelet.diffusion.process import Process
+from tubelet.diffusion.samplers.loop import one_step
 from tubelet.diffusion.samplers.renewal import draw
 from tubelet.diffusion.samplers.rows import (
     check_rows,
@@ -108,7 +109,7 @@ class Churned:
         scale: multiplies the fresh noise (EDM's ``S_noise``).
 
     Raises:
-        ValueError: ``amount`` is negative or not finite, or ``low`` is above ``high``.
+        ValueError: ``within`` is no one-step method, ``amount`` is negative or not finite, or ``low`` above ``high``.
 
     Example:
         >>> from tubelet.diffusion import euler_step
@@ -126,6 +127,7 @@ class Churned:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        one_step("within", self.within)
         if not 0 <= self.amount < math.inf:
             raise ValueError(f"amount must be finite and not negative, got {self.amount}")
         if not self.low <= self.high:
