@@ -491,10 +491,9 @@ def sample_latents(
         >>> callable(sample_latents)
         True
     """
-    _check_texts(prompts)
-    if not callable(guidance) and not math.isfinite(guidance):
-        raise ValueError(f"guidance must be finite, got {guidance}")
-    _check_lengths(prompts=prompts, knowns=knowns, seeds=seeds, starts=knowns if starts is None else starts)
+    check_asked(
+        prompts, guidance, prompts=prompts, knowns=knowns, seeds=seeds, starts=knowns if starts is None else starts
+    )
     if not prompts:
         return []
     process, patch = Process() if process is None else process, model.denoiser.config.patch
@@ -524,10 +523,12 @@ def sample_latents(
     noise = noise_like(layout, patches.shape[-1], seeds, **like)
     fresh = noise_stream(layout, patches.shape[-1], seeds, **like)
     made = step.make(fresh) if isinstance(step, Seeded) else step
+    times = process.times(steps, **like) if times is None else times.to(patches)
+    blank = process.noise(torch.zeros_like(noise), noise, Rows(times[:1]))
     done = sample(
         guided,
-        known.noised(process, noise).apply(noise if starts is None else packed(starts)),
-        process.times(steps, device=patches.device, dtype=patches.dtype) if times is None else times.to(patches),
+        known.noised(process, noise).apply(blank if starts is None else packed(starts)),
+        times,
         process=process,
         step=made if repaint is None else Repainted(known, fresh, one_step("step", made), repaint),
         rows=told.levels,
@@ -557,6 +558,14 @@ def _first_known(latent: Float[Tensor, "z t h w"], frames: int) -> Known:
     """Latents of which the first frames are known."""
     mask = torch.arange(latent.shape[1], device="cpu") < frames
     return Known.of_video(latent, mask[:, None, None].expand(latent.shape[1:]))
+
+
+def check_asked(texts: Sequence[str], guidance: Guidance, **lists: Sequence[object]) -> None:
+    """Refuse one text for a list of texts, a scale that is not finite, and lists that are not equally long."""
+    _check_texts(texts)
+    if not callable(guidance) and not math.isfinite(guidance):
+        raise ValueError(f"guidance must be finite, got {guidance}")
+    _check_lengths(**lists)
 
 
 def _check_texts(prompts: Sequence[str]) -> None:

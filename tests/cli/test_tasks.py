@@ -53,9 +53,9 @@ def test_each_task_is_the_librarys_on_a_video_of_the_prompt(bundle, model, tmp_p
     assert sample(bundle, tmp_path / "a.gif", *options) == 0
     how = {"steps": 2, "guidance": 2.0}
     with torch.autocast("cpu", torch.bfloat16):
-        (source,) = generate(model, ["a two"], [(5 if name == "long" else 9, 16, 24)], [3], **how)
+        (source,) = generate(model, ["a two"], [({"long": 5, "loop": 1}.get(name, 9), 16, 24)], [3], **how)
         if name in TASKS:
-            known = task(name, source, 9, given=4 if name == "connect" else 5)
+            known = task(name, source, 9, given={"connect": 4, "loop": 1}.get(name, 5))
             (expected,) = complete(model, ["a two"], [known], [3], **how)
         elif name == "edit":
             (expected,) = edit(model, ["a two"], [source], [3], strength=0.75, **how)
@@ -117,6 +117,13 @@ def test_strength_0_gives_the_file(bundle, tmp_path) -> None:
     assert torch.equal(written(tmp_path / "a.gif"), levels(source))
 
 
+def test_an_edit_keeps_the_frames_that_are_asked_for(bundle, tmp_path) -> None:
+    source = gif(tmp_path / "source.gif", 9)
+    options = ("--task", "edit", "--video", tmp_path / "source.gif", "--strength", "0", "--size", "5,16,24")
+    assert sample(bundle, tmp_path / "a.gif", *options) == 0
+    assert torch.equal(written(tmp_path / "a.gif"), levels(source[:, :5]))
+
+
 def test_the_source_prompt_is_what_the_model_makes_first(bundle, model, tmp_path, capsys) -> None:
     options = ("--task", "image", "--size", "5,16,24", "--source", "an seven up")
     assert sample(bundle, tmp_path / "a.gif", *options) == 0
@@ -142,7 +149,8 @@ def test_the_source_prompt_is_what_the_model_makes_first(bundle, model, tmp_path
         (("--task", "invert", "--video", "a.gif"), "--task invert needs a --source"),
         (("--task", "inpaint", "--video", "a.gif"), "first 9 of its source, which has 3"),
         (("--task", "edit", "--video", "a.gif", "--strength", "2"), "expected a number from 0 to 1, got '2'"),
-        (("--task", "edit", "--video", "a.gif"), "frames"),
+        (("--task", "edit", "--video", "a.gif"), "the source has 3 frames, --size 9,16,24"),
+        (("--task", "invert", "--video", "a.gif", "--source", "a"), "the source has 3 frames, --size 9,16,24"),
         (("--task", "connect", "--given", "5"), "clips of 5 and 5 frames do not fit into frames=9"),
         (
             ("--task", "connect", "--video", "a.gif", "--video", "b.gif", "--given", "4"),

@@ -65,7 +65,11 @@ def add_task(parser: argparse.ArgumentParser) -> None:
         help="the source; twice for connect; without it the model makes one of --source",
     )
     group.add_argument("--source", metavar="PROMPT", help="what the source shows; default the prompt")
-    group.add_argument("--given", type=count, help=f"frames kept at an end of the source; default {_GIVEN}")
+    group.add_argument(
+        "--given",
+        type=count,
+        help=f"frames kept at an end of the source; default {_GIVEN}, of a loop that the model makes 1",
+    )
     group.add_argument(
         "--every", type=count, help=f"interpolate, upsample: of how many frames one is known; default {_EVERY}"
     )
@@ -120,10 +124,13 @@ def do_task(
 
     _check(arguments)
     name, frames, seed = arguments.task, arguments.size[0], arguments.seed
-    given, window = arguments.given or _GIVEN, min(arguments.window or _WINDOW, frames)
+    given, window = _given(arguments), min(arguments.window or _WINDOW, frames)
     made = sampled(arguments)
-    source = _source(arguments, model, worded, read, window if name == "long" else frames)
+    length = {"long": window, "loop": given if given == 1 else frames}.get(name, frames)
+    source = _source(arguments, model, worded, read, length)
     strength = {} if arguments.strength is None else {"strength": arguments.strength}
+    if name in ("edit", "invert"):
+        source = _whole(source, arguments.size)
     if name == "edit":
         return edit(model, [prompt], [source], [seed], **strength, **made)[0]
     if name == "invert":
@@ -151,7 +158,7 @@ def _source(
 
     from tubelet.pipeline import generate
 
-    given = arguments.given or _GIVEN
+    given = _given(arguments)
     if arguments.video is not None:
         videos = [read(path) for path in arguments.video]
         for path, video in zip(arguments.video, videos, strict=True):
@@ -184,7 +191,7 @@ def _known(arguments: argparse.Namespace, source: Video) -> "Known":
     """What the task keeps of its source."""
     from tubelet.completion import task
 
-    (frames, height, width), given = arguments.size, arguments.given or _GIVEN
+    (frames, height, width), given = arguments.size, _given(arguments)
     name = "extend" if arguments.task == "long" else arguments.task
     known = task(name, source, frames, given, arguments.every or _EVERY)
     if bool(known.tokens.all()):
@@ -192,9 +199,23 @@ def _known(arguments: argparse.Namespace, source: Video) -> "Known":
     return known
 
 
+def _given(arguments: argparse.Namespace) -> int:
+    """How many frames are kept; of a loop's own source one, a still: what its prompt names does not move on."""
+    if arguments.given is not None:
+        return int(arguments.given)
+    return 1 if arguments.task == "loop" and arguments.video is None else _GIVEN
+
+
+def _whole(source: Video, size: tuple[int, int, int]) -> Video:
+    """The frames of a source that is kept as long as it is asked for."""
+    if source.shape[1] < size[0]:
+        raise ValueError(f"the source has {source.shape[1]} frames, --size {size[0]},{size[1]},{size[2]}")
+    return source[:, : size[0]]
+
+
 def _check_given(arguments: argparse.Namespace, name: str, video: Video) -> None:
     """That a source has the frames that are kept of it."""
-    given = arguments.given or _GIVEN
+    given = _given(arguments)
     if arguments.task in _USES["given"] and video.shape[1] < given:
         raise ValueError(f"{name} has {video.shape[1]} frames, --given {given}")
 

@@ -61,7 +61,7 @@ def complete(
         (torch.Size([1, 5, 16, 16]), True, True)
     """
     for known in knowns:
-        _check_range(known)
+        check_range("known values", torch.where(known.tokens[..., None], known.values, 0))
     device = state_like(model).device
     knowns = [Known.of_video(k.video.to(device), k.tokens.to(device), k.noise_level) for k in knowns]
     made = sample_latents(
@@ -72,7 +72,7 @@ def complete(
         process=process,
         steps=steps,
         step=step,
-        project=consistent(model.vae, knowns),
+        project=consistent(model.vae, knowns, model.denoiser.config.patch),
         repaint=repaint,
         guidance=guidance,
         callback=callback,
@@ -86,7 +86,9 @@ def _whole(known: Known, video: Float[Tensor, "c t h w"]) -> Float[Tensor, "c t 
     return rearrange(known.apply(made), "t h w c -> c t h w")
 
 
-def _check_range(known: Known) -> None:
-    values = torch.where(known.tokens[..., None], known.values, 0)
-    if not bool((values.abs() <= 1 + 1e-3).all()):  # NaN too
-        raise ValueError(f"known values must lie in [-1, 1], got {float(values.min())} to {float(values.max())}")
+def check_range(name: str, values: Tensor) -> None:
+    """Refuse values outside [-1, 1], and NaN."""
+    if not (values.is_floating_point() and bool((values.abs() <= 1 + 1e-3).all())):
+        raise ValueError(
+            f"{name} must lie in [-1, 1], got {float(values.min())} to {float(values.max())} of {values.dtype}"
+        )

@@ -7,11 +7,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tubelet.completion.complete import check_range
 from tubelet.diffusion import Process, Seeded, euler_step, noise_like
 from tubelet.diffusion.tasks import edit_start, edit_times, nothing
 from tubelet.layout import TokenLayout
 from tubelet.patchify import grid_of, unfold_packed
-from tubelet.pipeline import Guidance, TextToVideo, decode_latents, encode_videos, sample_latents, state_like
+from tubelet.pipeline import (
+    Guidance,
+    TextToVideo,
+    check_asked,
+    decode_latents,
+    encode_videos,
+    sample_latents,
+    state_like,
+)
 from tubelet.protocols import SamplerStep, Solver
 
 __all__ = ["edit", "edit_inverted"]
@@ -44,7 +53,8 @@ def edit(
         guidance: scale of classifier-free guidance, 1 for none; or a function (:data:`tubelet.pipeline.Guidance`).
 
     Raises:
-        ValueError: ``strength`` is outside [0, 1], and as for :func:`tubelet.pipeline.sample_latents`.
+        ValueError: ``strength`` is outside [0, 1], videos that leave [-1, 1], and as for
+            :func:`tubelet.pipeline.sample_latents`.
 
     Example:
         >>> from tubelet.demo.build import build
@@ -52,6 +62,9 @@ def edit(
         >>> torch.equal(edit(build(0), ["a two"], [video], seeds=[0], strength=0.0)[0], video)
         True
     """
+    check_asked(prompts, guidance, prompts=prompts, videos=videos, seeds=seeds)
+    for video in videos:
+        check_range("videos", video)
     process = Process() if process is None else process
     times = edit_times(process, steps, strength)
     if times.numel() == 1:
@@ -92,7 +105,8 @@ def edit_inverted(
         guidance: scale of classifier-free guidance forward, or a function (:data:`tubelet.pipeline.Guidance`).
 
     Raises:
-        ValueError: ``strength`` is outside [0, 1], ``step`` draws, and as for :func:`tubelet.pipeline.sample_latents`.
+        ValueError: ``strength`` is outside [0, 1], videos that leave [-1, 1], ``step`` draws, and as
+            for :func:`tubelet.pipeline.sample_latents`.
 
     Example:
         >>> from tubelet.demo.build import build
@@ -102,6 +116,9 @@ def edit_inverted(
     """
     if isinstance(step, Seeded):
         raise ValueError("step draws noise, so that it does not lead back to where a video came from: take another")
+    check_asked(prompts, guidance, prompts=prompts, videos=videos, sources=sources)
+    for video in videos:
+        check_range("videos", video)
     process = Process() if process is None else process
     times = edit_times(process, steps, strength)
     if times.numel() == 1:

@@ -8,7 +8,7 @@ from torch import Tensor
 from tubelet.completion.complete import complete
 from tubelet.diffusion import Known, Process, Seeded, euler_step
 from tubelet.diffusion.tasks import rollout
-from tubelet.pipeline import Guidance, TextToVideo
+from tubelet.pipeline import Guidance, TextToVideo, check_asked
 from tubelet.protocols import SamplerStep, Solver
 
 __all__ = ["lengthen"]
@@ -55,6 +55,7 @@ def lengthen(
         >>> lengthen(build(0), ["a two"], [start], 7, seeds=[0], window=5, overlap=1, steps=1)[0].shape
         torch.Size([1, 7, 16, 16])
     """
+    check_asked(prompts, guidance, prompts=prompts, starts=starts, seeds=seeds)
 
     def make(knowns: list[Known], number: int) -> list[Tensor]:
         drawn = [seed + _BETWEEN_SEEDS * number for seed in seeds]

@@ -26,6 +26,9 @@ def draw_levels(
 
     Drawn where the generator is, for the real rows of the layout only, so that its capacity changes nothing.
 
+    Raises:
+        ValueError: ``layout`` is the one of the host.
+
     Example:
         >>> from tubelet import Grid, TokenLayout
         >>> layout = TokenLayout.packed([Grid(2, 1, 2)]).on("cpu")
@@ -33,6 +36,8 @@ def draw_levels(
         >>> bool(levels[0] == levels[1]), bool(levels[1] == levels[2])
         (True, False)
     """
+    if not isinstance(layout, LayoutIndex):
+        raise ValueError(f"layout must be that of a device, layout.on(device), got {type(layout).__name__}")
     real, _ = layout.row_counts(level)
     drawn = process.draw_times(real, generator, device=layout.sample.device, dtype=dtype)
     return layout.rows(drawn, level)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tubelet.diffusion._host import readable
 from tubelet.diffusion.known import Known
 from tubelet.diffusion.predictions import level
 from tubelet.diffusion.process import Process
@@ -76,7 +77,7 @@ class Repainted:
 
     def _check_moving(self, t: Rows, s: Rows) -> None:
         """A known token that stays would be held, not repainted."""
-        if t.values.device.type != "cpu" or torch.compiler.is_compiling():
+        if not readable(t.values):
             return
         stays = level(Rows(t.values == s.values, t.index), self.known.values)[..., 0]
         if bool((stays & self.known.tokens).any()):

@@ -14,6 +14,7 @@ from tubelet.diffusion.samplers.renewal import Variance, ddim_step, ddpm_step, l
 from tubelet.diffusion.samplers.rows import hold, one_row
 from tubelet.diffusion.samplers.runge_kutta import euler_step, heun_step, midpoint_step, rk4_step
 from tubelet.diffusion.samplers.singlestep import dpmpp_2s_step
+from tubelet.diffusion.samplers.tapering import Tapered, TaperedHistory
 from tubelet.diffusion.samplers.times import (
     beta_times,
     exponential_times,
@@ -32,6 +33,8 @@ __all__ = [
     "Past",
     "Seeded",
     "State",
+    "Tapered",
+    "TaperedHistory",
     "UniPC",
     "Variance",
     "ancestral_step",

@@ -48,12 +48,17 @@ def renoise(x: State, t: Rows, u: Rows, path: Path, fresh: State, scale: float =
         fresh: standard normal noise of the shape of ``x``.
         scale: multiplies the fresh noise (EDM's ``S_noise``).
 
+    Raises:
+        ValueError: ``fresh`` has another shape than ``x``.
+
     Example:
         >>> from tubelet.diffusion import RectifiedFlow
         >>> clean, half = Rows(torch.tensor([0.0])), Rows(torch.tensor([0.5]))
         >>> renoise(torch.full((1, 1), 4.0), clean, half, RectifiedFlow(), torch.ones(1, 1))
         tensor([[2.5000]])
     """
+    if fresh.shape != x.shape:
+        raise ValueError(f"fresh has shape {tuple(fresh.shape)}, but x has {tuple(x.shape)}")
     low, high = ends(path, t, u)
     deviation = scale * high.sigma * renewed(step_size(high, low))
     return hold(x, combine(t, [quotient(high.alpha, low.alpha), deviation], [x, fresh]), t, u)
