@@ -1,6 +1,7 @@
 """What would be wrong in silence, or fail far from its cause, is an error that names the argument and the values."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from tubelet.diffusion import (
     Known,
     Process,
     RectifiedFlow,
+    Repainted,
     State,
     Tapered,
     UniPC,
+    ancestral_step,
     cfg,
     deis,
     dpmpp_2m,
@@ -27,11 +30,14 @@ from tubelet.diffusion import (
     logit_normal,
     min_snr,
     noise_ratio,
+    offset_noise,
     packed,
     posterior,
     renoise,
     rescale,
     sample,
+    shift_warp,
+    staircase,
     time_of_log_snr,
     time_of_ratio,
     trajectory,
@@ -101,6 +107,26 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
         r"index must be from 0 to 999, got \[1500\]",
     ),
     "a bare event": (lambda: draw_dropped({"text": 0.5}, 3), r"drops must name conditions in tuples, \('text',\)"),
+    "noise that ends": (
+        lambda: sample(identity, X, P.times(2), process=P, step=partial(ancestral_step, noise=iter([X]))),
+        "noise ended before the run",
+    ),
+    "a list of noise": (
+        lambda: sample(identity, X, P.times(2), process=P, step=partial(ancestral_step, noise=[X, X])),
+        r"noise must be an iterator such as noise_stream\(...\), got list",
+    ),
+    "a frame of text on a staircase": (
+        lambda: staircase(torch.tensor([-1, 0]), 2, 1),
+        "frame must count from 0, got -1",
+    ),
+    "known values at a level of their own, repainted": (
+        lambda: Repainted(Known(Rows(torch.tensor([True])), X, 0.5), iter([])),
+        "known must be at noise level 0 to be repainted, got 0.5",
+    ),
+    "offsets without channels": (
+        lambda: offset_noise(X, Rows(torch.zeros(1))),
+        r"offset must have rows \(r, channels\), got values of shape \(1,\)",
+    ),
     "one time for times": (
         lambda: sample(identity, X, torch.tensor(0.5), process=P),
         r"times must be floating-point \(s,\) or \(s, rows\), got torch.float32 of \(\)",
@@ -169,6 +195,10 @@ def test_a_solver_goes_on_from_its_own_history_alone(made: str, other: str) -> N
         return
     with pytest.raises(ValueError, match="history"):
         sample(identity, state, P.times(6), process=P, step=SOLVERS[other])
+
+
+def test_a_shift_may_be_a_tensor_of_one_number() -> None:
+    assert torch.equal(shift_warp(torch.tensor(3.0))(P.times(4)), shift_warp(3.0)(P.times(4)))
 
 
 def test_over_one_time_nothing_is_sampled() -> None:

@@ -59,7 +59,7 @@ def staircase(frame: Int[Tensor, " r"], steps: int, delay: int) -> Float[Tensor,
         Times from all 1 to all 0, float64, a row a step.
 
     Raises:
-        ValueError: ``steps`` is below 1 or ``delay`` negative.
+        ValueError: ``steps`` is below 1, or ``delay`` or a frame's number negative.
 
     Example:
         >>> staircase(torch.arange(2), steps=2, delay=1)
@@ -70,6 +70,8 @@ def staircase(frame: Int[Tensor, " r"], steps: int, delay: int) -> Float[Tensor,
     """
     if steps < 1 or delay < 0:
         raise ValueError(f"steps must be at least 1 and delay not negative, got {steps} and {delay}")
+    if int(frame.min()) < 0:
+        raise ValueError(f"frame must count from 0, got {int(frame.min())}")
     last = int(frame.max()) * delay + steps
     number = torch.arange(last + 1, dtype=torch.float64, device=frame.device)[:, None]
     return (1 - (number - delay * frame) / steps).clamp(0, 1)

@@ -41,8 +41,9 @@ class Repainted:
             steps at a time, ten times; here a jump is one step.
 
     Raises:
-        ValueError: ``within`` is no one-step method, or ``repeats`` is smaller than 1; at the call, noise has another
-            shape than the state, or a known token stays at its level (seen on the CPU only).
+        ValueError: ``within`` is no one-step method, ``repeats`` is smaller than 1, or ``known`` at another noise level
+            than 0; at the call, noise has another shape than the state, or a known token stays at its level (seen on
+            the CPU only).
 
     Example:
         >>> from tubelet.diffusion import Process, noise_stream, sample
@@ -62,6 +63,8 @@ class Repainted:
 
     def __post_init__(self) -> None:
         one_step("within", self.within)
+        if self.known.noise_level:
+            raise ValueError(f"known must be at noise level 0 to be repainted, got {self.known.noise_level}")
         if self.repeats < 1:
             raise ValueError(f"repeats must be at least 1, got {self.repeats}")
 
