@@ -1,6 +1,7 @@
 """What every step keeps: held tokens, rows apart, packed equals separate, a paused run's bits, shapes and dtypes."""
 
 import itertools
+import math
 import pickle
 from collections.abc import Callable
 from functools import partial
@@ -304,6 +305,24 @@ def test_edm_stochastic_is_algorithm_2() -> None:
     step = Churned(heun_step, 0.25, iter([drawn]), scale=1.007)
     got = step(denoise, x, one_row(sigma / 50), one_row(after / 50), process)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0, 1.5])
+def test_a_stochastic_second_step_is_its_formula(eta: float) -> None:
+    """Data predicted as 2, then as 3, without fresh noise: the midpoint rule of arXiv:2211.01095, with ``1 + eta²``."""
+    process, times = Process(prediction="x0"), [0.8, 0.6, 0.3]
+    half = [math.log((1 - t) / t) for t in times]
+    before, h = half[1] - half[0], half[2] - half[1]
+    x = 1.0 * times[1] / times[0] * math.exp(-(eta**2) * before) - (1 - times[1]) * 2 * math.expm1(
+        -(1 + eta**2) * before
+    )
+    data = 3 + (3 - 2) * h / before / 2
+    x = x * times[2] / times[1] * math.exp(-(eta**2) * h) - (1 - times[2]) * data * math.expm1(-(1 + eta**2) * h)
+    step = dpmpp_2m_sde(itertools.repeat(torch.zeros(1, 1, dtype=torch.float64)), eta=eta)
+    told = iter([2.0, 3.0])
+    start, way = torch.ones(1, 1, dtype=torch.float64), torch.tensor(times, dtype=torch.float64)
+    got = sample(lambda x, t: torch.full_like(x, next(told)), start, way, process=process, step=step)
+    assert float(got) == pytest.approx(x, rel=1e-12)
 
 
 @pytest.mark.parametrize("path", PATHS)
