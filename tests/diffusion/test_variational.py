@@ -121,7 +121,7 @@ def test_all_indices_are_finite_in_float32_and_rounding_finds_them(path: VP) -> 
 
 
 def test_a_level_below_the_last_step_counts_as_the_last_step() -> None:
-    """Half an index is not on the cut interval: its bound is finite, and that of the first index at its state's data."""
+    """Half an index is not on the cut interval: its bound is finite."""
     x0, noise, share = torch.zeros(1, 3, 4), torch.randn(1, 3, 4), torch.zeros(1, 3, 4)
     process = Process(path=PATH, prediction="x0")
     low, first = (

@@ -325,6 +325,17 @@ def test_a_stochastic_second_step_is_its_formula(eta: float) -> None:
     assert float(got) == pytest.approx(x, rel=1e-12)
 
 
+@pytest.mark.parametrize(("t", "boundary"), [(0.5, 0.5), (0.9, 0.3), (0.5, 0.0), (0.0, 0.2), (0.0, 0.0)])
+def test_a_consistency_step_is_its_formula(t: float, boundary: float) -> None:
+    """Data predicted as 3 from the state 5; at time 0 the state itself, unless there is no boundary."""
+    square = 1.0 if t == boundary == 0 else t**2 / (t**2 + boundary**2)
+    data = (1 - square) * 5 + math.sqrt(square) * 3
+    x, ends = torch.full((1, 1), 5.0, dtype=torch.float64), torch.tensor([[t], [0.25]], dtype=torch.float64)
+    process, noise = Process(prediction="x0"), iter([torch.ones_like(x)])
+    got = lcm_step(lambda x, t: 0 * x + 3, x, Rows(ends[0]), Rows(ends[1]), process, noise=noise, boundary=boundary)
+    assert float(got) == pytest.approx(0.75 * data + 0.25, rel=1e-12)
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_noise_added_back_has_the_moments_of_the_level(path: Path) -> None:
     x0, (first, second) = randn(20_000, 1), itertools.islice(fresh(20_000, 1), 2)
