@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tubelet import Grid, TokenLayout
-from tubelet.diffusion import Process, logit_normal
+from tubelet.diffusion import SOLVERS, Process, Seeded, apg, cfg, euler_step, logit_normal, noise_stream, rescale
 from tubelet.hub import save
 from tubelet.models import VideoDiT, VideoDiTConfig
 from tubelet.pipeline import (
@@ -59,6 +59,48 @@ def test_the_seed_the_prompt_and_the_guidance_each_matter(model) -> None:
     assert torch.equal(base, one())
     for other in (one("a seven up"), one(seed=1), one(guidance=1.0)):
         assert (base - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["unipc", "rk4", "ancestral", "2m-sde"])
+def test_any_step_and_guidance_reach_the_model_packed_as_alone(model, name: str) -> None:
+    how = {"steps": 5, "guidance": lambda c, u: rescale(apg(c, u, 4.0, Process(), radius=5.0), c, 0.5)}
+    prompts, sizes = PROMPTS[:3], SIZES[:3]
+    together = generate(model, prompts, sizes, [5, 6, 7], step=SOLVERS[name], **how)
+    plain = generate(model, prompts, sizes, [5, 6, 7], **how)
+    for i, made in enumerate(together):
+        (alone,) = generate(model, [prompts[i]], [sizes[i]], [5 + i], step=SOLVERS[name], **how)
+        torch.testing.assert_close(made, alone, rtol=1e-4, atol=1e-5)
+        assert float((made - plain[i]).abs().max()) > 1e-3
+
+
+def test_a_function_of_two_denoisers_is_what_the_number_does(model) -> None:
+    ask = (model, ["a two"], [(5, 16, 16)], [0])
+    (expected,) = generate(*ask, steps=2, guidance=3.0)
+    (made,) = generate(*ask, steps=2, guidance=lambda c, u: cfg(c, u, 3.0))
+    (plain,) = generate(*ask, steps=2, guidance=lambda c, u: c)
+    assert torch.equal(made, expected)
+    assert torch.equal(plain, generate(*ask, steps=2, guidance=1.0)[0])
+
+
+def test_a_step_draws_from_each_samples_seed_and_never_its_start_again(model) -> None:
+    states: list[torch.Tensor] = []
+    drawn: list[torch.Tensor] = []
+
+    def make(noise):
+        def step(denoiser, x, t, s, process):
+            states.append(x)
+            drawn.append(next(noise))
+            return euler_step(denoiser, x, t, s, process)
+
+        return step
+
+    generate(model, ["a two", "a"], [(5, 16, 24), (1, 16, 16)], [5, 6], steps=2, step=Seeded(make))
+    own = [
+        noise_stream(TokenLayout.packed([grid]), 4, [seed]) for grid, seed in ((Grid(1, 2, 2), 6), (Grid(2, 2, 3), 5))
+    ]
+    for noise in drawn:
+        assert torch.equal(noise, torch.cat([next(each) for each in own]))
+        assert abs(float((noise * states[0]).mean())) < 0.5
 
 
 def test_guidance_leads_from_the_empty_prompt_past_the_prompt(model) -> None:

@@ -17,15 +17,29 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from tubelet.diffusion import Known, Process, cfg, fold_known, noise_like, projected, sample
+from tubelet.diffusion import (
+    Known,
+    Process,
+    Repainted,
+    Seeded,
+    cfg,
+    euler_step,
+    fold_known,
+    noise_like,
+    noise_stream,
+    projected,
+    sample,
+)
+from tubelet.diffusion.samplers.loop import one_step
 from tubelet.layout import Grid, LayoutIndex, Rows, TokenLayout
 from tubelet.models import VideoDiT
 from tubelet.patchify import fold_packed, unfold_packed
-from tubelet.protocols import Denoiser, TextEncoder
+from tubelet.protocols import Denoiser, SamplerStep, Solver, TextEncoder
 from tubelet.text import WordEncoder
 from tubelet.vae import CausalAutoencoder
 
 __all__ = [
+    "Guidance",
     "LatentBatch",
     "TextToVideo",
     "bind",
@@ -38,6 +52,10 @@ __all__ = [
     "sample_latents",
     "state_like",
 ]
+
+Guidance = float | Callable[[Denoiser, Denoiser], Denoiser]
+"""The scale of classifier-free guidance, where 1 means none, or a function from the denoiser of the prompts and that of
+empty ones to a denoiser. Example: ``lambda c, u: rescale(cfg(c, u, 4.0), c, 0.7)``."""
 
 
 class TextToVideo(nn.Module):
@@ -375,7 +393,8 @@ def generate(
     process: Process | None = None,
     prefixes: Sequence[Float[Tensor, "c _ _ _"] | None] | None = None,
     steps: int = 25,
-    guidance: float = 2.0,
+    step: SamplerStep | Solver | Seeded = euler_step,
+    guidance: Guidance = 2.0,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> list[Float[Tensor, "c _ _ _"]]:
     """Sample videos of any sizes in one packed batch. :func:`tubelet.completion.complete` knows more than prefixes.
@@ -391,8 +410,9 @@ def generate(
         process: what the denoiser was trained with; None means rectified flow.
         prefixes: the first ``1 + temporal·k`` frames of each video, or None: image to video, extension. They come back
             bit for bit, and their latents stay exact throughout.
-        steps: Euler steps.
-        guidance: scale of classifier-free guidance; 1 means none.
+        steps: how many steps.
+        step: how one is made: a one-step method, a solver, or one that draws (:class:`tubelet.diffusion.Seeded`).
+        guidance: scale of classifier-free guidance, 1 for none; or a function of two denoisers (:data:`Guidance`).
         callback: called after each step with its number and the packed state.
 
     Raises:
@@ -420,6 +440,7 @@ def generate(
         seeds,
         process=process,
         steps=steps,
+        step=step,
         guidance=guidance,
         callback=callback,
     )
@@ -436,9 +457,11 @@ def sample_latents(
     process: Process | None = None,
     steps: int = 25,
     times: Float[Tensor, " s"] | None = None,
+    step: SamplerStep | Solver | Seeded = euler_step,
     starts: Sequence[Float[Tensor, "z _ _ _"]] | None = None,
     project: Callable[[list[Tensor]], list[Tensor]] | None = None,
-    guidance: float = 2.0,
+    repaint: int | None = None,
+    guidance: Guidance = 2.0,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> list[Float[Tensor, "z _ _ _"]]:
     """Sample unit-variance latents of any sizes in one packed batch, around what is known of them.
@@ -450,24 +473,27 @@ def sample_latents(
             mask is False. Known patches come back bit for bit.
         seeds: one a video.
         process: what the denoiser was trained with; None means rectified flow.
-        steps: Euler steps from noise to data, where no ``times`` are given.
+        steps: how many steps from noise to data, where no ``times`` are given.
         times: noise levels in order.
+        step: how one is made: a one-step method, a solver, or one that draws (:class:`tubelet.diffusion.Seeded`).
         starts: the states at ``times[0]``; None is noise.
         project: what the predicted latents are replaced by at every step (:func:`tubelet.diffusion.projected`).
-        guidance: scale of classifier-free guidance; 1 means none.
+        repaint: how often each step is made, for a model that is told nothing of what is known
+            (:class:`tubelet.diffusion.Repainted`); None where it knows masks and levels of tokens.
+        guidance: scale of classifier-free guidance, 1 for none; or a function of two denoisers (:data:`Guidance`).
         callback: called after each step with its number and the packed state, whose samples are ordered by size.
 
     Raises:
-        ValueError: one text instead of a list, lists of different lengths, or a ``guidance`` that is not finite.
+        ValueError: one text instead of a list, lists of different lengths, a ``guidance`` that is not finite, or a
+            ``step`` that is none, or to be repainted and no one-step method.
 
     Example:
         >>> callable(sample_latents)
         True
     """
-    _check_texts(prompts)
-    if not math.isfinite(guidance):
-        raise ValueError(f"guidance must be finite, got {guidance}")
-    _check_lengths(prompts=prompts, knowns=knowns, seeds=seeds, starts=knowns if starts is None else starts)
+    check_asked(
+        prompts, guidance, prompts=prompts, knowns=knowns, seeds=seeds, starts=knowns if starts is None else starts
+    )
     if not prompts:
         return []
     process, patch = Process() if process is None else process, model.denoiser.config.patch
@@ -476,6 +502,7 @@ def sample_latents(
     known, layout = fold_known([knowns[i] for i in order], patch)
     patches = known.values.to(state_like(model))
     known = replace(known, values=patches)
+    told = known if repaint is None else replace(known, mask=known.mask.map(torch.zeros_like))
     index = layout.on(patches.device)
     grids = [grid for grid in layout.grids if grid is not None]
 
@@ -487,21 +514,33 @@ def sample_latents(
         return fold_packed([latents[i] for i in order], patch)[0].to(patches)
 
     def denoiser(texts: Sequence[str]) -> Denoiser:
-        return lambda x, t: _predict(model, x, t, texts, index, known.tokens)
+        return lambda x, t: _predict(model, x, t, texts, index, told.tokens)
 
-    guided = denoiser(prompts) if guidance == 1 else cfg(denoiser(prompts), denoiser([""] * len(prompts)), guidance)
+    guided = _guided(guidance, denoiser(prompts), denoiser([""] * len(prompts)))
     if project is not None:
         guided = projected(guided, lambda x0: packed(project(back(x0))), process)
-    noise = noise_like(layout, patches.shape[-1], seeds, device=patches.device, dtype=patches.dtype)
+    like: dict[str, Any] = {"device": patches.device, "dtype": patches.dtype}
+    noise = noise_like(layout, patches.shape[-1], seeds, **like)
+    fresh = noise_stream(layout, patches.shape[-1], seeds, **like)
+    made = step.make(fresh) if isinstance(step, Seeded) else step
+    times = process.times(steps, **like) if times is None else times.to(patches)
+    blank = process.noise(torch.zeros_like(noise), noise, Rows(times[:1]))
     done = sample(
         guided,
-        known.noised(process, noise).apply(noise if starts is None else packed(starts)),
-        process.times(steps, device=patches.device, dtype=patches.dtype) if times is None else times.to(patches),
+        known.noised(process, noise).apply(blank if starts is None else packed(starts)),
+        times,
         process=process,
-        rows=known.levels,
+        step=made if repaint is None else Repainted(known, fresh, one_step("step", made), repaint),
+        rows=told.levels,
         callback=callback,
     )
     return back(known.apply(done))
+
+
+def _guided(guidance: Guidance, conditional: Denoiser, unconditional: Denoiser) -> Denoiser:
+    if callable(guidance):
+        return guidance(conditional, unconditional)
+    return conditional if guidance == 1 else cfg(conditional, unconditional, guidance)
 
 
 def state_like(model: TextToVideo) -> Float[Tensor, ""]:
@@ -519,6 +558,14 @@ def _first_known(latent: Float[Tensor, "z t h w"], frames: int) -> Known:
     """Latents of which the first frames are known."""
     mask = torch.arange(latent.shape[1], device="cpu") < frames
     return Known.of_video(latent, mask[:, None, None].expand(latent.shape[1:]))
+
+
+def check_asked(texts: Sequence[str], guidance: Guidance, **lists: Sequence[object]) -> None:
+    """Refuse one text for a list of texts, a scale that is not finite, and lists that are not equally long."""
+    _check_texts(texts)
+    if not callable(guidance) and not math.isfinite(guidance):
+        raise ValueError(f"guidance must be finite, got {guidance}")
+    _check_lengths(**lists)
 
 
 def _check_texts(prompts: Sequence[str]) -> None:

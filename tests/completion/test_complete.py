@@ -5,7 +5,7 @@ import torch
 from systems import tiny_system
 
 from tubelet.completion import TASKS, complete, consistent, filled, known_latents, task
-from tubelet.diffusion import Known
+from tubelet.diffusion import EDM, Known, Process, UniPC
 from tubelet.diffusion.tasks import connect, extend, inpaint, nothing, outpaint, place, upsample
 from tubelet.pipeline import TextToVideo, decode_latents, encode_videos, generate
 
@@ -208,3 +208,50 @@ def test_bad_names_and_counts_are_refused(arguments, says: str) -> None:
     name, *counts = arguments
     with pytest.raises(ValueError, match=says):
         task(name, video(), *counts)
+
+
+def test_a_model_that_is_told_nothing_is_repainted(model, monkeypatch) -> None:
+    known, told = extend(video(5), 9), []
+    plain = type(model.denoiser).forward
+
+    def noted(self, x, t, text, layout, text_layout, given):
+        told.append((t.expand().clone(), given.clone()))
+        return plain(self, x, t, text, layout, text_layout, given)
+
+    monkeypatch.setattr(type(model.denoiser), "forward", noted)
+    (made,) = complete(model, ["a two"], [known], [3], steps=2, repaint=3, guidance=1.0)
+    assert torch.equal(made[:, :5], known.video[:, :5])
+    assert [sorted(set(t.tolist())) for t, _ in told] == [[1.0]] * 3 + [[0.5]] * 3
+    assert not any(bool(given.any()) for _, given in told)
+    (often,) = complete(model, ["a two"], [known], [3], steps=2, repaint=2, guidance=1.0)
+    assert float((often - made).abs().max()) > 1e-3
+    with pytest.raises(ValueError, match="step must be a one-step method, got the solver UniPC"):
+        complete(model, ["a two"], [known], [3], steps=2, repaint=3, step=UniPC())
+
+
+def test_known_pixels_count_in_a_patch_that_is_known_in_part() -> None:
+    """Of three cells that are one patch, two are known: their pixels change what is made of the third."""
+    model, clip = tiny_system((1, 1, 3)), video()
+    mask = torch.zeros(9, 16, 24, dtype=torch.bool)
+    mask[:, :, 16:] = True
+    made = [complete(model, ["a two"], [inpaint(x, mask)], [0], steps=2)[0][:, mask] for x in (clip, -clip)]
+    assert float((made[0] - made[1]).abs().max()) > 1e-3
+    known = inpaint(clip, mask)
+    assert consistent(model.vae, [known]) is None
+    assert consistent(model.vae, [known], (1, 1, 3)) is not None
+
+
+def test_a_run_starts_at_the_paths_own_deviation(model) -> None:
+    states: list[torch.Tensor] = []
+    process = Process(path=EDM(80.0), prediction="x0")
+
+    def step(denoiser, x, t, s, process):
+        states.append(x)
+        return x
+
+    for run in (
+        lambda how: complete(model, ["a two"], [nothing(video())], [0], **how),
+        lambda how: generate(model, ["a two"], [(9, 16, 24)], [0], **how),
+    ):
+        run({"steps": 1, "process": process, "step": step})
+        assert abs(float(states.pop().std()) / 80 - 1) < 0.2

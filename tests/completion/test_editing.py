@@ -5,7 +5,7 @@ import torch
 from systems import tiny_system
 
 from tubelet.completion import edit, edit_inverted, lengthen
-from tubelet.diffusion import Process, shift_warp
+from tubelet.diffusion import SOLVERS, Process, shift_warp
 from tubelet.pipeline import TextToVideo, decode_latents, encode_videos, generate
 
 
@@ -82,3 +82,41 @@ def test_long_videos_begin_with_their_start_and_go_on_from_it(model) -> None:
 def test_bad_strengths_are_refused(model) -> None:
     with pytest.raises(ValueError, match=r"strength must lie in \[0, 1\], got 1.5"):
         edit(model, ["a"], [video()], [0], strength=1.5)
+
+
+def test_edits_and_long_videos_take_any_step(model) -> None:
+    ask = (model, ["a two"], [video()])
+    for make in (
+        lambda step: edit(*ask, [1], steps=5, step=step),
+        lambda step: edit_inverted(*ask, ["a"], steps=5, step=step),
+        lambda step: lengthen(*ask, 9, [1], window=9, overlap=5, steps=5, step=step),
+    ):
+        euler, unipc = make(SOLVERS["euler"])[0], make(SOLVERS["unipc"])[0]
+        assert float((euler - unipc).abs().max()) > 1e-4
+    with pytest.raises(ValueError, match="step draws noise, so that it does not lead back"):
+        edit_inverted(*ask, ["a"], steps=3, step=SOLVERS["ddpm"])
+
+
+@pytest.mark.graph  # run-time shape checks off, as for users
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_what_is_asked_is_checked_at_any_strength(model, strength: float) -> None:
+    good = {"prompts": ["a two"], "videos": [video()], "seeds": [0], "strength": strength, "steps": 1}
+    for wrong, says in (
+        ({"videos": [video() * 255]}, r"videos must lie in \[-1, 1\], got -25\d"),
+        ({"videos": [video() * torch.nan]}, r"videos must lie in \[-1, 1\], got nan"),
+        ({"videos": [video().byte()]}, "videos must lie in .* of torch.uint8"),
+        ({"prompts": "a"}, "prompts must be a list of texts"),
+        ({"seeds": [0, 1]}, "must be equally many, got {'prompts': 1, 'videos': 1, 'seeds': 2}"),
+        ({"prompts": []}, "must be equally many"),
+        ({"guidance": torch.nan}, "guidance must be finite, got nan"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            edit(model, **(good | wrong))
+        if "seeds" not in wrong:
+            inverted = {key: value for key, value in (good | wrong).items() if key != "seeds"}
+            with pytest.raises(ValueError, match=says.replace("seeds", "sources")):
+                edit_inverted(model, sources=["a"], **inverted)
+    with pytest.raises(ValueError, match="guidance must be finite, got nan"):
+        lengthen(model, ["a two"], [video()], 5, [0], window=5, overlap=1, guidance=torch.nan)
+    with pytest.raises(ValueError, match="must be equally many"):
+        lengthen(model, ["a two"], [video()], 5, [0, 1], window=5, overlap=1)

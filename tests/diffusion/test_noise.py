@@ -40,12 +40,11 @@ def test_padded_rows_have_noise_where_tokens_are() -> None:
 def test_noise_is_standard_normal_and_differs_between_samples_and_draws() -> None:
     layout = TokenLayout.dense(2, Grid(4, 16, 16))
     stream = noise_stream(layout, 16, [1, 2], dtype=torch.float64)
-    first, second = next(stream), next(stream)
-    assert torch.equal(first, noise_like(layout, 16, [1, 2], dtype=torch.float64))
-    for values in (first[0], first[1], second[0]):
+    start, first, second = noise_like(layout, 16, [1, 2], dtype=torch.float64), next(stream), next(stream)
+    for values in (start[0], first[0], first[1], second[0]):
         assert abs(float(values.mean())) < 0.03
         assert abs(float(values.std()) - 1) < 0.03
-    for a, b in ((first[0], first[1]), (first[0], second[0])):
+    for a, b in ((first[0], first[1]), (first[0], second[0]), (start[0], first[0]), (start[1], second[1])):
         assert abs(float((a * b).mean())) < 0.04
 
 

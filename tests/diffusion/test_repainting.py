@@ -61,3 +61,7 @@ def test_bad_input_is_refused() -> None:
     step = Repainted(known, iter([torch.zeros(1, 1, 1)]))
     with pytest.raises(ValueError, match=r"noise gives shape \(1, 1, 1\), but x has \(1, 2, 1\)"):
         sample(lambda x, t: x, torch.zeros(1, 2, 1), Process().times(1), process=Process(), step=step)
+    half = Known(Rows(torch.tensor([True, False]), torch.tensor([[0, 1]])), torch.zeros(1, 2, 1))
+    held = Repainted(half, iter(lambda: torch.zeros(1, 2, 1), None))
+    with pytest.raises(ValueError, match=r"a known token stays at its level: sample without rows=known\.levels"):
+        sample(lambda x, t: x, torch.zeros(1, 2, 1), Process().times(2), process=Process(), step=held, rows=half.levels)

@@ -285,8 +285,8 @@ def test_every_step_compiles_whole_and_once() -> None:
 
 def test_bad_input_is_refused() -> None:
     x, t = torch.zeros(2, 1), one_row(torch.tensor(0.5))
-    with pytest.raises(ValueError, match=r"times needs at least 2 .* got \(1,\)"):
-        sample(network(0, 1), x, torch.ones(1), process=Process())
+    with pytest.raises(ValueError, match=r"times must be floating-point \(s,\) or \(s, rows\), got .* of \(0,\)"):
+        sample(network(0, 1), x, torch.ones(0), process=Process())
     for bad in ([1.0, math.nan], [1.2, 0.0], [0.5, -0.1], [math.inf, 0.0]):
         with pytest.raises(ValueError, match=r"times must lie in \[0, 1\], got \["):
             sample(network(0, 1), x, torch.tensor(bad), process=Process())

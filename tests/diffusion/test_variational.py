@@ -120,6 +120,17 @@ def test_all_indices_are_finite_in_float32_and_rounding_finds_them(path: VP) -> 
         torch.testing.assert_close(vlb(process, noise, share, x0, noise, Rows(rounded), STEPS), got)
 
 
+def test_a_level_below_the_last_step_counts_as_the_last_step() -> None:
+    """Half an index is not on the cut interval: its bound is finite."""
+    x0, noise, share = torch.zeros(1, 3, 4), torch.randn(1, 3, 4), torch.zeros(1, 3, 4)
+    process = Process(path=PATH, prediction="x0")
+    low, first = (
+        vlb(process, x0, share, x0, noise, Rows(torch.tensor([place / STEPS])), STEPS) for place in (0.5, 1.0)
+    )
+    assert bool(low.isfinite().all())
+    assert float(low.max()) < float(first.max()) + 1
+
+
 def test_divergence_and_likelihood_against_torch_and_quadrature() -> None:
     mean, mean2, log, log2 = torch.randn(4, 20, dtype=torch.float64)
     ours = normal_kl(mean, log, mean2, log2)

@@ -125,3 +125,10 @@ def test_bad_input_is_refused() -> None:
         posthoc_weights([(20, 0.1)], (30, 0.1))
     with pytest.raises(ValueError, match="there are 1 snapshots, but 2 widths"):
         posthoc_average([{"updates": 1, "average": {}}], [0.1, 0.2], 0.1)
+
+
+@pytest.mark.parametrize("other", [{"w": torch.ones(1)}, {}, {"w": torch.ones(3), "b": torch.ones(1)}])
+def test_snapshots_of_other_models_are_refused(other: dict[str, Tensor]) -> None:
+    states = [{"updates": 100, "average": {"w": torch.ones(3)}}, {"updates": 200, "average": other}]
+    with pytest.raises(ValueError, match=r"snapshots 0 and 1 differ in the names or shapes of [bw]"):
+        posthoc_average(states, [0.1, 0.1], 0.1)

@@ -11,9 +11,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tubelet.cli.arguments import count, existing, number, positive, rate, video_file, video_size
-from tubelet.cli.tasks import add_task, check_no_task, do_task
+from tubelet.cli.tasks import add_task, check_no_task, do_task, sampled
 
-__all__ = ["add", "run"]
+__all__ = ["SOLVERS", "add", "run"]
+
+SOLVERS = (
+    "euler",
+    "heun",
+    "midpoint",
+    "rk4",
+    "ddim",
+    "2s",
+    "2m",
+    "3m",
+    "unipc",
+    "deis",
+    "ddpm",
+    "ancestral",
+    "2m-sde",
+)
+"""The names of :data:`tubelet.diffusion.SOLVERS`. Example: ``SOLVERS[0]``."""
 
 _EXAMPLE = """example:
   tubelet sample "a seven drifting left" --size 9,24,32 --out seven.gif
@@ -59,6 +76,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--seed", type=number, default=0, help="default 0")
     parser.add_argument("--steps", type=count, default=25, help="of the sampler; default 25")
+    parser.add_argument("--solver", choices=SOLVERS, default="euler", metavar="NAME", help=f"{', '.join(SOLVERS)}")
     parser.add_argument("--guidance", type=positive, default=2.0, help="how much the prompt counts; default 2")
     parser.add_argument("--fps", type=rate, default=8.0, help="frames a second of the file; default 8")
     parser.add_argument("--scale", type=count, default=6, help="pixels of the file per pixel of the video; default 6")
@@ -110,8 +128,7 @@ def _of_prompt(arguments: argparse.Namespace, model: Any, prompt: str, gray: boo
         [arguments.size],
         [arguments.seed],
         prefixes=[prefix],
-        steps=arguments.steps,
-        guidance=arguments.guidance,
+        **sampled(arguments),
     )
     return video
 

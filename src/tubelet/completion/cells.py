@@ -58,10 +58,13 @@ def known_latents(vae: CausalAutoencoder, knowns: Sequence[Known]) -> list[Known
     ]
 
 
-def consistent(vae: CausalAutoencoder, knowns: Sequence[Known]) -> Callable[[list[Tensor]], list[Tensor]] | None:
+def consistent(
+    vae: CausalAutoencoder, knowns: Sequence[Known], patch: tuple[int, int, int] = (1, 1, 1)
+) -> Callable[[list[Tensor]], list[Tensor]] | None:
     """A map of predicted latents to latents of videos that agree with the known pixels: decode, replace, encode.
 
-    None where every cell is known or unknown as a whole, so that holding the known cells is all there is to do.
+    None where every patch of ``patch`` cells is known or unknown as a whole, so that holding those is all there is to
+    do.
 
     Example:
         >>> from tubelet.diffusion.tasks import upsample
@@ -71,7 +74,7 @@ def consistent(vae: CausalAutoencoder, knowns: Sequence[Known]) -> Callable[[lis
         >>> agree([torch.zeros(16, 2, 2, 2)])[0].shape, consistent(vae, [])
         (torch.Size([16, 2, 2, 2]), None)
     """
-    partly = [bool((cells.any(-1) & ~cells.all(-1)).any()) for cells in (_cells(vae, k.tokens) for k in knowns)]
+    partly = [bool((cells.any(-1) & ~cells.all(-1)).any()) for cells in (_cells(vae, k.tokens, patch) for k in knowns)]
     members = [i for i, each in enumerate(partly) if each]
 
     def agree(latents: list[Tensor]) -> list[Tensor]:
@@ -88,11 +91,15 @@ def _paste(known: Known, video: Float[Tensor, "c t h w"]) -> Float[Tensor, "c t 
     return rearrange(known.apply(rearrange(video, "c t h w -> t h w c")), "t h w c -> c t h w")
 
 
-def _cells(vae: CausalAutoencoder, pixels: Bool[Tensor, "T H W"]) -> Bool[Tensor, "t h w p"]:
-    """The pixels of each cell; the first frame counts ``temporal`` times."""
-    temporal, spatial = vae.config.temporal, vae.config.spatial
-    grid = vae.latent_grid(*pixels.shape)
-    whole = torch.cat([pixels[:1].expand(temporal, -1, -1), pixels[1:]])
-    return rearrange(
-        whole, "(t a) (h b) (w c) -> t h w (a b c)", t=grid.t, a=temporal, h=grid.h, b=spatial, w=grid.w, c=spatial
-    )
+def _cells(
+    vae: CausalAutoencoder, pixels: Bool[Tensor, "T H W"], patch: tuple[int, int, int] = (1, 1, 1)
+) -> Bool[Tensor, "t h w p"]:
+    """The pixels of each patch of cells; the first frame counts ``temporal`` times."""
+    vae.latent_grid(*pixels.shape)  # refuses sides that are not whole cells
+    whole = torch.cat([pixels[:1].expand(vae.config.temporal, -1, -1), pixels[1:]])
+    a, b, c = (size * each for size, each in zip(_sides(vae), patch, strict=True))
+    return rearrange(whole, "(t a) (h b) (w c) -> t h w (a b c)", a=a, b=b, c=c)
+
+
+def _sides(vae: CausalAutoencoder) -> tuple[int, int, int]:
+    return vae.config.temporal, vae.config.spatial, vae.config.spatial

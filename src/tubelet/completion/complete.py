@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tubelet.completion.cells import consistent, known_latents
-from tubelet.diffusion import Known, Process
-from tubelet.pipeline import TextToVideo, decode_latents, sample_latents, state_like
+from tubelet.diffusion import Known, Process, Seeded, euler_step
+from tubelet.pipeline import Guidance, TextToVideo, decode_latents, sample_latents, state_like
+from tubelet.protocols import SamplerStep, Solver
 
 __all__ = ["complete"]
 
@@ -23,7 +24,9 @@ def complete(
     *,
     process: Process | None = None,
     steps: int = 25,
-    guidance: float = 2.0,
+    step: SamplerStep | Solver | Seeded = euler_step,
+    repaint: int | None = None,
+    guidance: Guidance = 2.0,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> list[Float[Tensor, "c _ _ _"]]:
     """Complete videos of any sizes, each from what is known of its pixels (:mod:`tubelet.diffusion.tasks`).
@@ -34,8 +37,11 @@ def complete(
         knowns: what is known of each video, at noise level 0 or another.
         seeds: one a video: a video depends on its own prompt, seed and what is known of it only.
         process: what the denoiser was trained with; None means rectified flow.
-        steps: Euler steps.
-        guidance: scale of classifier-free guidance; 1 means none.
+        steps: how many steps.
+        step: how one is made: a one-step method, a solver, or one that draws (:class:`tubelet.diffusion.Seeded`).
+        repaint: how often each step is made, for a model that is told nothing of what is known
+            (:class:`tubelet.diffusion.Repainted`); None where it knows masks and levels of tokens.
+        guidance: scale of classifier-free guidance, 1 for none; or a function (:data:`tubelet.pipeline.Guidance`).
         callback: called after each step with its number and the packed state.
 
     Returns:
@@ -55,7 +61,7 @@ def complete(
         (torch.Size([1, 5, 16, 16]), True, True)
     """
     for known in knowns:
-        _check_range(known)
+        check_range("known values", torch.where(known.tokens[..., None], known.values, 0))
     device = state_like(model).device
     knowns = [Known.of_video(k.video.to(device), k.tokens.to(device), k.noise_level) for k in knowns]
     made = sample_latents(
@@ -65,7 +71,9 @@ def complete(
         seeds,
         process=process,
         steps=steps,
-        project=consistent(model.vae, knowns),
+        step=step,
+        project=consistent(model.vae, knowns, model.denoiser.config.patch),
+        repaint=repaint,
         guidance=guidance,
         callback=callback,
     )
@@ -78,7 +86,9 @@ def _whole(known: Known, video: Float[Tensor, "c t h w"]) -> Float[Tensor, "c t 
     return rearrange(known.apply(made), "t h w c -> c t h w")
 
 
-def _check_range(known: Known) -> None:
-    values = torch.where(known.tokens[..., None], known.values, 0)
-    if not bool((values.abs() <= 1 + 1e-3).all()):  # NaN too
-        raise ValueError(f"known values must lie in [-1, 1], got {float(values.min())} to {float(values.max())}")
+def check_range(name: str, values: Tensor) -> None:
+    """Refuse values outside [-1, 1], and NaN."""
+    if not (values.is_floating_point() and bool((values.abs() <= 1 + 1e-3).all())):
+        raise ValueError(
+            f"{name} must lie in [-1, 1], got {float(values.min())} to {float(values.max())} of {values.dtype}"
+        )

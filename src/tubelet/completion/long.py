@@ -6,9 +6,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tubelet.completion.complete import complete
-from tubelet.diffusion import Known, Process
+from tubelet.diffusion import Known, Process, Seeded, euler_step
 from tubelet.diffusion.tasks import rollout
-from tubelet.pipeline import TextToVideo
+from tubelet.pipeline import Guidance, TextToVideo, check_asked
+from tubelet.protocols import SamplerStep, Solver
 
 __all__ = ["lengthen"]
 
@@ -26,7 +27,8 @@ def lengthen(
     overlap: int,
     process: Process | None = None,
     steps: int = 25,
-    guidance: float = 2.0,
+    step: SamplerStep | Solver | Seeded = euler_step,
+    guidance: Guidance = 2.0,
 ) -> list[Float[Tensor, "c _ _ _"]]:
     """Videos of ``frames`` frames from their first ones, by overlapping windows.
 
@@ -39,8 +41,9 @@ def lengthen(
         window: frames that are sampled at once, ``1 + temporal·k``.
         overlap: how many of them are the last ones of the window before; ``1 + temporal·k`` are known whole.
         process: what the denoiser was trained with; None means rectified flow.
-        steps: Euler steps of each window.
-        guidance: scale of classifier-free guidance; 1 means none.
+        steps: how many steps of each window.
+        step: how one is made: a one-step method, a solver, or one that draws (:class:`tubelet.diffusion.Seeded`).
+        guidance: scale of classifier-free guidance, 1 for none; or a function (:data:`tubelet.pipeline.Guidance`).
 
     Raises:
         ValueError: as for :func:`tubelet.diffusion.tasks.rollout` and :func:`complete`.
@@ -52,9 +55,10 @@ def lengthen(
         >>> lengthen(build(0), ["a two"], [start], 7, seeds=[0], window=5, overlap=1, steps=1)[0].shape
         torch.Size([1, 7, 16, 16])
     """
+    check_asked(prompts, guidance, prompts=prompts, starts=starts, seeds=seeds)
 
     def make(knowns: list[Known], number: int) -> list[Tensor]:
         drawn = [seed + _BETWEEN_SEEDS * number for seed in seeds]
-        return complete(model, prompts, knowns, drawn, process=process, steps=steps, guidance=guidance)
+        return complete(model, prompts, knowns, drawn, process=process, steps=steps, step=step, guidance=guidance)
 
     return rollout(make, starts, frames, window=window, overlap=overlap)

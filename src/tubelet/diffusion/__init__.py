@@ -60,13 +60,17 @@ from tubelet.diffusion.predictions import Coefficients, Prediction, coefficients
 from tubelet.diffusion.process import Process
 from tubelet.diffusion.projection import projected
 from tubelet.diffusion.repainting import Repainted
+from tubelet.diffusion.samplers import SOLVERS as SOLVERS
 from tubelet.diffusion.samplers import (
     Churned,
     Corrected,
     ExponentialAdams,
     OneStep,
     Past,
+    Seeded,
     State,
+    Tapered,
+    TaperedHistory,
     UniPC,
     Variance,
     ancestral_step,
@@ -128,10 +132,13 @@ __all__ = [
     "Repainted",
     "Rule",
     "Scale",
+    "Seeded",
     "SelfConditioned",
     "SelfConditionedNetwork",
     "Skip",
     "State",
+    "Tapered",
+    "TaperedHistory",
     "UniPC",
     "Variance",
     "ancestral_step",

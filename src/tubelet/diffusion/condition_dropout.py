@@ -32,13 +32,15 @@ def draw_dropped(
         generator: draws, where it is.
 
     Raises:
-        ValueError: a share is outside [0, 1], or they add up to more than 1.
+        ValueError: a share is outside [0, 1], they add up to more than 1, or an event is a text instead of a tuple.
 
     Example:
         >>> dropped = draw_dropped({("text",): 0.25, ("text", "image"): 0.25}, 1000, torch.Generator().manual_seed(0))
         >>> [round(float(flags.float().mean()), 1) for flags in dropped.values()]
         [0.5, 0.2]
     """
+    if bare := [event for event in drops if type(event) is not tuple]:
+        raise ValueError(f"drops must name conditions in tuples, ({bare[0]!r},), got {bare[0]!r}")
     shares = list(drops.values())
     if not all(0 <= share <= 1 for share in shares) or math.fsum(shares) > 1 + 1e-9:
         raise ValueError(f"drops must be shares in [0, 1] that add up to 1 at most, got {shares}")

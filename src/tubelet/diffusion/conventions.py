@@ -39,11 +39,16 @@ class Invertible(Protocol):
 def noise_ratio(path: Path, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """``sigma/alpha``: the noise level of the same state scaled so that the data's factor is 1. Infinite at alpha 0.
 
+    Raises:
+        ValueError: ``t`` holds integers.
+
     Example:
         >>> from tubelet.diffusion import RectifiedFlow
         >>> noise_ratio(RectifiedFlow(), torch.tensor([0.0, 0.5, 0.75, 1.0]))
         tensor([0., 1., 3., inf])
     """
+    if not t.is_floating_point():
+        raise ValueError(f"t must be floating-point, got {t.dtype}")
     wide = t.double()
     return (path.sigma(wide) / path.alpha(wide)).to(t.dtype)
 
@@ -54,11 +59,16 @@ def time_of_ratio(path: Path, ratio: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]
     A path that is :class:`Invertible` tells; in others it is found by comparing, which serves every path whose ratio
     grows. Nothing is read on the host.
 
+    Raises:
+        ValueError: ``ratio`` holds integers.
+
     Example:
         >>> from tubelet.diffusion import RectifiedFlow
         >>> time_of_ratio(RectifiedFlow(), torch.tensor([0.0, 1.0, 3.0, float("inf")]))
         tensor([0.0000, 0.5000, 0.7500, 1.0000])
     """
+    if not ratio.is_floating_point():
+        raise ValueError(f"ratio must be floating-point, got {ratio.dtype}")
     wide = ratio.double()
     if isinstance(path, Invertible):
         return path.time_of_ratio(wide).to(ratio.dtype)
@@ -77,11 +87,16 @@ def time_of_ratio(path: Path, ratio: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]
 def log_snr(path: Path, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """``log(alpha²/sigma²)`` (arXiv:2107.00630); DPM-Solver's lambda is half of it. Infinite where a factor is 0.
 
+    Raises:
+        ValueError: ``t`` holds integers.
+
     Example:
         >>> from tubelet.diffusion import RectifiedFlow
         >>> log_snr(RectifiedFlow(), torch.tensor([0.0, 0.5, 1.0]))
         tensor([inf, 0., -inf])
     """
+    if not t.is_floating_point():
+        raise ValueError(f"t must be floating-point, got {t.dtype}")
     wide = t.double()
     return (2 * (path.alpha(wide).log() - path.sigma(wide).log())).to(t.dtype)
 
@@ -89,9 +104,14 @@ def log_snr(path: Path, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
 def time_of_log_snr(path: Path, value: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """The inverse of :func:`log_snr`; 1 where the path has none so small.
 
+    Raises:
+        ValueError: ``value`` holds integers.
+
     Example:
         >>> from tubelet.diffusion import RectifiedFlow
         >>> time_of_log_snr(RectifiedFlow(), torch.tensor([float("inf"), 0.0, -float("inf")]))
         tensor([0.0000, 0.5000, 1.0000])
     """
+    if not value.is_floating_point():
+        raise ValueError(f"value must be floating-point, got {value.dtype}")
     return time_of_ratio(path, (-value.double() / 2).exp()).to(value.dtype)

@@ -26,6 +26,9 @@ def draw_levels(
 
     Drawn where the generator is, for the real rows of the layout only, so that its capacity changes nothing.
 
+    Raises:
+        ValueError: ``layout`` is the one of the host.
+
     Example:
         >>> from tubelet import Grid, TokenLayout
         >>> layout = TokenLayout.packed([Grid(2, 1, 2)]).on("cpu")
@@ -33,6 +36,8 @@ def draw_levels(
         >>> bool(levels[0] == levels[1]), bool(levels[1] == levels[2])
         (True, False)
     """
+    if not isinstance(layout, LayoutIndex):
+        raise ValueError(f"layout must be that of a device, layout.on(device), got {type(layout).__name__}")
     real, _ = layout.row_counts(level)
     drawn = process.draw_times(real, generator, device=layout.sample.device, dtype=dtype)
     return layout.rows(drawn, level)
@@ -54,7 +59,7 @@ def staircase(frame: Int[Tensor, " r"], steps: int, delay: int) -> Float[Tensor,
         Times from all 1 to all 0, float64, a row a step.
 
     Raises:
-        ValueError: ``steps`` is below 1 or ``delay`` negative.
+        ValueError: ``steps`` is below 1, or ``delay`` or a frame's number negative.
 
     Example:
         >>> staircase(torch.arange(2), steps=2, delay=1)
@@ -65,6 +70,8 @@ def staircase(frame: Int[Tensor, " r"], steps: int, delay: int) -> Float[Tensor,
     """
     if steps < 1 or delay < 0:
         raise ValueError(f"steps must be at least 1 and delay not negative, got {steps} and {delay}")
+    if int(frame.min()) < 0:
+        raise ValueError(f"frame must count from 0, got {int(frame.min())}")
     last = int(frame.max()) * delay + steps
     number = torch.arange(last + 1, dtype=torch.float64, device=frame.device)[:, None]
     return (1 - (number - delay * frame) / steps).clamp(0, 1)

@@ -51,6 +51,8 @@ class Known:
     noise_level: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.mask, Rows):
+            raise ValueError(f"mask must be Rows, layout.rows(flags, level), got {type(self.mask).__name__}")
         if self.mask.values.dtype != torch.bool:
             raise ValueError(f"mask must hold torch.bool, got {self.mask.values.dtype}")
         if not 0 <= self.noise_level <= 1:
@@ -63,13 +65,15 @@ class Known:
         """What is known of one video, or of its latents: each cell is a token, so ``lead`` is ``(t, h, w)``.
 
         Raises:
-            ValueError: the mask has other sides than the video.
+            ValueError: the mask holds no booleans, or has other sides than the video.
 
         Example:
             >>> known = Known.of_video(torch.ones(3, 2, 4, 5), torch.ones(2, 4, 5, dtype=torch.bool))
             >>> known.values.shape, known.video.shape, bool(known.tokens.all())
             (torch.Size([2, 4, 5, 3]), torch.Size([3, 2, 4, 5]), True)
         """
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask must hold torch.bool, got {mask.dtype}")
         if mask.shape != video.shape[1:]:
             raise ValueError(f"mask has sides {tuple(mask.shape)}, but the video has {tuple(video.shape[1:])}")
         flags = torch.tensor([False, True], device=mask.device)
@@ -125,8 +129,10 @@ class Known:
         """Noise levels: the known tokens' own, ``t`` (one scalar, or one value per row) elsewhere.
 
         Raises:
-            ValueError: ``t`` has more values than one, but not one per row of the mask.
+            ValueError: ``t`` holds integers, or has more values than one, but not one per row of the mask.
         """
+        if not t.is_floating_point():
+            raise ValueError(f"t must be floating-point, got {t.dtype}")
         rows = self.mask.values.shape
         if t.numel() != 1 and t.shape != rows:
             raise ValueError(f"t has shape {tuple(t.shape)}, but the mask has rows of shape {tuple(rows)}")

@@ -37,7 +37,7 @@ def noise_like(
         >>> bool((both[4:] == alone).all())
         True
     """
-    return next(noise_stream(layout, channels, seeds, device=device, dtype=dtype))
+    return next(_stream(layout, channels, seeds, device, dtype))
 
 
 def noise_stream(
@@ -48,8 +48,9 @@ def noise_stream(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Float[Tensor, "*lead c"]]:
-    """Endless fresh noise for stochastic samplers; the first tensor is what :func:`noise_like` returns.
+    """Endless fresh noise for stochastic samplers: what the same seeds give after :func:`noise_like`.
 
+    So a run may start from ``noise_like(layout, channels, seeds)``; noise that came twice would not be independent.
     Pickled or deep-copied, a stream keeps its place: that is how a stochastic run is paused.
 
     Raises:
@@ -61,6 +62,14 @@ def noise_stream(
         >>> bool((next(stream) == next(stream)).any())
         False
     """
+    stream = _stream(layout, channels, seeds, device, dtype)
+    next(stream)
+    return stream
+
+
+def _stream(
+    layout: TokenLayout, channels: int, seeds: Sequence[int], device: torch.device | str | None, dtype: torch.dtype
+) -> "_Stream":
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be floating-point, got {dtype}")
     if len(seeds) != len(layout.lengths):

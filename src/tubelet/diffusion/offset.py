@@ -24,13 +24,15 @@ def offset_noise(noise: Float[Tensor, "*lead p"], offset: Rows, strength: float 
         strength: the offset's deviation.
 
     Raises:
-        ValueError: the patches' features are not a multiple of the channels.
+        ValueError: the rows have no channels, or the patches' features are not a multiple of the channels.
 
     Example:
         >>> import torch
         >>> offset_noise(torch.zeros(1, 4), Rows(torch.tensor([[1.0, -1.0]])), 0.5)
         tensor([[ 0.5000, -0.5000,  0.5000, -0.5000]])
     """
+    if offset.values.ndim != 2:
+        raise ValueError(f"offset must have rows (r, channels), got values of shape {tuple(offset.values.shape)}")
     features, channels = noise.shape[-1], offset.values.shape[-1]
     if features % channels:
         raise ValueError(f"noise has {features} features a patch, not a multiple of the offset's {channels} channels")

@@ -55,7 +55,7 @@ def posterior(path: Path, t: Rows, s: Rows, like: Float[Tensor, "..."]) -> Poste
         like: the patches.
 
     Raises:
-        ValueError: ``t`` and ``s`` differ in rows, or do not fit ``like``.
+        ValueError: ``t`` and ``s`` differ in rows, hold integers, or do not fit ``like``.
 
     Example:
         >>> from tubelet.diffusion import VP
@@ -66,6 +66,8 @@ def posterior(path: Path, t: Rows, s: Rows, like: Float[Tensor, "..."]) -> Poste
     """
     if t.values.shape != s.values.shape:
         raise ValueError(f"t has {tuple(t.values.shape)} levels, but s has {tuple(s.values.shape)}")
+    if not (t.values.is_floating_point() and s.values.is_floating_point()):
+        raise ValueError(f"noise levels must be floating-point, got {t.values.dtype} and {s.values.dtype}")
     dtype = torch.promote_types(like.dtype, torch.float32)
     here, there = t.values.double(), s.values.double()
     alpha, noise = path.alpha(there), path.sigma(there) ** 2

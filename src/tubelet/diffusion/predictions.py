@@ -69,13 +69,16 @@ def coefficients(path: Path, t: Rows, like: Float[Tensor, "..."]) -> Coefficient
     They are computed per row, in the widest of float32 and the dtypes of ``t`` and ``like``.
 
     Raises:
-        ValueError: ``t`` or ``like`` hold integers (the time of an index is ``path.time(index)``), or they do not fit.
+        ValueError: ``t`` is no ``Rows``, ``t`` or ``like`` hold integers (the time of an index is
+            ``path.time(index)``), or they do not fit.
 
     Example:
         >>> from tubelet.diffusion import RectifiedFlow
         >>> coefficients(RectifiedFlow(), Rows(torch.tensor([0.25])), torch.zeros(7, 3)).alpha
         tensor([[0.7500]])
     """
+    if not isinstance(t, Rows):
+        raise ValueError(f"noise levels must be Rows, Rows(torch.tensor([0.5])) say, got {type(t).__name__}")
     if not (t.values.is_floating_point() and like.is_floating_point()):
         raise ValueError(f"noise levels and data must be floating-point, got {t.values.dtype} and {like.dtype}")
     dtype = torch.promote_types(torch.promote_types(t.values.dtype, like.dtype), torch.float32)

@@ -4,6 +4,7 @@
 training (``draw_times``) and sampling (``times``) alike, once. Shapes: patches ``(*lead, c)``, noise levels ``Rows``.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import get_args
@@ -36,7 +37,8 @@ class Process:
         weight: the loss weight of each noise level, after the warp.
 
     Raises:
-        ValueError: ``prediction`` is not a :data:`Prediction`.
+        ValueError: ``prediction`` is not a :data:`Prediction`, ``path`` a class, or ``density`` cannot be called as
+            one; at the loss, ``weight`` is an importance, which :meth:`weighted_by` takes.
 
     Example:
         >>> from tubelet.diffusion import logit_normal, shift_warp
@@ -58,6 +60,13 @@ class Process:
     def __post_init__(self) -> None:
         if self.prediction not in get_args(Prediction):
             raise ValueError(f"prediction must be one of {get_args(Prediction)}, got {self.prediction!r}")
+        if isinstance(self.path, type):
+            raise ValueError(f"path must be a path, got the class {self.path.__name__}")
+        try:
+            inspect.signature(self.density).bind((1,), generator=None)
+        except TypeError as error:
+            name = getattr(self.density, "__name__", type(self.density).__name__)
+            raise ValueError(f"density is called as {name}(shape, generator=...): {error}") from error
 
     def draw_times(
         self,
@@ -94,7 +103,7 @@ class Process:
         Rows serve a warp that differs between samples: ``(steps + 1, rows)``.
 
         Raises:
-            ValueError: ``steps`` is smaller than 1.
+            ValueError: ``steps`` or ``rows`` is smaller than 1, or ``dtype`` is not floating-point.
 
         Example:
             >>> Process().times(4)
@@ -107,6 +116,10 @@ class Process:
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
+        if rows is not None and rows < 1:
+            raise ValueError(f"rows must be at least 1, got {rows}")
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype must be floating-point, got {dtype}")
         even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         if rows is not None:
             even = even[:, None].expand(-1, rows)
@@ -196,10 +209,18 @@ class Process:
             tensor(0.)
         """
         error = squared_error(prediction, self.target(x0, noise, t), mask)
-        error = error * level(t.map(self.weight), error)
+        error = error * level(t.map(self._weighted), error)
         if weights is not None:
             error = error * level(weights, error)
         return masked_mean(error, mask)
+
+    def _weighted(self, times: Tensor) -> Tensor:
+        try:
+            return self.weight(times)
+        except AttributeError as error:
+            raise ValueError(
+                f"weight must map times to weights; an importance goes by process.weighted_by(...): {error}"
+            ) from error
 
 
 def _check_shapes(**tensors: Tensor) -> None:

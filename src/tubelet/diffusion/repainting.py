@@ -14,9 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tubelet.diffusion._host import readable
 from tubelet.diffusion.known import Known
+from tubelet.diffusion.predictions import level
 from tubelet.diffusion.process import Process
 from tubelet.diffusion.samplers import euler_step, renoise
+from tubelet.diffusion.samplers.loop import one_step
 from tubelet.diffusion.samplers.renewal import draw
 from tubelet.layout import Rows
 from tubelet.protocols import Denoiser, SamplerStep
@@ -38,7 +41,9 @@ class Repainted:
             steps at a time, ten times; here a jump is one step.
 
     Raises:
-        ValueError: ``repeats`` is smaller than 1; at the call, noise has another shape than the state.
+        ValueError: ``within`` is no one-step method, ``repeats`` is smaller than 1, or ``known`` at another noise level
+            than 0; at the call, noise has another shape than the state, or a known token stays at its level (seen on
+            the CPU only).
 
     Example:
         >>> from tubelet.diffusion import Process, noise_stream, sample
@@ -57,6 +62,9 @@ class Repainted:
     repeats: int = 1
 
     def __post_init__(self) -> None:
+        one_step("within", self.within)
+        if self.known.noise_level:
+            raise ValueError(f"known must be at noise level 0 to be repainted, got {self.known.noise_level}")
         if self.repeats < 1:
             raise ValueError(f"repeats must be at least 1, got {self.repeats}")
 
@@ -64,10 +72,19 @@ class Repainted:
         self, denoiser: Denoiser, x: Float[Tensor, "*lead c"], t: Rows, s: Rows, process: Process
     ) -> Float[Tensor, "*lead c"]:
         """The state at ``s``, its known tokens at ``s`` too."""
+        self._check_moving(t, s)
         for _ in range(self.repeats - 1):
             there = self._made(denoiser, x, t, s, process)
             x = renoise(there, s, t, process.path, draw(self.noise, x))
         return self._at(self._made(denoiser, x, t, s, process), s, process)
+
+    def _check_moving(self, t: Rows, s: Rows) -> None:
+        """A known token that stays would be held, not repainted."""
+        if not readable(t.values):
+            return
+        stays = level(Rows(t.values == s.values, t.index), self.known.values)[..., 0]
+        if bool((stays & self.known.tokens).any()):
+            raise ValueError("a known token stays at its level: sample without rows=known.levels, at one level for all")
 
     def _made(self, denoiser: Denoiser, x: Tensor, t: Rows, s: Rows, process: Process) -> Tensor:
         return self.within(denoiser, self._at(x, t, process), t, s, process)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tubelet.diffusion.predictions import level
 from tubelet.diffusion.process import Process
+from tubelet.diffusion.samplers.loop import one_step
 from tubelet.layout import Rows
 from tubelet.protocols import SamplerStep
 
@@ -73,7 +74,10 @@ class SelfConditioned:
     network several times, all see the last step's estimate and the first gives the next.
 
     Args:
-        inner: the step itself.
+        inner: the step itself, a one-step method.
+
+    Raises:
+        ValueError: ``inner`` is none.
 
     Example:
         >>> from tubelet.diffusion import euler_step
@@ -87,6 +91,9 @@ class SelfConditioned:
     """
 
     inner: SamplerStep
+
+    def __post_init__(self) -> None:
+        one_step("inner", self.inner)
 
     def step(
         self,

@@ -43,6 +43,8 @@ def shift_warp(shift: float | Float[Tensor, " r"]) -> Callable[[Tensor], Tensor]
         >>> shift_warp(torch.tensor([1.0, 3.0]))(torch.tensor([0.5, 0.5]))
         tensor([0.5000, 0.7500])
     """
+    if isinstance(shift, Tensor) and shift.ndim == 0:
+        shift = float(shift)
     values = shift.tolist() if isinstance(shift, Tensor) else [shift]
     if not all(0 < value < math.inf for value in values):
         raise ValueError(f"shift must be above 0 and finite, got {values if isinstance(shift, Tensor) else shift}")

@@ -118,7 +118,8 @@ def posthoc_average(
         A state for ``EMA.load_state_dict``; sums are in float64, the dtypes those of the snapshots.
 
     Raises:
-        ValueError: there are not as many widths as snapshots, or as for :func:`posthoc_weights`.
+        ValueError: there are not as many widths as snapshots, the snapshots are of other models, or as for
+            :func:`posthoc_weights`.
 
     Example:
         >>> states = [{"updates": n, "average": {"w": torch.full((1,), float(n))}} for n in (100, 200)]
@@ -127,6 +128,10 @@ def posthoc_average(
     """
     if len(snapshots) != len(widths):
         raise ValueError(f"there are {len(snapshots)} snapshots, but {len(widths)} widths")
+    shapes = [{name: tuple(value.shape) for name, value in state["average"].items()} for state in snapshots]
+    if odd := [number for number, found in enumerate(shapes) if found != shapes[0]]:
+        names = sorted(name for name, _ in set(shapes[0].items()) ^ set(shapes[odd[0]].items()))
+        raise ValueError(f"snapshots 0 and {odd[0]} differ in the names or shapes of {', '.join(dict.fromkeys(names))}")
     times = [int(state["updates"]) for state in snapshots]
     at = max(times, default=0) if updates is None else updates
     factors = posthoc_weights(list(zip(times, widths, strict=True)), (at, width)).tolist()

@@ -25,7 +25,7 @@ from tubelet.diffusion import (
     sample,
     skip_layer,
 )
-from tubelet.layout import Grid, Rows, TokenLayout
+from tubelet.layout import Grid, Level, Rows, TokenLayout
 
 T = one_row(torch.tensor(0.5, dtype=torch.float64))
 PROCESSES = {
@@ -106,10 +106,17 @@ def test_rows_of_a_batch_equal_separate(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rescale", "threshold", "zero star", "apg", "all at once"])
-def test_statistics_over_the_whole_axis_would_differ(name: str) -> None:
+@pytest.mark.parametrize("level", ["sample", "frame", "token"])
+def test_noise_levels_of_a_layout_say_where_the_samples_lie(name: str, level: Level) -> None:
     layout, x, t = packed_state()
-    right, wrong = (EVERY[name](s, Process())(x, t) for s in (PerSample(layout.on("cpu")), PerSample()))
-    assert float((right - wrong).norm() / right.norm()) > 1e-3
+    index = layout.on("cpu")
+    fine = index.rows(index.lift(t.values, level), level)
+    right, told = (EVERY[name](s, Process())(x, fine) for s in (PerSample(index), PerSample()))
+    torch.testing.assert_close(told, right, rtol=1e-12, atol=1e-12)
+    whole = EVERY[name](PerSample(TokenLayout.packed([Grid(1, 1, len(x))]).on("cpu")), Process())(x, fine)
+    assert float((right - whole).norm() / right.norm()) > 1e-3
+    with pytest.raises(ValueError, match=r"t has \d+ rows on one axis and names no samples: .* samples=PerSample"):
+        EVERY[name](PerSample(), Process())(x, Rows(fine.values, fine.index))
 
 
 @pytest.mark.parametrize("name", ["rescale", "threshold", "zero star", "apg", "all at once"])
@@ -179,7 +186,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from denoisers import EVERY, C, U, packed_state
 from tubelet.diffusion import VP, Momentum, PerSample, Process, apg, cfg, packed
-from tubelet.layout import Grid, Rows, TokenLayout
+from tubelet.layout import Level, Grid, Rows, TokenLayout
 
 process = Process(path=VP.linear(), prediction="eps")
 names = ("compose", "channels", "zero init", "guidance of guidance", "all at once")  # all rules

@@ -1,6 +1,7 @@
 """What every step keeps: held tokens, rows apart, packed equals separate, a paused run's bits, shapes and dtypes."""
 
 import itertools
+import math
 import pickle
 from collections.abc import Callable
 from functools import partial
@@ -10,17 +11,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampling import Exploding, distance, fresh, mixture, randn
+from sampling import Exploding, distance, fresh, gaussian, mixture, randn
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tubelet.diffusion import (
+    SOLVERS,
     VP,
     Churned,
     ExponentialAdams,
     Known,
     Process,
     RectifiedFlow,
+    Repainted,
+    Seeded,
     SelfConditioned,
     State,
     UniPC,
@@ -37,6 +41,7 @@ from tubelet.diffusion import (
     lcm_step,
     lift,
     midpoint_step,
+    noise_like,
     noise_stream,
     one_row,
     renoise,
@@ -302,6 +307,35 @@ def test_edm_stochastic_is_algorithm_2() -> None:
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("eta", [0.5, 1.0, 1.5])
+def test_a_stochastic_second_step_is_its_formula(eta: float) -> None:
+    """Data predicted as 2, then as 3, without fresh noise: the midpoint rule of arXiv:2211.01095, with ``1 + eta²``."""
+    process, times = Process(prediction="x0"), [0.8, 0.6, 0.3]
+    half = [math.log((1 - t) / t) for t in times]
+    before, h = half[1] - half[0], half[2] - half[1]
+    x = 1.0 * times[1] / times[0] * math.exp(-(eta**2) * before) - (1 - times[1]) * 2 * math.expm1(
+        -(1 + eta**2) * before
+    )
+    data = 3 + (3 - 2) * h / before / 2
+    x = x * times[2] / times[1] * math.exp(-(eta**2) * h) - (1 - times[2]) * data * math.expm1(-(1 + eta**2) * h)
+    step = dpmpp_2m_sde(itertools.repeat(torch.zeros(1, 1, dtype=torch.float64)), eta=eta)
+    told = iter([2.0, 3.0])
+    start, way = torch.ones(1, 1, dtype=torch.float64), torch.tensor(times, dtype=torch.float64)
+    got = sample(lambda x, t: torch.full_like(x, next(told)), start, way, process=process, step=step)
+    assert float(got) == pytest.approx(x, rel=1e-12)
+
+
+@pytest.mark.parametrize(("t", "boundary"), [(0.5, 0.5), (0.9, 0.3), (0.5, 0.0), (0.0, 0.2), (0.0, 0.0)])
+def test_a_consistency_step_is_its_formula(t: float, boundary: float) -> None:
+    """Data predicted as 3 from the state 5; at time 0 the state itself, unless there is no boundary."""
+    square = 1.0 if t == boundary == 0 else t**2 / (t**2 + boundary**2)
+    data = (1 - square) * 5 + math.sqrt(square) * 3
+    x, ends = torch.full((1, 1), 5.0, dtype=torch.float64), torch.tensor([[t], [0.25]], dtype=torch.float64)
+    process, noise = Process(prediction="x0"), iter([torch.ones_like(x)])
+    got = lcm_step(lambda x, t: 0 * x + 3, x, Rows(ends[0]), Rows(ends[1]), process, noise=noise, boundary=boundary)
+    assert float(got) == pytest.approx(0.75 * data + 0.25, rel=1e-12)
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_noise_added_back_has_the_moments_of_the_level(path: Path) -> None:
     x0, (first, second) = randn(20_000, 1), itertools.islice(fresh(20_000, 1), 2)
@@ -340,6 +374,48 @@ def test_wrong_arguments_are_named() -> None:
         Churned(euler_step, -0.1, iter([x]))
     with pytest.raises(ValueError, match=r"low must not be above high, got 0.8 and 0.2"):
         Churned(euler_step, 0.1, iter([x]), low=0.8, high=0.2)
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (UniPC, r"step must be a step, got the class UniPC: UniPC\(...\) is one"),
+        (dpmpp_2m, r"step is called as dpmpp_2m\(denoiser, x, t, s, process\): too many positional arguments"),
+        ("euler", r"step must be a step such as euler_step, got 'euler'; SOLVERS has them by name"),
+        (ddpm_step, r"called as ddpm_step\(denoiser, x, t, s, process\): missing a required .*'noise'"),
+        (partial(ancestral_step, eta=0.5), r"called as ancestral_step\(.*: missing a required .*'noise'"),
+        (SOLVERS["ddpm"], r"step is Seeded, and there is no noise here: step.make\(noise_stream\("),
+    ],
+)
+def test_what_is_no_step_is_named(step: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        sample(lambda x, t: x, torch.zeros(2, 1), Process().times(2), process=Process(), step=step)
+
+
+def test_wrappers_of_one_step_refuse_what_remembers() -> None:
+    known = Known(one_row(torch.tensor(True)), torch.zeros(2, 1))
+    for name, make in (
+        ("within", lambda step: Churned(step, 0.1, iter([]))),
+        ("within", lambda step: Repainted(known, iter([]), step)),
+        ("inner", SelfConditioned),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be a one-step method, got the solver UniPC, which"):
+            make(UniPC())
+        with pytest.raises(ValueError, match=f"{name} is called as dpmpp_2m"):
+            make(dpmpp_2m)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_samplers_by_name_are_the_functions(name: str) -> None:
+    """Each nears the exact endpoint of Gaussian data, and those that draw use what they are given."""
+    process, step = Process(), SOLVERS[name]
+    denoiser, layout = gaussian(process, 0.7, 0.4), TokenLayout.packed([Grid(1, 32, 32)])
+    start = noise_like(layout, 4, [0], dtype=torch.float64)
+    made = step.make(noise_stream(layout, 4, [0], dtype=torch.float64)) if isinstance(step, Seeded) else step
+    got = sample(denoiser, start, process.times(50, dtype=torch.float64), process=process, step=made)
+    assert abs(float(got.mean()) - 0.7) < 0.03
+    assert abs(float(got.std()) - 0.4) < 0.03
+    assert isinstance(step, Seeded) == (float((got - (0.7 + 0.4 * start)).abs().max()) > 0.3)
 
 
 @pytest.mark.parametrize("name", QUIET)

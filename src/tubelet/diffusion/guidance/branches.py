@@ -50,7 +50,8 @@ def packed(denoiser: Denoiser, layout: LayoutIndex, branches: int = 2) -> tuple[
         branches: how many conditions.
 
     Raises:
-        ValueError: ``branches`` is smaller than 1, or the layout is not packed; at the call, ``x`` has other tokens.
+        ValueError: ``branches`` is smaller than 1, or the layout is not packed, or on no device; at the call, ``x`` has
+            other tokens.
 
     Example:
         >>> from tubelet.diffusion import cfg
@@ -62,6 +63,8 @@ def packed(denoiser: Denoiser, layout: LayoutIndex, branches: int = 2) -> tuple[
         >>> guided(torch.ones(6, 1), layout.rows(torch.tensor([0.2, 0.5]), "sample")).shape
         torch.Size([6, 1])
     """
+    if not isinstance(layout, LayoutIndex):
+        raise ValueError(f"layout must be that of a device, layout.on(device), got {type(layout).__name__}")
     if len(layout.shape) != 1:
         raise ValueError(f"layout must be packed, (n,), but has tokens {layout.shape}: use batched")
     if branches < 1:

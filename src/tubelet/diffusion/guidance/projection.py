@@ -76,7 +76,8 @@ def apg(
         parallel: how much of the parallel part stays, the paper's eta: 0 for none, 1 for all (as in :func:`cfg`).
         radius: the longest norm of the update; the paper has 2.5 to 15.
         momentum: the state of the average; None for no average.
-        samples: where the samples lie; None for a dense batch, or one sample.
+        samples: where the samples lie; None for a dense batch, one sample, or a packed axis without padding whose noise
+            levels are rows of its layout.
 
     Raises:
         ValueError: ``scale`` or ``parallel`` is a number that is not finite, or ``radius`` is not positive; at the
@@ -109,7 +110,7 @@ def _projected(
 ) -> Tensor:
     dtype = torch.promote_types(predictions[0].dtype, torch.float32)
     conditional, unconditional = (each.to(dtype) for each in predictions)
-    update = conditional - unconditional
+    update, samples = conditional - unconditional, samples.at(t)
     if momentum is not None:
         update = momentum.update(update)
     if radius < math.inf:

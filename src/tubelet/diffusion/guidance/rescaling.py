@@ -23,7 +23,8 @@ def rescale(guided: Denoiser, conditional: Denoiser, amount: float, *, samples: 
         guided: what is rescaled, such as ``cfg(c, u, 7.5)``.
         conditional: its conditional denoiser.
         amount: 0 for none, 1 for all.
-        samples: where the samples lie; None for a dense batch, or one sample.
+        samples: where the samples lie; None for a dense batch, one sample, or a packed axis without padding whose noise
+            levels are rows of its layout.
 
     Raises:
         ValueError: ``amount`` is outside [0, 1].
@@ -41,7 +42,7 @@ def rescale(guided: Denoiser, conditional: Denoiser, amount: float, *, samples: 
 
 
 def _rescaled(predictions: tuple[Tensor, ...], x: Tensor, t: Rows, *, amount: float, samples: PerSample) -> Tensor:
-    guided, conditional = predictions
+    (guided, conditional), samples = predictions, samples.at(t)
     have, want = samples.std(guided), samples.std(conditional)
     ratio = torch.where(have > 0, want / torch.where(have > 0, have, 1), 1)  # a constant, or one number, stays
     return ((amount * ratio + (1 - amount)) * guided).to(guided.dtype)

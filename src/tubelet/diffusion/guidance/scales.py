@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tubelet.diffusion._host import readable
 from tubelet.diffusion.predictions import level
 from tubelet.layout import Rows
 
@@ -24,7 +25,9 @@ Example: ``interval(4.0, 0.2, 0.8)``."""
 def interval(scale: float, low: float, high: float, outside: float = 1.0) -> Callable[[Tensor], Tensor]:
     """``scale`` where the noise level lies in [low, high], ``outside`` elsewhere (arXiv:2404.07724).
 
-    At 1 a classifier-free guidance is the conditional prediction; a term that is added rests at 0.
+    At 1 a classifier-free guidance is the conditional prediction; a term that is added rests at 0. All denoisers are
+    asked at every level, since levels may differ from token to token; a run in parts, one for each side of the
+    interval, asks fewer.
 
     Raises:
         ValueError: ``low`` is above ``high``, or a scale is not finite.
@@ -45,10 +48,17 @@ def check_interval(low: float, high: float) -> None:
 
 
 def check_finite(**scales: Scale) -> None:
-    """Refuse numbers that are not finite."""
+    """Refuse numbers that are not finite, and lists of numbers that would scale channels."""
     for name, scale in scales.items():
         if isinstance(scale, int | float) and not math.isfinite(scale):
             raise ValueError(f"{name} must be finite, got {scale}")
+        if shape := tuple(getattr(scale, "shape", ())):
+            raise ValueError(
+                f"{name} must be a number, got {shape} of them: one a sample is layout.rows(..., 'sample')"
+            )
+        values = scale.values if isinstance(scale, Rows) else scale
+        if isinstance(values, Tensor) and readable(values) and not bool(values.isfinite().all()):
+            raise ValueError(f"{name} must be finite, got {values.tolist()}")
 
 
 def factor(scale: Scale, t: Rows, like: Tensor) -> Tensor | float:

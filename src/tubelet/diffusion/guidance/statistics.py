@@ -4,13 +4,13 @@ A guidance with norms or quantiles means those of one video; taken over a whole 
 its neighbours.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tubelet.layout import LayoutIndex
+from tubelet.layout import LayoutIndex, Rows
 
 __all__ = ["PerSample"]
 
@@ -22,12 +22,13 @@ class PerSample:
     They are computed in at least float32 and read nothing on the host.
 
     Args:
-        layout: where the samples lie; padding counts for nothing. None: ``(n, c)`` is one sample, and of any other
-            tensor each entry of the first axis.
+        layout: where the samples lie; padding counts for nothing. Rows of a packed layout say it too, but not which
+            tokens are padding. None: ``(n, c)`` is one sample, and of any other tensor each entry of the first axis.
         counted: False at tokens that shall not count, such as given frames: ``~known.tokens``. They may hold anything.
 
     Raises:
-        ValueError: at the call, the layout or ``counted`` have other tokens than the values.
+        ValueError: ``layout`` is none on a device, or rows of none; at the call, it or ``counted`` have other tokens
+            than the values.
 
     Example:
         >>> from tubelet.layout import Grid, TokenLayout
@@ -36,8 +37,35 @@ class PerSample:
         [[3.0], [3.0], [5.0]]
     """
 
-    layout: LayoutIndex | None = None
+    layout: LayoutIndex | Rows | None = None
     counted: Bool[Tensor, "*lead"] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layout, Rows) and (self.layout.index is None or self.layout.owner is None):
+            raise ValueError("layout must be rows of a packed layout, got rows that name no samples")
+        if not isinstance(self.layout, LayoutIndex | Rows | None):
+            raise ValueError(f"layout must be that of a device, layout.on(device), got {type(self.layout).__name__}")
+
+    def at(self, t: Rows) -> "PerSample":
+        """These statistics; where there is no layout, those of the samples that noise levels of a packed axis name.
+
+        Raises:
+            ValueError: ``t`` has several rows on one axis, and names no samples.
+
+        Example:
+            >>> from tubelet.layout import Grid, TokenLayout
+            >>> layout = TokenLayout.packed([Grid(1, 1, 2), Grid(1, 1, 1)])
+            >>> t = layout.rows(torch.tensor([0.1, 0.5]), "sample")
+            >>> PerSample().at(t).sum(torch.tensor([[1.0], [2.0], [5.0]])).tolist()
+            [[3.0], [3.0], [5.0]]
+        """
+        if self.layout is not None or t.index is None or t.index.ndim > 1 or t.values.shape[0] == 1:
+            return self
+        if t.owner is None:
+            raise ValueError(
+                f"t has {t.values.shape[0]} rows on one axis and names no samples: give samples=PerSample(layout)"
+            )
+        return replace(self, layout=t)
 
     def sum(self, values: Float[Tensor, "*lead c"]) -> Float[Tensor, "..."]:
         """The sum over each sample."""
@@ -100,16 +128,16 @@ class PerSample:
     def _counted(self, values: Tensor) -> Tensor | None:
         """True where a token counts; None where all do."""
         lead = tuple(values.shape[:-1])
-        for name, shape in (("layout", self.layout and self.layout.shape), ("counted", _shape(self.counted))):
+        for name, shape in (("layout", _tokens(self.layout)), ("counted", _shape(self.counted))):
             if shape is not None and shape != lead:
                 raise ValueError(f"{name} has tokens {shape}, but the predictions have {lead}")
-        if self.layout is None or self.layout.dense:
+        if not isinstance(self.layout, LayoutIndex) or self.layout.dense:
             return self.counted
         return self.layout.valid if self.counted is None else self.layout.valid & self.counted
 
     def _total(self, tokens: Float[Tensor, "*lead"], values: Tensor) -> Tensor:
         """One number per token, summed over each sample."""
-        if self.layout is None or self.layout.dense:
+        if self.layout is None or (isinstance(self.layout, LayoutIndex) and self.layout.dense):
             return tokens.sum(dim=tuple(range(int(values.ndim > 2), tokens.ndim)), keepdim=True)[..., None]
         total = tokens.new_zeros(self._rows(values))
         return self._spread(total.index_add(0, self._owner(values).flatten(), tokens.flatten()), values)
@@ -120,6 +148,9 @@ class PerSample:
 
     def _owner(self, values: Tensor) -> Int[Tensor, "*lead"]:
         """The sample of each token; padding has a row of its own, so that it reaches no sample's gradient."""
+        if isinstance(self.layout, Rows):
+            assert self.layout.owner is not None
+            return self.layout.owner[self.layout.index]
         if self.layout is not None:
             return torch.where(self.layout.valid, self.layout.sample, self.layout.seqlens.shape[0])
         lead = values.shape[:-1]
@@ -128,9 +159,15 @@ class PerSample:
 
     def _rows(self, values: Tensor) -> int:
         """How many samples there are, with that of padding."""
+        if isinstance(self.layout, Rows):
+            return self.layout.values.shape[0] + 1  # no sample has a number as high as that of its last row
         if self.layout is not None:
             return self.layout.seqlens.shape[0] + 1
         return values.shape[0] if values.ndim > 2 else 1
+
+
+def _tokens(layout: LayoutIndex | Rows | None) -> tuple[int, ...] | None:
+    return layout.shape if isinstance(layout, LayoutIndex) else _shape(layout.index if layout else None)
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:

@@ -35,7 +35,8 @@ def dynamic_threshold(
         quantile: which quantile, in [0, 1].
         limit: the data lie in ``[-limit, limit]``.
         highest: the most that ``s`` may be; ``limit`` makes it plain clipping.
-        samples: where the samples lie; None for a dense batch, or one sample.
+        samples: where the samples lie; None for a dense batch, one sample, or a packed axis without padding whose noise
+            levels are rows of its layout.
 
     Raises:
         ValueError: ``quantile`` is outside [0, 1], ``limit`` is not positive, or ``highest`` is below it.
@@ -65,6 +66,6 @@ def _clipped(
     highest: float,
     samples: PerSample,
 ) -> Tensor:
-    data = predictions[0]
+    data, samples = predictions[0], samples.at(t)
     side = samples.quantile(data.abs(), quantile).clamp(limit, highest)
     return (data.clamp(-side, side) * (limit / side)).to(data.dtype)

@@ -35,7 +35,8 @@ def cfg_zero_star(
         unconditional: the denoiser without.
         scale: the guidance scale, as in :func:`cfg`.
         process: what they predict.
-        samples: where the samples lie; None for a dense batch, or one sample.
+        samples: where the samples lie; None for a dense batch, one sample, or a packed axis without padding whose noise
+            levels are rows of its layout.
 
     Raises:
         ValueError: ``scale`` is a number that is not finite; at the call, the two predictions differ in shape.
@@ -75,7 +76,7 @@ def zero_init(denoiser: Denoiser, process: Process, above: float) -> Denoiser:
 
 
 def _projected(predictions: tuple[Tensor, ...], x: Tensor, t: Rows, *, scale: Scale, samples: PerSample) -> Tensor:
-    conditional, unconditional = predictions
+    (conditional, unconditional), samples = predictions, samples.at(t)
     size = samples.dot(unconditional, unconditional)
     optimal = samples.dot(conditional, unconditional) / torch.where(size > 0, size, 1)
     base = optimal * unconditional

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tubelet.diffusion._host import readable
 from tubelet.protocols import Path
 
 __all__ = ["VP"]
@@ -169,12 +170,18 @@ class VP:
         return VP(self.alphas_cumprod / (scale + (1 - scale) * self.alphas_cumprod))
 
     def time(self, index: Int[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """The time of an index, ``(index + 1)/N``, in the default dtype.
+        """The time of an index, ``(index + 1)/N``, in the default dtype; index -1 is clean data.
+
+        Raises:
+            ValueError: an index above N - 1, or below -1 (looked at on the CPU only).
 
         Example:
             >>> VP.linear(4).time(torch.tensor([0, 3]))
             tensor([0.2500, 1.0000])
         """
+        numbers = torch.as_tensor(index)
+        if readable(numbers) and not bool(((numbers >= -1) & (numbers < self.steps)).all()):
+            raise ValueError(f"index must be from 0 to {self.steps - 1}, got {numbers.tolist()}")
         return (index + 1) / self.steps
 
     def index(self, t: Float[Tensor, "*s"]) -> Int[Tensor, "*s"]:

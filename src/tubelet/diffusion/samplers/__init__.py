@@ -6,13 +6,15 @@ is ``solver.step(denoiser, x, t, s, process, history) -> (x_s, history)``. A tok
 on the host, so that they compile whole and never stall a device. Shapes: ``(*lead, c)``.
 """
 
-from tubelet.diffusion.samplers.loop import OneStep, State, lift, sample, trajectory
+from tubelet.diffusion.samplers.loop import OneStep, Seeded, State, lift, sample, trajectory
 from tubelet.diffusion.samplers.multistep import ExponentialAdams, Past, deis, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m
+from tubelet.diffusion.samplers.named import SOLVERS as SOLVERS
 from tubelet.diffusion.samplers.noising import Churned, ancestral_step, renoise
 from tubelet.diffusion.samplers.renewal import Variance, ddim_step, ddpm_step, lcm_step
 from tubelet.diffusion.samplers.rows import hold, one_row
 from tubelet.diffusion.samplers.runge_kutta import euler_step, heun_step, midpoint_step, rk4_step
 from tubelet.diffusion.samplers.singlestep import dpmpp_2s_step
+from tubelet.diffusion.samplers.tapering import Tapered, TaperedHistory
 from tubelet.diffusion.samplers.times import (
     beta_times,
     exponential_times,
@@ -29,7 +31,10 @@ __all__ = [
     "ExponentialAdams",
     "OneStep",
     "Past",
+    "Seeded",
     "State",
+    "Tapered",
+    "TaperedHistory",
     "UniPC",
     "Variance",
     "ancestral_step",

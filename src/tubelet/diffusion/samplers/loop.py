@@ -5,6 +5,7 @@ explicit value, None at the start. A one-step method is a function without the h
 A :class:`State` is all there is of a run between two steps: kept, pickled and resumed, it goes on to the same bits.
 """
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tubelet.diffusion._host import readable
+from tubelet.diffusion.known import Known
 from tubelet.diffusion.process import Process
 from tubelet.diffusion.samplers.runge_kutta import euler_step
 from tubelet.layout import Rows
 from tubelet.protocols import Denoiser, SamplerStep, Solver
 
-__all__ = ["OneStep", "State", "lift", "sample", "trajectory"]
+__all__ = ["OneStep", "Seeded", "State", "lift", "sample", "trajectory"]
 
 _ROUNDING = 1e-6
 """How far a warp may round above 1."""
@@ -57,14 +60,71 @@ class OneStep:
         return self.method(denoiser, x, t, s, process), None
 
 
+@dataclass(frozen=True)
+class Seeded:
+    """A step that draws, before there is noise to draw from: ``make(noise)`` is the step.
+
+    Who lays out a batch, such as :func:`tubelet.pipeline.generate`, makes it with fresh noise from each sample's seed.
+
+    Args:
+        make: from an iterator of noise, such as :func:`~tubelet.diffusion.noise_stream`, to a step or a solver.
+
+    Example:
+        >>> from functools import partial
+        >>> from tubelet.diffusion import ddim_step
+        >>> half = Seeded(lambda noise: partial(ddim_step, eta=0.5, noise=noise))
+        >>> half.make(iter([])).keywords["eta"]
+        0.5
+    """
+
+    make: Callable[[Iterator[Float[Tensor, "*lead c"]]], SamplerStep | Solver]
+
+
 def lift(step: SamplerStep | Solver) -> Solver:
     """A solver: the one that is given, or a one-step method as one.
+
+    Raises:
+        ValueError: ``step`` is neither, such as a class, a name, or a function that makes a solver.
 
     Example:
         >>> lift(euler_step)
         OneStep(method=<function euler_step at ...>)
     """
-    return step if isinstance(step, Solver) else OneStep(step)
+    if isinstance(step, Seeded):
+        raise ValueError("step is Seeded, and there is no noise here: step.make(noise_stream(layout, channels, seeds))")
+    if isinstance(step, type) or not isinstance(step, Solver):
+        return OneStep(one_step("step", step))
+    return step
+
+
+def one_step(name: str, step: Any) -> SamplerStep:
+    """A step that can be called as ``step(denoiser, x, t, s, process)``.
+
+    Raises:
+        ValueError: it cannot; says the argument's name and what it is.
+
+    Example:
+        >>> from tubelet.diffusion import UniPC
+        >>> one_step("within", UniPC())
+        Traceback (most recent call last):
+        ...
+        ValueError: within must be a one-step method, got the solver UniPC, which remembers several
+    """
+    kind = type(step).__name__
+    if isinstance(step, type):
+        raise ValueError(f"{name} must be a step, got the class {step.__name__}: {step.__name__}(...) is one")
+    if isinstance(step, Solver):
+        raise ValueError(f"{name} must be a one-step method, got the solver {kind}, which remembers several")
+    if not callable(step):
+        raise ValueError(f"{name} must be a step such as euler_step, got {step!r}; SOLVERS has them by name")
+    if not torch.compiler.is_compiling():
+        try:
+            inspect.signature(step).bind(None, None, None, None, None)
+        except TypeError as error:
+            called = getattr(getattr(step, "func", step), "__name__", kind)
+            raise ValueError(f"{name} is called as {called}(denoiser, x, t, s, process): {error}") from error
+    found: SamplerStep = step
+    return found
 
 
 def trajectory(
@@ -100,6 +160,10 @@ def trajectory(
     if not state.x.is_floating_point():
         raise ValueError(f"noise must be floating-point, got {state.x.dtype}")
     _check_times(times)
+    if not 0 <= state.number < len(times):
+        raise ValueError(f"a state of step number {state.number} is none of a run of {len(times) - 1} steps")
+    if not isinstance(start, State):
+        _check_start(start, rows)
     solver, levels = lift(step), [(rows or _as_rows)(time) for time in times.unbind()]
     for t, s in itertools.islice(itertools.pairwise(levels), state.number, None):
         x, history = solver.step(denoiser, state.x, t, s, process, state.history)
@@ -120,7 +184,8 @@ def sample(
     """Follow ``times`` from the first to the last, one step each; wrap the call in ``torch.inference_mode()``.
 
     Args:
-        denoiser: predicts what ``process.prediction`` names, from a state and its noise levels.
+        denoiser: predicts what ``process.prediction`` names, from a state and its noise levels: ``Rows``, whose numbers
+            are ``t.values``, one each token ``t.expand()``, and shaped like the state ``level(t, x)``.
         noise: the state at ``times[0]``, or the :class:`State` of a run to go on with.
         times: noise levels in order, such as ``process.times(steps)``, or of each row in order, such as a
             :func:`staircase`. They are used as they are: no warp is applied. From clean data to noise they invert.
@@ -134,8 +199,9 @@ def sample(
         The state at ``times[-1]``.
 
     Raises:
-        ValueError: ``noise`` holds integers, or ``times`` are not two or more, or leave [0, 1] (looked at on the CPU
-            only: reading times on another device would stall it).
+        ValueError: ``noise`` holds integers; ``times`` are none, or leave [0, 1]; with ``rows=known.levels`` the state
+            does not hold the known values (both looked at on the CPU only: reading another device would stall it);
+            ``step`` is none; a state of another run's number.
 
     Example:
         >>> process = Process()
@@ -154,12 +220,21 @@ def _as_rows(time: Float[Tensor, "*r"]) -> Rows:
     return Rows(time.reshape(-1))
 
 
-def _check_times(times: Tensor) -> None:
-    if times.ndim not in (1, 2) or len(times) < 2:
+def _check_start(start: Tensor, rows: Callable[[Tensor], Rows] | None) -> None:
+    """Tokens that are held must be what is known of them."""
+    known = getattr(rows, "__self__", None)
+    if not (isinstance(known, Known) and known.noise_level == 0 and readable(start)):
+        return
+    if not torch.equal(torch.where(known.tokens[..., None], start, 0), known.apply(torch.zeros_like(start))):
         raise ValueError(
-            f"times needs at least 2 entries, a start and an end, of one or each row, got {tuple(times.shape)}"
+            "noise differs from the known values, which rows=known.levels holds: start from known.apply(noise)"
         )
-    if times.device.type != "cpu" or torch.compiler.is_compiling():
+
+
+def _check_times(times: Tensor) -> None:
+    if times.ndim not in (1, 2) or len(times) < 1 or not times.is_floating_point():
+        raise ValueError(f"times must be floating-point (s,) or (s, rows), got {times.dtype} of {tuple(times.shape)}")
+    if not readable(times):
         return
     if not bool(((times >= 0) & (times <= 1 + _ROUNDING)).all()):  # NaN too
         raise ValueError(f"times must lie in [0, 1], got {times.tolist()}")

@@ -8,7 +8,7 @@ newest first. Levels may differ from row to row: each row uses what it knows. Sh
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,7 @@ Through = Literal["x0", "eps"]
 
 
 class Past(NamedTuple):
-    """What was predicted at an earlier level; a history is a tuple of these, newest first.
+    """What was predicted at an earlier level, data or noise; a history is a tuple of these, newest first.
 
     Example:
         >>> from tubelet.diffusion import RectifiedFlow
@@ -40,6 +40,7 @@ class Past(NamedTuple):
 
     at: Mark
     value: Float[Tensor, "*lead c"]
+    through: Through = "x0"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class ExponentialAdams:
 
     Raises:
         ValueError: ``order`` is not 1 to 3, ``through`` is neither, ``eta`` is negative or not finite, above 0 without
-            ``noise``, or above 0 with a polynomial through the noise.
+            ``noise``, or above 0 with a polynomial through the noise; at the call, the history is another solver's.
 
     Example:
         >>> from tubelet.diffusion import sample
@@ -90,11 +91,12 @@ class ExponentialAdams:
         self, denoiser: Denoiser, x: State, t: Rows, s: Rows, process: Process, history: tuple[Past, ...] | None = None
     ) -> tuple[State, tuple[Past, ...]]:
         """The state at ``s``, and the history for the next step."""
+        self._check(history)
         here, there = ends(process.path, t, s)
         prediction = predicted(denoiser, x, t)
         x0, eps = data_and_noise(process, t, here)
         own = x0 if self.through == "x0" else eps
-        now = Past(here, combine(t, own, [x, prediction]))
+        now = Past(here, combine(t, own, [x, prediction]), self.through)
         past = (now, *(history or ()))[: self.order]
 
         h = step_size(here, there)
@@ -110,6 +112,14 @@ class ExponentialAdams:
             values.append(draw(self.noise, x))
         new = combine(t, [*factors, *earlier], [*values, *(each.value for each in past[1:])])
         return hold(x, new, t, s), past[: self.order - 1]
+
+    def _check(self, history: Any) -> None:
+        if type(history or ()) is not tuple:
+            raise ValueError(
+                f"history must be a tuple of Past, of a solver like this one, got {type(history).__name__}"
+            )
+        if other := [past.through for past in history or () if past.through != self.through]:
+            raise ValueError(f"history holds predictions of {other[0]}, but this solver goes through {self.through}")
 
     def _earlier(self, h: Tensor, there: Mark, past: tuple[Past, ...]) -> list[Tensor]:
         """The weights of the earlier predictions; each is taken from the present one's."""

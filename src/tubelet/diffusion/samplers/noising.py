@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tubelet.diffusion.conventions import noise_ratio, time_of_ratio
 from tubelet.diffusion.process import Process
+from tubelet.diffusion.samplers.loop import one_step
 from tubelet.diffusion.samplers.renewal import draw
 from tubelet.diffusion.samplers.rows import (
     check_rows,
@@ -47,12 +48,17 @@ def renoise(x: State, t: Rows, u: Rows, path: Path, fresh: State, scale: float =
         fresh: standard normal noise of the shape of ``x``.
         scale: multiplies the fresh noise (EDM's ``S_noise``).
 
+    Raises:
+        ValueError: ``fresh`` has another shape than ``x``.
+
     Example:
         >>> from tubelet.diffusion import RectifiedFlow
         >>> clean, half = Rows(torch.tensor([0.0])), Rows(torch.tensor([0.5]))
         >>> renoise(torch.full((1, 1), 4.0), clean, half, RectifiedFlow(), torch.ones(1, 1))
         tensor([[2.5000]])
     """
+    if fresh.shape != x.shape:
+        raise ValueError(f"fresh has shape {tuple(fresh.shape)}, but x has {tuple(x.shape)}")
     low, high = ends(path, t, u)
     deviation = scale * high.sigma * renewed(step_size(high, low))
     return hold(x, combine(t, [quotient(high.alpha, low.alpha), deviation], [x, fresh]), t, u)
@@ -108,7 +114,7 @@ class Churned:
         scale: multiplies the fresh noise (EDM's ``S_noise``).
 
     Raises:
-        ValueError: ``amount`` is negative or not finite, or ``low`` is above ``high``.
+        ValueError: ``within`` is no one-step method, ``amount`` is negative or not finite, or ``low`` above ``high``.
 
     Example:
         >>> from tubelet.diffusion import euler_step
@@ -126,6 +132,7 @@ class Churned:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        one_step("within", self.within)
         if not 0 <= self.amount < math.inf:
             raise ValueError(f"amount must be finite and not negative, got {self.amount}")
         if not self.low <= self.high:

@@ -181,13 +181,17 @@ def draw(noise: Noise, x: State) -> State:
     """The next noise, of the shape of ``x``.
 
     Raises:
-        ValueError: it has another shape.
+        ValueError: it has another shape, or there is none.
 
     Example:
         >>> draw(iter([torch.ones(1, 1)]), torch.zeros(1, 1))
         tensor([[1.]])
     """
-    fresh = next(noise)
+    if not isinstance(noise, Iterator):
+        raise ValueError(f"noise must be an iterator such as noise_stream(...), got {type(noise).__name__}")
+    fresh = next(noise, None)
+    if fresh is None:
+        raise ValueError("noise ended before the run")
     if fresh.shape != x.shape:
         raise ValueError(f"noise gives shape {tuple(fresh.shape)}, but x has {tuple(x.shape)}")
     return fresh

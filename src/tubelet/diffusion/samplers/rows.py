@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from tubelet.diffusion._host import readable
 from tubelet.diffusion.predictions import Coefficients, check_fit, level, to_x0_eps
 from tubelet.diffusion.process import Process
 from tubelet.layout import Rows
@@ -97,6 +98,9 @@ def check_rows(t: Rows, s: Rows) -> None:
     """
     if t.values.shape != s.values.shape:
         raise ValueError(f"levels must have the same rows, got {len(t.values)} and {len(s.values)}")
+    of_t, of_s = (None if rows.index is None else tuple(rows.index.shape) for rows in (t, s))
+    if of_t != of_s:
+        raise ValueError(f"levels must be of the same tokens, got indices of shape {of_t} and {of_s}")
     if not (t.values.is_floating_point() and s.values.is_floating_point()):
         raise ValueError(f"noise levels must be floating-point, got {t.values.dtype} and {s.values.dtype}")
 
@@ -247,8 +251,7 @@ def select(flags: Rows, yes: Float[Tensor, "*s"], no: Float[Tensor, "*s"]) -> Fl
         >>> select(flags, torch.zeros(2, 1), torch.ones(2, 1)).tolist()
         [[0.0], [1.0]]
     """
-    plain = type(flags.values) is Tensor and flags.values.device.type == "cpu" and not torch.compiler.is_compiling()
-    if plain and not flags.values.any():
+    if readable(flags.values) and not flags.values.any():
         return no
     return torch.where(level(flags, yes), yes, no)
 

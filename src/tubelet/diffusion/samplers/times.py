@@ -34,7 +34,7 @@ def linear_times(steps: int, of: int, *, dtype: torch.dtype = torch.float32) -> 
     """``steps`` indices from the last to the first, evenly, then 0.
 
     Raises:
-        ValueError: ``steps`` is not in 1 to ``of``; so do the two below.
+        ValueError: ``steps`` is not in 1 to ``of``, or ``dtype`` not floating-point; so do the two below.
 
     Example:
         >>> linear_times(2, 4)
@@ -146,6 +146,8 @@ def _of_levels(levels: Tensor, path: Path | None, dtype: torch.dtype) -> Times:
 
 
 def _ended(times: Tensor, dtype: torch.dtype) -> Times:
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype must be floating-point, got {dtype}")
     return torch.cat([times, times.new_zeros(1)]).to(dtype)
 
 

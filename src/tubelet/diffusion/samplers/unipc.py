@@ -57,7 +57,7 @@ class UniPC:
         variant: the weight of a line: half the step (``"bh1"``) or half of ``1 - exp(-h)`` (``"bh2"``).
 
     Raises:
-        ValueError: ``order`` is not 1 to 3, or ``variant`` is neither.
+        ValueError: ``order`` is not 1 to 3, or ``variant`` is neither; at the call, the history is another solver's.
 
     Example:
         >>> from tubelet.diffusion import sample
@@ -79,6 +79,8 @@ class UniPC:
         self, denoiser: Denoiser, x: State, t: Rows, s: Rows, process: Process, history: Corrected | None = None
     ) -> tuple[State, Corrected]:
         """The state at ``s``, and the history for the next step."""
+        if history is not None and not isinstance(history, Corrected):
+            raise ValueError(f"history must be UniPC's, Corrected, got {type(history).__name__}")
         here, there = ends(process.path, t, s)
         prediction = predicted(denoiser, x, t)
         x0, eps = data_and_noise(process, t, here)

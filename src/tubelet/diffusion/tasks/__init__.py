@@ -5,7 +5,7 @@ The clips are pixels or latents ``(c, t, h, w)``; a task says where they stand i
 knows a model. :mod:`tubelet.completion` does these tasks behind an autoencoder.
 
 - text to video: :func:`nothing`;
-- image to video, extension forward: :func:`extend`;
+- image to video, extension forward: :func:`extend`; by channels beside the latents: :func:`image_channels`;
 - extension backward: :func:`prepend`;
 - connecting two clips: :func:`connect`;
 - seamless loop: :func:`loop`;
@@ -15,6 +15,7 @@ knows a model. :mod:`tubelet.completion` does these tasks behind an autoencoder.
 - long video: :func:`rollout` and :func:`causal_rollout` do one part after another.
 """
 
+from tubelet.diffusion.tasks.channels import image_channels
 from tubelet.diffusion.tasks.connection import connect
 from tubelet.diffusion.tasks.editing import edit_start, edit_times, invert
 from tubelet.diffusion.tasks.extension import extend, nothing, prepend
@@ -31,6 +32,7 @@ __all__ = [
     "edit_start",
     "edit_times",
     "extend",
+    "image_channels",
     "inpaint",
     "interpolate",
     "invert",

@@ -25,7 +25,8 @@ __all__ = ["edit_start", "edit_times", "invert"]
 def edit_times(process: Process, steps: int, strength: float) -> Float[Tensor, " s"]:
     """The sampling times of an edit: even from ``strength`` to 0, then warped; ``ceil(strength·steps)`` steps.
 
-    At strength 1 they are ``process.times(steps)``; at strength 0 there is the one time 0, and nothing to sample.
+    At strength 1 they are ``process.times(steps)``; at strength 0 there is the one time 0, over which
+    :func:`tubelet.diffusion.sample` makes no step.
 
     Raises:
         ValueError: ``steps`` is smaller than 1, or ``strength`` outside [0, 1].
@@ -38,7 +39,8 @@ def edit_times(process: Process, steps: int, strength: float) -> Float[Tensor, "
         raise ValueError(f"steps must be at least 1, got {steps}")
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must lie in [0, 1], got {strength}")
-    even = torch.linspace(strength, 0, math.ceil(strength * steps) + 1, dtype=torch.float64)
+    count = math.ceil(strength * steps * (1 - 1e-12))  # 0.28·25 is a little above 7
+    even = torch.linspace(strength, 0, count + 1, dtype=torch.float64)
     return process.warp(even).float()
 
 

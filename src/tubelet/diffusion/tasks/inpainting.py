@@ -17,13 +17,15 @@ def inpaint(video: Float[Tensor, "c t h w"], hole: Bool[Tensor, "#t #h #w"]) -> 
         hole: True where the video is to be made; an axis of size 1 is meant for all of that axis.
 
     Raises:
-        ValueError: the hole does not broadcast to the video's sides.
+        ValueError: the hole holds no booleans, or does not broadcast to the video's sides.
 
     Example:
         >>> right_half = torch.tensor([[[False, True]]])
         >>> inpaint(torch.ones(1, 2, 1, 2), right_half).video.flatten().tolist()
         [1.0, 0.0, 1.0, 0.0]
     """
+    if hole.dtype != torch.bool:
+        raise ValueError(f"hole must hold torch.bool, got {hole.dtype}")
     sides = video.shape[1:]
     if hole.ndim != 3 or any(a not in (1, b) for a, b in zip(hole.shape, sides, strict=True)):
         raise ValueError(f"hole has sides {tuple(hole.shape)}, which do not broadcast to the video's {tuple(sides)}")

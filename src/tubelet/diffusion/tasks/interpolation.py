@@ -12,7 +12,7 @@ __all__ = ["interpolate", "upsample"]
 
 
 def interpolate(keyframes: Float[Tensor, "c n h w"], at: Sequence[int], frames: int) -> Known:
-    """A video whose frames number ``at[i]`` are the keyframes.
+    """A video whose frames number ``at[i]``, or so many from the end, are the keyframes.
 
     Raises:
         ValueError: not one place a keyframe, a place twice, or one outside of the frames.
@@ -22,7 +22,7 @@ def interpolate(keyframes: Float[Tensor, "c n h w"], at: Sequence[int], frames: 
         >>> interpolate(torch.ones(1, 2, 1, 1), at=[0, 3], frames=4).tokens.flatten().tolist()
         [True, False, False, True]
     """
-    if len(at) != keyframes.shape[1] or len(set(at)) != len(at):
+    if len(at) != keyframes.shape[1] or len({place % frames for place in at}) != len(at):
         raise ValueError(f"at must give each of the {keyframes.shape[1]} keyframes a place of its own, got {list(at)}")
     return place({number: keyframes[:, i : i + 1] for i, number in enumerate(at)}, frames)
 

@@ -17,8 +17,8 @@ def place(clips: Mapping[int, Float[Tensor, "c _ h w"]], frames: int) -> Known:
     Where two clips overlap they must agree bit for bit.
 
     Raises:
-        ValueError: no clips, clips of different channels or sides, one that does not lie within the frames, or two that
-            differ where they overlap.
+        ValueError: no clips, clips of different dtypes, channels or sides, one that does not lie within the frames, or
+            two that differ where they overlap.
 
     Example:
         >>> first, last = torch.zeros(1, 1, 2, 2), torch.ones(1, 2, 2, 2)
@@ -42,6 +42,8 @@ def place(clips: Mapping[int, Float[Tensor, "c _ h w"]], frames: int) -> Known:
 
 
 def _check(clip: Tensor, like: Tensor, start: int, frames: int) -> None:
+    if clip.dtype != like.dtype:
+        raise ValueError(f"clips must share a dtype, got {like.dtype} and {clip.dtype}")
     if (clip.shape[0], *clip.shape[2:]) != (like.shape[0], *like.shape[2:]):
         raise ValueError(f"clips must share channels and sides, got {tuple(like.shape)} and {tuple(clip.shape)}")
     if start < 0 or start + clip.shape[1] > frames:
