@@ -93,7 +93,7 @@ def test_places_are_seconds_and_pixels_at_each_samples_rate() -> None:
     assert ltx_places(index, rates).isfinite().all()
     early = ltx_places(index, 24.0, causal=False, stride=(4, 16, 8))
     assert early[4:10].tolist() == [[t * 4 / 24, 0, w] for t in range(3) for w in (0, 8)]
-    with pytest.raises(ValueError, match=r"fps of shape \(4,\) for tokens \(12,\)"):
+    with pytest.raises(ValueError, match=r"fps has an index of shape \(4,\), but layout has \(12,\)"):
         ltx_places(index, TokenLayout.packed([Grid(1, 2, 2)]).on("cpu").rows(torch.ones(1), "sample"))
 
 

@@ -118,7 +118,9 @@ def _used(rows: Rows, layout: LayoutIndex) -> Tensor | None:
 
 
 def check_rates(name: str, rates: Rows, layout: LayoutIndex) -> None:
-    """Refuse rates of a layout's tokens that are not positive numbers; looked at on the CPU only."""
+    """Refuse rates of another layout, and those that are not positive numbers; these are looked at on the CPU only."""
+    if rates.index is not None and rates.index.shape != layout.shape:
+        raise ValueError(f"{name} has an index of shape {tuple(rates.index.shape)}, but layout has {layout.shape}")
     if not host_readable(rates.values):
         return
     used = _used(rates, layout)
