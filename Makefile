@@ -5,8 +5,8 @@ BIN = $(VENV)/bin
 PY = $(BIN)/python
 STAMP = $(VENV)/.installed
 PYTEST_ARGS ?=
-# Each worker takes whole files; JOBS=0 runs in one process.
-JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# Each worker takes whole files; JOBS=0 runs in one process. (`nproc` would answer with OMP_NUM_THREADS where that is set.)
+JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -q -n $(JOBS) --dist loadfile
 SLOW_ARGS ?=
 

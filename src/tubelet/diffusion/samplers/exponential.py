@@ -42,9 +42,9 @@ def moments(h: Float[Tensor, " r"], count: int) -> list[Float[Tensor, " r"]]:
         >>> [round(float(each), 4) for each in moments(torch.tensor([1.0]), 3)]
         [0.6321, 0.3679, 0.2642]
     """
-    found = [-torch.expm1(-h)]
+    found, one = [-torch.expm1(-h)], torch.ones_like(h)
     for power in range(1, count):
-        found.append(1 - power * found[-1] / h)
+        found.append(torch.addcdiv(one, found[-1], h, value=-power))
     return found
 
 

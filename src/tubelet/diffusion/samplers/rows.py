@@ -82,9 +82,9 @@ def ends(path: Path, t: Rows, s: Rows) -> tuple[Mark, Mark]:
         tensor([0.7500], dtype=torch.float64)
     """
     check_rows(t, s)
-    both = mark(path, Rows(torch.cat([t.values, s.values])))
-    first, second = zip(*(each.chunk(2) for each in both), strict=True)
-    return Mark(*first), Mark(*second)
+    both = torch.stack(mark(path, Rows(torch.cat([t.values, s.values])))).view(3, 2, -1)
+    first, second = both.unbind(1)
+    return Mark(*first.unbind()), Mark(*second.unbind())
 
 
 def check_rows(t: Rows, s: Rows) -> None:
@@ -164,8 +164,9 @@ def data_and_noise(process: Process, t: Rows, at: Mark) -> tuple[Factors, Factor
         [[1.0, -0.25], [1.0, 0.75]]
     """
     dots = _dots(process.path, t) if process.prediction == "velocity" else (at.alpha, at.sigma)
-    unit = torch.eye(2, dtype=torch.float64, device=at.alpha.device)[..., None].expand(2, 2, len(at.alpha))
-    x0, eps = to_x0_eps(process.prediction, unit[1], unit[0], Coefficients(at.alpha, at.sigma, *dots))
+    unit = torch.eye(2, dtype=torch.float64, device=at.alpha.device)
+    state, prediction = unit[..., None].expand(2, 2, len(at.alpha)).unbind()
+    x0, eps = to_x0_eps(process.prediction, prediction, state, Coefficients(at.alpha, at.sigma, *dots))
     return (x0[0], x0[1]), (eps[0], eps[1])
 
 
