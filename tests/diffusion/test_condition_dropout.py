@@ -67,3 +67,12 @@ def test_bad_input_is_refused() -> None:
         independent_drops(a=1.5)
     with pytest.raises(ValueError, match=r"dropped has shape \(2,\), but there are 3 samples"):
         nulled(torch.ones(3, 1), torch.zeros(2, dtype=torch.bool), torch.zeros(1))
+
+
+@pytest.mark.parametrize("null", [torch.zeros(4, 2, 3), torch.zeros(2, 3), torch.zeros(2)])
+def test_what_is_no_condition_of_one_sample_is_refused(null: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"null has shape .*, but one condition has \(3,\)"):
+        nulled(torch.ones(2, 3), torch.tensor([True, False]), null)
+    with pytest.raises(ValueError, match=r"null holds torch.float32, but values hold torch.int64"):
+        nulled(torch.ones(2, 3, dtype=torch.long), torch.tensor([True, False]), torch.zeros(3))
+    assert nulled(torch.ones(0, 3), torch.zeros(0, dtype=torch.bool), torch.zeros(3)).shape == (0, 3)

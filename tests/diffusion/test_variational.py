@@ -151,7 +151,9 @@ def test_bad_input_is_refused() -> None:
     x0, t = torch.zeros(2, 3), Rows(torch.tensor([0.5]))
     with pytest.raises(ValueError, match="output has 5 numbers a token, expected twice the 3 of x0"):
         hybrid_loss(PROCESS, torch.zeros(2, 5), x0, x0, t, STEPS)
-    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="steps must be at least 2, .*, got 0"):
         vlb(PROCESS, x0, x0, x0, x0, t, 0)
+    with pytest.raises(ValueError, match="t must be floating-point, got torch.int64"):
+        vlb(PROCESS, x0, x0, x0, x0, Rows(torch.tensor([3])), STEPS)
     with pytest.raises(ValueError, match=r"x0 has shape \(2, 3\), but share has \(2, 1\)"):
         vlb(PROCESS, x0, x0[:, :1], x0, x0, t, STEPS)

@@ -132,3 +132,9 @@ def test_snapshots_of_other_models_are_refused(other: dict[str, Tensor]) -> None
     states = [{"updates": 100, "average": {"w": torch.ones(3)}}, {"updates": 200, "average": other}]
     with pytest.raises(ValueError, match=r"snapshots 0 and 1 differ in the names or shapes of [bw]"):
         posthoc_average(states, [0.1, 0.1], 0.1)
+
+
+def test_flags_are_those_of_the_last_snapshot() -> None:
+    states = [{"updates": n, "average": {"seen": torch.tensor([n > 150, False])}} for n in (100, 200)]
+    found = posthoc_average(states, [0.1, 0.1], 0.1)["average"]["seen"]
+    assert found.tolist() == [True, False]

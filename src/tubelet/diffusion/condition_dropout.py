@@ -84,7 +84,7 @@ def nulled(
         null: what stands for no condition: zeros, a learned vector.
 
     Raises:
-        ValueError: there are not as many flags as values.
+        ValueError: there are not as many flags as values, or ``null`` is no condition of one sample.
 
     Example:
         >>> nulled(torch.ones(2, 3), torch.tensor([True, False]), torch.zeros(3))
@@ -93,4 +93,9 @@ def nulled(
     """
     if dropped.shape != values.shape[:1]:
         raise ValueError(f"dropped has shape {tuple(dropped.shape)}, but there are {values.shape[0]} samples")
+    sides = zip(reversed(null.shape), reversed(values.shape), strict=False)
+    if null.ndim >= values.ndim or any(own not in (1, side) for own, side in sides):
+        raise ValueError(f"null has shape {tuple(null.shape)}, but one condition has {tuple(values.shape[1:])}")
+    if null.is_floating_point() and not values.is_floating_point():
+        raise ValueError(f"null holds {null.dtype}, but values hold {values.dtype}")
     return torch.where(dropped.reshape(-1, *(1,) * (values.ndim - 1)), null.to(values), values)

@@ -76,7 +76,7 @@ def vlb(
         steps: into how many steps [0, 1] is cut.
 
     Raises:
-        ValueError: ``steps`` is below 1, or shapes differ.
+        ValueError: ``steps`` is below 2, ``t`` holds integers, or shapes differ.
 
     Example:
         >>> from tubelet.diffusion import VP
@@ -146,8 +146,12 @@ def hybrid_loss(
 
 def _bounds(process: Process, t: Rows, steps: int, like: Tensor) -> tuple[Rows, Rows, Posterior]:
     """The levels on the cut interval, one step further down, and the posterior between with a finite lower variance."""
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    if steps < 2:
+        raise ValueError(
+            f"steps must be at least 2, as the last step's lower variance is the one before's, got {steps}"
+        )
+    if not t.values.is_floating_point():
+        raise ValueError(f"t must be floating-point, got {t.values.dtype}")
     place = t.values.double() * steps
     near = place.round()
     exact = (near - place).abs() <= 4 * torch.finfo(t.values.dtype).eps * place

@@ -156,6 +156,8 @@ def _overlap(time: Tensor, exponent: Tensor, time2: Tensor, exponent2: Tensor) -
 
 
 def _sum(factors: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+    if not tensors[0].is_floating_point():
+        return tensors[-1].clone()  # flags and counts have no average
     total = torch.zeros_like(tensors[0], dtype=torch.float64)
     for factor, tensor in zip(factors, tensors, strict=True):
         total += factor * tensor.double()
