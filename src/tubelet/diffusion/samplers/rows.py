@@ -38,7 +38,7 @@ __all__ = [
     "velocity",
 ]
 
-Factors = tuple[Float[Tensor, " r"], Float[Tensor, " r"]]
+Factors = tuple[Float[Tensor, " r"], ...]
 """What a linear function of state and prediction multiplies each of the two with."""
 
 
@@ -98,8 +98,8 @@ def check_rows(t: Rows, s: Rows) -> None:
     """
     if t.values.shape != s.values.shape:
         raise ValueError(f"levels must have the same rows, got {len(t.values)} and {len(s.values)}")
-    of_t, of_s = (None if rows.index is None else tuple(rows.index.shape) for rows in (t, s))
-    if of_t != of_s:
+    if t.index is not s.index and (t.index is None or s.index is None or t.index.shape != s.index.shape):
+        of_t, of_s = (None if rows.index is None else tuple(rows.index.shape) for rows in (t, s))
         raise ValueError(f"levels must be of the same tokens, got indices of shape {of_t} and {of_s}")
     if not (t.values.is_floating_point() and s.values.is_floating_point()):
         raise ValueError(f"noise levels must be floating-point, got {t.values.dtype} and {s.values.dtype}")
@@ -167,7 +167,7 @@ def data_and_noise(process: Process, t: Rows, at: Mark) -> tuple[Factors, Factor
     unit = torch.eye(2, dtype=torch.float64, device=at.alpha.device)
     state, prediction = unit[..., None].expand(2, 2, len(at.alpha)).unbind()
     x0, eps = to_x0_eps(process.prediction, prediction, state, Coefficients(at.alpha, at.sigma, *dots))
-    return (x0[0], x0[1]), (eps[0], eps[1])
+    return x0.unbind(), eps.unbind()
 
 
 def velocity(process: Process, t: Rows) -> Factors:

@@ -28,22 +28,40 @@ from tubelet.diffusion.samplers.rows import (
 from tubelet.layout import Rows
 from tubelet.protocols import Denoiser
 
-__all__ = ["Corrected", "UniPC"]
+__all__ = ["Corrected", "Move", "UniPC"]
 
 State = Float[Tensor, "*lead c"]
 Variant = Literal["bh1", "bh2"]
 
 
-class Corrected(NamedTuple):
-    """UniPC's history: the last state after its correction, and what was predicted there and before, newest first.
+class Move(NamedTuple):
+    """A step's own numbers, which its correction uses again: factors of the state and of the data, and the nodes.
 
     Example:
-        >>> Corrected(torch.zeros(2, 1), ()).past
+        >>> one = torch.ones(1)
+        >>> Move(one, one, one, one, (Node(one, one > 0),)).keep
+        tensor([1.])
+    """
+
+    h: Float[Tensor, " r"]
+    alpha: Float[Tensor, " r"]
+    keep: Float[Tensor, " r"]
+    gain: Float[Tensor, " r"]
+    nodes: tuple[Node, ...]
+
+
+class Corrected(NamedTuple):
+    """UniPC's history: the last state after its correction, what was predicted there and before, and the step from it.
+
+    Example:
+        >>> one = torch.ones(1)
+        >>> Corrected(torch.zeros(2, 1), (), Move(one, one, one, one, ())).past
         ()
     """
 
     x: Float[Tensor, "*lead c"]
     past: tuple[Past, ...]
+    move: Move
 
 
 @dataclass(frozen=True)
@@ -85,34 +103,36 @@ class UniPC:
         prediction = predicted(denoiser, x, t)
         x0, eps = data_and_noise(process, t, here)
         now = Past(here, combine(t, x0, [x, prediction]))
+        past = (now,) if history is None else (now, *history.past)[: self.order]
+        move = _move(here, there, past)
         if history is None:
             factors = [there.alpha * of_x0 + there.sigma * of_eps for of_x0, of_eps in zip(x0, eps, strict=True)]
-            return hold(x, combine(t, factors, [x, prediction]), t, s), Corrected(x, (now,))
+            return hold(x, combine(t, factors, [x, prediction]), t, s), Corrected(x, past, move)
         base = self._corrected(x, now, t, history)
-        past = (now, *history.past)[: self.order]
-        h = step_size(here, there)
-        new = self._integrated(base, h, there, t, past, earlier_nodes(h, here, past[1:]))
-        return hold(x, new, t, s), Corrected(base, past)
+        new = self._integrated(base, t, past, move)
+        return hold(x, new, t, s), Corrected(base, past, move)
 
     def _corrected(self, x: State, now: Past, t: Rows, history: Corrected) -> State:
         """``x`` by the last step, made anew with the prediction at its end; ``x`` itself in rows that it left."""
         last, *earlier = history.past
-        h = step_size(last.at, now.at)
-        nodes = earlier_nodes(h, last.at, earlier, Node(torch.ones_like(h), torch.ones_like(h, dtype=torch.bool)))
-        new = self._integrated(history.x, h, now.at, t, (last, now, *earlier), nodes)
-        return select(Rows(~nodes[0].use, t.index), x, new.to(x.dtype))
+        begin, *before = history.move.nodes
+        move = history.move._replace(nodes=(begin, Node(torch.ones_like(begin.u), begin.use), *before))
+        new = self._integrated(history.x, t, (last, now, *earlier), move)
+        return select(Rows(~begin.use, t.index), x, new.to(x.dtype))
 
-    def _integrated(
-        self, x: State, h: Tensor, there: Mark, t: Rows, known: tuple[Past, ...], nodes: list[Node]
-    ) -> State:
+    def _integrated(self, x: State, t: Rows, known: tuple[Past, ...], move: Move) -> State:
         """The step from ``x`` where the first of the known predictions was made, by a polynomial through all."""
-        safe = torch.where(nodes[0].use, h, 1.0)
-        moment = moments(safe, len(nodes))
-        moment = halved(moment, nodes, (safe if self.variant == "bh1" else moment[0]) / 2)
-        begin = known[0].at
-        keep = quotient(there.sigma, begin.sigma)
-        own = there.alpha - keep * begin.alpha  # alpha_s·(1 - exp(-h)), also from and to pure noise
-        others = [there.alpha * weight for weight in weights(moment, nodes)]
+        moment = moments(move.h, len(move.nodes))
+        moment = halved(moment, move.nodes, (move.h if self.variant == "bh1" else moment[0]) / 2)
+        others, own = [move.alpha * weight for weight in weights(moment, move.nodes)], move.gain
         for other in others:
             own = own - other
-        return combine(t, [keep, own, *others], [x, *(each.value for each in known)])
+        return combine(t, [move.keep, own, *others], [x, *(each.value for each in known)])
+
+
+def _move(here: Mark, there: Mark, past: tuple[Past, ...]) -> Move:
+    h = step_size(here, there)
+    nodes = earlier_nodes(h, here, past[1:])
+    keep = quotient(there.sigma, here.sigma)
+    gain = there.alpha - keep * here.alpha  # alpha_s·(1 - exp(-h)), also from and to pure noise
+    return Move(torch.where(nodes[0].use, h, 1.0), there.alpha, keep, gain, tuple(nodes))
