@@ -109,16 +109,16 @@ _REPLACED: tuple[tuple[type[nn.Module], str], ...] = (
 def _raised(up: nn.Module, act: Callable[[Tensor], Tensor], x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead h"]:
     """A projection and its activation; what is not a plain ``nn.Linear`` that nobody listens to stays as it is."""
     name = _activation(act)
-    if name is None or type(up) not in (nn.Linear, FusedLinear) or up._forward_hooks or up._forward_pre_hooks:
+    if name is None or type(up) not in (nn.Linear, FusedLinear) or _heard(up):
         return raised(up, act, x)
     assert isinstance(up, nn.Linear)
     return linear(x, up.weight, up.bias, act=name)
 
 
 def _activation(act: Callable[[Tensor], Tensor]) -> Activation | None:
-    if type(act) is nn.GELU and not (act._forward_hooks or act._forward_pre_hooks):
+    if type(act) is nn.GELU and not _heard(act):
         return "gelu_tanh" if act.approximate == "tanh" else "gelu"
-    if type(act) is nn.SiLU and not (act._forward_hooks or act._forward_pre_hooks):
+    if type(act) is nn.SiLU and not _heard(act):
         return "silu"
     return None
 
@@ -150,7 +150,12 @@ def _modulated(branch: Branch) -> bool:
 
 def _plain_norm(norm: nn.Module) -> bool:
     """A norm that the kernel computes, and that nobody listens to."""
-    return type(norm) in (LayerNorm, RMSNorm) and not (norm._forward_hooks or norm._forward_pre_hooks)
+    return type(norm) in (LayerNorm, RMSNorm) and not _heard(norm)
+
+
+def _heard(module: nn.Module) -> bool:
+    """Whether somebody listens to a module, which one kernel for it and its neighbour would pass by."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _qk_norms(attention: Attention) -> bool:

@@ -134,8 +134,8 @@ class ExponentialAdams:
         return [gain * weight for weight in weights(moment, nodes)]
 
 
-def earlier_nodes(h: Float[Tensor, " r"], here: Mark, past: Sequence[Past], *known: Node) -> list[Node]:
-    """The nodes of a step of size ``h`` from ``here``: its begin, those that are known, and those of the past.
+def earlier_nodes(h: Float[Tensor, " r"], here: Mark, past: Sequence[Past]) -> list[Node]:
+    """The nodes of a step of size ``h`` from ``here``: its begin, and those of the past.
 
     Example:
         >>> from tubelet.diffusion import RectifiedFlow
@@ -146,7 +146,7 @@ def earlier_nodes(h: Float[Tensor, " r"], here: Mark, past: Sequence[Past], *kno
         [0, -1]
     """
     moving = (h != 0) & (h.abs() < math.inf)
-    nodes, safe = [Node(torch.zeros_like(h), moving), *(Node(each.u, moving) for each in known)], None
+    nodes, safe = [Node(torch.zeros_like(h), moving)], None
     for each in past:
         safe = torch.where(moving, h, 1.0) if safe is None else safe
         nodes.append(node(safe, step_size(here, each.at), nodes[-1]))
