@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
-from tubelet.hub.pixart import attention_keys, checked_config, ends_keys, square_patch
+from tubelet.hub.pixart import attention_keys, ends_keys, square_patch
 from tubelet.hub.shapes import FileShapes
+from tubelet.hub.theirs import checked_config
 from tubelet.models.allegro import AllegroConfig, AllegroTransformer
 
 __all__ = [

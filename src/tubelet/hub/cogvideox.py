@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
+from tubelet.hub.theirs import checked_config
 from tubelet.models.cogvideox import CogVideoXConfig, CogVideoXTransformer
 
 __all__ = ["COGVIDEOX", "cogvideox_config_from_diffusers", "cogvideox_config_to_diffusers", "cogvideox_keys"]
@@ -71,10 +72,7 @@ def cogvideox_config_from_diffusers(config: Mapping[str, Any]) -> CogVideoXConfi
         >>> cogvideox_config_from_diffusers({"num_attention_heads": 48, "num_layers": 42}).dim
         3072
     """
-    unknown = sorted(key for key in config if key not in _DEFAULTS and not key.startswith("_"))
-    if unknown:
-        raise ValueError(f"config has keys {unknown}, which CogVideoXTransformer3DModel does not have")
-    c = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
+    c = checked_config(config, _DEFAULTS, {}, "CogVideoXTransformer3DModel")
     for key in _FIXED:
         if c[key] != _DEFAULTS[key]:
             raise ValueError(f"{key}={c[key]!r}, but CogVideoX has {_DEFAULTS[key]!r}")

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tubelet.hub.keys import Change, Entry, Family, KeyMap, renamed
+from tubelet.hub.theirs import checked_config
 from tubelet.models.cosmos import CosmosConfig, CosmosTransformer
 
 __all__ = [
@@ -65,10 +66,7 @@ def cosmos_config_from_diffusers(config: Mapping[str, Any]) -> CosmosConfig:
         >>> cosmos_config_from_diffusers({"num_attention_heads": 16, "extra_pos_embed_type": None}).dim
         2048
     """
-    unknown = sorted(key for key in config if key not in _DEFAULTS and not key.startswith("_"))
-    if unknown:
-        raise ValueError(f"config has keys {unknown}, which CosmosTransformer3DModel does not have")
-    c = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
+    c = checked_config(config, _DEFAULTS, {}, "CosmosTransformer3DModel")
     _refuse_others(c)
     learned, projected = c["extra_pos_embed_type"] is not None, c["use_crossattn_projection"]
     pt, ph, pw = c["patch_size"]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
-from tubelet.hub.pixart import attention_keys, checked_config, embed_keys, project_keys, square_patch
+from tubelet.hub.pixart import attention_keys, embed_keys, project_keys, square_patch
+from tubelet.hub.theirs import check_own, checked_config
 from tubelet.models.dit import DiT, DiTConfig
 
 __all__ = ["DIT", "dit_config_from_diffusers", "dit_config_to_diffusers", "dit_keys"]
@@ -103,9 +104,7 @@ def dit_config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
         "time_shift": -1.0,
         "mlp_dim": 4 * config.dim,
     }
-    for name, value in fixed.items():
-        if (found := getattr(config, name)) != value:
-            raise ValueError(f"{name}={found}, but DiTTransformer2DModel has {value}")
+    check_own(config, fixed, "DiTTransformer2DModel")
     if base is None or base[0] != base[1]:
         raise ValueError(f"base_grid={base}, but DiTTransformer2DModel has the side of one square")
     return {

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from tubelet.hub.keys import Entry, Family, KeyMap, fused, renamed
-from tubelet.hub.pixart import checked_config, embed_keys, project_keys, square_patch
+from tubelet.hub.pixart import embed_keys, project_keys, square_patch
 from tubelet.hub.shapes import FileShapes
+from tubelet.hub.theirs import check_own, checked_config
 from tubelet.models.dit import DiT, DiTConfig
 from tubelet.positions import sincos_2d
 
@@ -158,9 +159,7 @@ def dit_config_to_original(config: DiTConfig) -> dict[str, Any]:
         >>> dit_config_to_original(dit_xl())["num_heads"]
         16
     """
-    for name, value in _OURS.items():
-        if (found := getattr(config, name)) != value:
-            raise ValueError(f"{name}={found}, but their DiT has {value}")
+    check_own(config, _OURS, "their DiT")
     if config.variance_channels not in (0, config.latent_channels):
         found = f"variance_channels={config.variance_channels}"
         raise ValueError(f"{found}, but their DiT has none or latent_channels={config.latent_channels}")

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
+from tubelet.hub.theirs import checked_config
 from tubelet.models.hunyuan import HunyuanVideoConfig, HunyuanVideoTransformer
 
 __all__ = [
@@ -57,10 +58,7 @@ def hunyuan_video_config_from_diffusers(config: Mapping[str, Any]) -> HunyuanVid
         >>> hunyuan_video_config_from_diffusers({"num_layers": 2, "guidance_embeds": False}).depth
         2
     """
-    unknown = sorted(key for key in config if key not in _DEFAULTS and not key.startswith("_"))
-    if unknown:
-        raise ValueError(f"config has keys {unknown}, which HunyuanVideoTransformer3DModel does not have")
-    c = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
+    c = checked_config(config, _DEFAULTS, {}, "HunyuanVideoTransformer3DModel")
     out = c["out_channels"] or c["in_channels"]
     if c["qk_norm"] != _DEFAULTS["qk_norm"]:
         raise ValueError(f"qk_norm={c['qk_norm']!r}, but HunyuanVideo's is {_DEFAULTS['qk_norm']!r}")

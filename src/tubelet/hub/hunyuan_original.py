@@ -18,6 +18,7 @@ import torch
 from tubelet.hub.hunyuan import patches_in, patches_out
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
 from tubelet.hub.shapes import FileShapes
+from tubelet.hub.theirs import checked_config
 from tubelet.models.hunyuan import HunyuanVideoConfig, HunyuanVideoTransformer
 
 __all__ = [
@@ -98,10 +99,7 @@ def hunyuan_video_config_from_original(config: Mapping[str, Any]) -> HunyuanVide
         >>> hunyuan_video_config_from_original({"guidance_embed": True}).single_depth
         40
     """
-    unknown = sorted(key for key in config if key not in _DEFAULTS and not key.startswith("_"))
-    if unknown:
-        raise ValueError(f"config has keys {unknown}, which HYVideoDiffusionTransformer does not have")
-    c = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
+    c = checked_config(config, _DEFAULTS, {}, "HYVideoDiffusionTransformer")
     out = c["out_channels"] or c["in_channels"]
     if c["in_channels"] < out:
         raise ValueError(f"in_channels={c['in_channels']} are fewer than out_channels={out}")

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
-from tubelet.hub.pixart import attention_keys, checked_config, ends_keys, square_patch
+from tubelet.hub.pixart import attention_keys, ends_keys, square_patch
+from tubelet.hub.theirs import check_own, checked_config
 from tubelet.models.latte import LatteConfig, LatteTransformer
 
 __all__ = ["LATTE", "latte_config_from_diffusers", "latte_config_to_diffusers", "latte_keys"]
@@ -87,9 +88,7 @@ def latte_config_to_diffusers(config: LatteConfig) -> dict[str, Any]:
         >>> latte_config_to_diffusers(latte_1())["num_layers"]
         28
     """
-    for name, value in _OURS.items():
-        if (own := getattr(config, name)) != value:
-            raise ValueError(f"{name}={own!r}, but diffusers' class has {value!r}")
+    check_own(config, _OURS, "diffusers' class")
     return {
         **_DEFAULTS,
         **_FIXED,

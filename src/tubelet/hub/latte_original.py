@@ -14,8 +14,9 @@ import torch
 
 from tubelet.hub.dit_original import fixed_table, modulated_block_keys, sizes_of, square_table
 from tubelet.hub.keys import Family, KeyMap, renamed
-from tubelet.hub.pixart import checked_config, embed_keys, project_keys, square_patch
+from tubelet.hub.pixart import embed_keys, project_keys, square_patch
 from tubelet.hub.shapes import FileShapes
+from tubelet.hub.theirs import check_own, checked_config
 from tubelet.models.latte_class import LatteClassConfig, LatteClassTransformer
 from tubelet.positions import sincos_1d
 
@@ -120,9 +121,7 @@ def latte_class_config_to_original(config: LatteClassConfig) -> dict[str, Any]:
         >>> latte_class_config_to_original(latte_xl(classes=101))["extras"]
         2
     """
-    for name, value in _OURS.items():
-        if (found := getattr(config, name)) != value:
-            raise ValueError(f"{name}={found!r}, but their Latte has {value!r}")
+    check_own(config, _OURS, "their Latte")
     if config.variance_channels not in (0, config.latent_channels):
         found = f"variance_channels={config.variance_channels}"
         raise ValueError(f"{found}, but their Latte has none or latent_channels={config.latent_channels}")

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
-from tubelet.hub.pixart import checked_config
 from tubelet.hub.shapes import FileShapes
+from tubelet.hub.theirs import checked_config
 from tubelet.models.ltx import LTXConfig, LTXTransformer
 
 __all__ = [
@@ -103,10 +103,7 @@ def ltx_config_from_diffusers(config: Mapping[str, Any]) -> LTXConfig:
         >>> ltx_config_from_diffusers({"attention_head_dim": 128, "cross_attention_dim": 4096, "num_layers": 48}).dim
         4096
     """
-    unknown = sorted(key for key in config if key not in _DEFAULTS and not key.startswith("_"))
-    if unknown:
-        raise ValueError(f"config has keys {unknown}, which LTXVideoTransformer3DModel does not have")
-    c = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
+    c = checked_config(config, _DEFAULTS, {}, "LTXVideoTransformer3DModel")
     for key in _FIXED:
         if c[key] != _DEFAULTS[key]:
             raise ValueError(f"{key}={c[key]!r}, but LTX-Video's is {_DEFAULTS[key]!r}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from tubelet.hub.keys import Entry, Family, KeyMap, fused, renamed
 from tubelet.hub.pixart import embed_keys, square_patch
+from tubelet.hub.theirs import check_own, checked_config
 from tubelet.models.mochi import MochiConfig, MochiTransformer
 
 __all__ = ["MOCHI", "mochi_config_from_diffusers", "mochi_config_to_diffusers", "mochi_keys"]
@@ -42,10 +43,7 @@ def mochi_config_from_diffusers(config: Mapping[str, Any]) -> MochiConfig:
         >>> mochi_config_from_diffusers({"num_layers": 2}).dim
         3072
     """
-    unknown = sorted(key for key in config if key not in _DEFAULTS and not key.startswith("_"))
-    if unknown:
-        raise ValueError(f"config has keys {unknown}, which MochiTransformer3DModel does not have")
-    c = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
+    c = checked_config(config, _DEFAULTS, {}, "MochiTransformer3DModel")
     for name in _FIXED:
         if c[name] != _DEFAULTS[name]:
             raise ValueError(f"{name}={c[name]!r}, but Mochi's is {_DEFAULTS[name]!r}")
@@ -76,9 +74,8 @@ def mochi_config_to_diffusers(config: MochiConfig) -> dict[str, Any]:
         >>> mochi_config_to_diffusers(mochi_10b())["pooled_projection_dim"]
         1536
     """
-    for name, only in (("time_scale", 1000), ("pool_heads", POOL_HEADS), ("area", POSITION_AREA)):
-        if getattr(config, name) != only:
-            raise ValueError(f"{name}={getattr(config, name)}, but diffusers' class has {only}")
+    only = {"time_scale": 1000, "pool_heads": POOL_HEADS, "area": POSITION_AREA}
+    check_own(config, only, "diffusers' class")
     return {
         "patch_size": square_patch(config.patch),
         "num_attention_heads": config.heads,

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from tubelet.hub.keys import Entry, Family, KeyMap, fused, renamed
 from tubelet.hub.mochi import MOCHI, POOL_HEADS, POSITION_AREA
-from tubelet.hub.pixart import checked_config, embed_keys, square_patch
+from tubelet.hub.pixart import embed_keys, square_patch
 from tubelet.hub.shapes import FileShapes
+from tubelet.hub.theirs import check_own, checked_config
 from tubelet.models.mochi import MochiConfig, MochiTransformer
 
 __all__ = [
@@ -128,9 +129,7 @@ def mochi_config_to_original(config: MochiConfig) -> dict[str, Any]:
         1536
     """
     only = {"time_scale": 1000, "pool_heads": POOL_HEADS, "area": POSITION_AREA, "frequencies": _FREQUENCIES}
-    for name, value in only.items():
-        if getattr(config, name) != value:
-            raise ValueError(f"{name}={getattr(config, name)}, but AsymmDiTJoint has {value}")
+    check_own(config, only, "AsymmDiTJoint")
     for name in ("dim", "text_width"):
         if (hidden := 8 * getattr(config, name) // 3) % _MULTIPLE:
             found = f"{name}={getattr(config, name)} makes MLPs of {hidden}"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
 from tubelet.hub.shapes import FileShapes
+from tubelet.hub.theirs import checked_config
 from tubelet.models.open_sora import OpenSoraConfig, OpenSoraTransformer
 
 __all__ = [
@@ -98,10 +99,7 @@ def open_sora_config_from_original(config: Mapping[str, Any]) -> OpenSoraConfig:
         >>> open_sora_config_from_original({"use_liger_rope": False}).rope_layout
         'interleaved'
     """
-    unknown = sorted(key for key in config if key not in _DEFAULTS and not key.startswith("_"))
-    if unknown:
-        raise ValueError(f"config has keys {unknown}, which MMDiTModel does not have")
-    c = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
+    c = checked_config(config, _DEFAULTS, {}, "MMDiTModel")
     cells = c["patch_size"] ** 2
     if c["fused_qkv"]:
         raise ValueError("fused_qkv=True, but the published model has queries, keys and values apart")

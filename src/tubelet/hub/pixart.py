@@ -4,8 +4,7 @@ Their patch embedding is a convolution over single frames, ours a linear layer o
 and tables differ from ours by name alone.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -13,29 +12,7 @@ from torch import Tensor
 
 from tubelet.hub.keys import Entry, renamed
 
-__all__ = ["attention_keys", "checked_config", "embed_keys", "ends_keys", "project_keys", "square_patch"]
-
-
-def checked_config(
-    config: Mapping[str, Any], defaults: Mapping[str, Any], fixed: Mapping[str, Any], peer: str
-) -> dict[str, Any]:
-    """Their config over diffusers' ``defaults``; what is ``fixed`` must have the value that it has there.
-
-    Raises:
-        ValueError: keys that the class does not have, or a fixed one with another value.
-
-    Example:
-        >>> checked_config({"heads": 2, "_class_name": "Peer"}, {"heads": 1, "bias": True}, {"bias": True}, "Peer")
-        {'heads': 2, 'bias': True}
-    """
-    unknown = sorted(key for key in config if key not in defaults and not key.startswith("_"))
-    if unknown:
-        raise ValueError(f"config has keys {unknown}, which {peer} does not have")
-    merged = {**defaults, **{key: value for key, value in config.items() if key in defaults}}
-    for key, value in fixed.items():
-        if merged[key] != value:
-            raise ValueError(f"{key}={merged[key]!r}, but this model has {value!r}")
-    return merged
+__all__ = ["attention_keys", "embed_keys", "ends_keys", "project_keys", "square_patch"]
 
 
 def square_patch(patch: tuple[int, int, int]) -> int:

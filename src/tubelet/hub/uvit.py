@@ -18,8 +18,9 @@ from torch import Tensor
 
 from tubelet.hub.dit_original import published_heads
 from tubelet.hub.keys import Entry, Family, KeyMap, fused, renamed
-from tubelet.hub.pixart import checked_config, embed_keys, square_patch
+from tubelet.hub.pixart import embed_keys, square_patch
 from tubelet.hub.shapes import FileShapes
+from tubelet.hub.theirs import checked_config
 from tubelet.models.uvit import UViT, UViTConfig
 
 __all__ = [

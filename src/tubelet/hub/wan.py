@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
+from tubelet.hub.theirs import checked_config
 from tubelet.models.wan import WanConfig, WanTransformer
 
 __all__ = ["WAN", "wan_config_from_diffusers", "wan_config_to_diffusers", "wan_keys"]
@@ -48,10 +49,7 @@ def wan_config_from_diffusers(config: Mapping[str, Any]) -> WanConfig:
         >>> wan_config_from_diffusers({"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}).dim
         1536
     """
-    unknown = sorted(key for key in config if key not in _DEFAULTS and not key.startswith("_"))
-    if unknown:
-        raise ValueError(f"config has keys {unknown}, which WanTransformer3DModel does not have")
-    c = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
+    c = checked_config(config, _DEFAULTS, {}, "WanTransformer3DModel")
     dim, out = c["num_attention_heads"] * c["attention_head_dim"], c["out_channels"] or c["in_channels"]
     if c["qk_norm"] != _DEFAULTS["qk_norm"]:
         raise ValueError(f"qk_norm={c['qk_norm']!r}, but Wan's is {_DEFAULTS['qk_norm']!r}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
 from tubelet.hub.shapes import FileShapes
+from tubelet.hub.theirs import checked_config
 from tubelet.hub.wan import WAN, patches, table
 from tubelet.models.wan import WanConfig, WanTransformer
 
@@ -105,10 +106,7 @@ def wan_config_from_original(config: Mapping[str, Any]) -> WanConfig:
         >>> wan_config_from_original({"dim": 1536, "num_heads": 12, "num_layers": 30, "ffn_dim": 8960}).depth
         30
     """
-    unknown = sorted(key for key in config if key not in _DEFAULTS and not key.startswith("_"))
-    if unknown:
-        raise ValueError(f"config has keys {unknown}, which WanModel does not have")
-    c = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
+    c = checked_config(config, _DEFAULTS, {}, "WanModel")
     for name in ("qk_norm", "window_size"):
         if (value := _plain(c[name])) != _FIXED[name]:
             raise ValueError(f"{name}={value!r}, but Wan's is {_FIXED[name]!r}")

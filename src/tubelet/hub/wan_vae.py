@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
+from tubelet.hub.theirs import checked_config
 from tubelet.vae.families.wan_vae import WanAutoencoder, WanAutoencoderConfig, wan_vae_2_1
 
 __all__ = ["WAN_VAE", "wan_vae_config_from_diffusers", "wan_vae_config_to_diffusers", "wan_vae_keys"]
@@ -46,10 +47,7 @@ def wan_vae_config_from_diffusers(config: Mapping[str, Any]) -> WanAutoencoderCo
         >>> wan_vae_config_from_diffusers({"base_dim": 8}).widths
         (8, 16, 32, 32)
     """
-    unknown = sorted(key for key in config if key not in _DEFAULTS and not key.startswith("_"))
-    if unknown:
-        raise ValueError(f"config has keys {unknown}, which AutoencoderKLWan does not have")
-    c = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
+    c = checked_config(config, _DEFAULTS, {}, "AutoencoderKLWan")
     for name in _FIXED:
         if c[name] != _DEFAULTS[name]:
             raise ValueError(f"{name}={c[name]!r}, but Wan's is {_DEFAULTS[name]!r}")
