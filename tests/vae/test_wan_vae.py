@@ -238,7 +238,7 @@ def test_bad_input_is_named() -> None:
         vae.encode(torch.zeros(1, 1, 1, 4, 4))
     with pytest.raises(ValueError, match="z must have 16 channels, not 3"):
         vae.decode(torch.zeros(1, 3, 1, 4, 4))
-    with pytest.raises(ValueError, match="state must hold the states of 6 layers, not of 1"):
+    with pytest.raises(ValueError, match="state must hold the states of 7 layers, not of 1"):
         vae.decode_chunk(torch.zeros(1, 16, 1, 4, 4), ((),))
     with pytest.raises(ValueError, match="frames must be 1 \\+ 4·k together, but 2 are left over"):
         list(encode_stream(vae, torch.zeros(1, 3, 3, 4, 4).split(1, 2)))

@@ -18,14 +18,17 @@ from tubelet.vae.posterior import DiagonalGaussian
 from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime
 from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
 from tubelet.vae.streaming import StreamingAutoencoder, decode_stream, encode_stream
+from tubelet.vae.video import AutoencoderSizes, Chunks, VideoAutoencoder
 
 __all__ = [
+    "AutoencoderSizes",
     "CausalAutoencoder",
     "CausalAutoencoderConfig",
     "CausalConv3d",
     "CausalResBlock",
     "Chain",
     "ChannelNorm",
+    "Chunks",
     "Decoder",
     "Depatch",
     "DiagonalGaussian",
@@ -49,6 +52,7 @@ __all__ = [
     "State",
     "StreamingAutoencoder",
     "Upsample",
+    "VideoAutoencoder",
     "copies",
     "decode_stream",
     "digits",

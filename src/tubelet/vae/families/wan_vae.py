@@ -10,22 +10,20 @@ Shapes: video ``(b, c, T, H, W)`` in [-1, 1]; latents ``(b, z, t, h, w)`` with `
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from tubelet.attention import Attention
-from tubelet.layout import Grid
 from tubelet.vae.blocks import ChannelNorm, Device
-from tubelet.vae.causal import CausalConv3d, State, zeros
+from tubelet.vae.causal import CausalConv3d, zeros
 from tubelet.vae.chains import Chain, NormedConv, PerFrame, Residual
-from tubelet.vae.factors import Factors, check_channels
+from tubelet.vae.factors import Factors
 from tubelet.vae.frame_attention import FrameAttention
-from tubelet.vae.posterior import DiagonalGaussian
 from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime
 from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
+from tubelet.vae.video import VideoAutoencoder
 
 __all__ = ["WanAutoencoder", "WanAutoencoderConfig", "wan_vae_2_1", "wan_vae_2_2"]
 
@@ -100,141 +98,25 @@ class WanAutoencoderConfig:
         return Factors(2 ** sum(self.halve_time), self.patch * 2 ** len(self.halve_time))
 
 
-class WanAutoencoder(nn.Module):
-    """Video to latents and back, whole or as a stream.
-
-    ``latent_mean`` and ``latent_std`` of the config turn latents into the unit-variance numbers of the diffusion model
-    (`scale`) and back (`unscale`).
+class WanAutoencoder(VideoAutoencoder):
+    """The video autoencoder of these sizes; what it decodes is clamped to [-1, 1].
 
     Args:
         config: the sizes.
 
     Example:
+        >>> import torch
         >>> vae = WanAutoencoder(WanAutoencoderConfig(widths=(8, 8, 8), depth=1, halve_time=(True, True)))
         >>> z = vae.encode(torch.zeros(1, 3, 9, 16, 24)).mode()
         >>> z.shape, vae.decode(z).shape
         (torch.Size([1, 16, 3, 4, 6]), torch.Size([1, 3, 9, 16, 24]))
     """
 
-    latent_mean: Tensor
-    latent_std: Tensor
-
     def __init__(
         self, config: WanAutoencoderConfig, *, device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = _encoder(config, device=device, dtype=dtype)
-        self.decoder = _decoder(config, device=device, dtype=dtype)
-        for name in ("latent_mean", "latent_std"):
-            blank = torch.empty(config.latent_channels, device=device, dtype=dtype)
-            self.register_buffer(name, blank, persistent=False)
-        self._fill_statistics()
-
-    def reset_parameters(self) -> None:
-        """Draw all weights anew."""
-        self.encoder.reset_parameters()
-        self.decoder.reset_parameters()
-        self._fill_statistics()
-
-    def forward(self, video: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
-        """Reconstruct: decode the mode of the posterior."""
-        return self.decode(self.encode(video).mode())
-
-    def encode(self, video: Float[Tensor, "b c t h w"]) -> DiagonalGaussian:
-        """The posterior over the latents of a whole video.
-
-        Args:
-            video: ``1 + temporal·k`` frames in [-1, 1], sides divisible by ``spatial``; ``config.factors.padded`` makes
-                such a video of any.
-
-        Raises:
-            ValueError: channels, frames or sides that do not fit the config.
-        """
-        return self.encode_chunk(video)[0]
-
-    def decode(self, z: Float[Tensor, "b z lt lh lw"]) -> Float[Tensor, "b c t h w"]:
-        """The video of whole latents, clamped to [-1, 1]; `unscale` first what a diffusion model made.
-
-        Raises:
-            ValueError: a channel count other than the config's, or no frame.
-        """
-        return self.decode_chunk(z)[0]
-
-    def encode_chunk(
-        self, video: Float[Tensor, "b c t h w"], state: State | None = None
-    ) -> tuple[DiagonalGaussian, State]:
-        """Encode the next frames of a video; the chunks' posteriors end to end are the whole's.
-
-        Args:
-            video: ``1 + temporal·j`` frames at the start of a video, ``temporal·j`` frames after it.
-            state: what the previous call returned; None at the start.
-
-        Returns:
-            The posterior of this chunk's latents, and the state for the next call.
-
-        Raises:
-            ValueError: channels, frames or sides that do not fit the config.
-        """
-        check_channels("video", video, self.config.in_channels)
-        frames, height, width = video.shape[2:]
-        self.config.factors.check(frames, height, width, start=state is None)
-        moments, state = self.encoder(video, state)
-        return DiagonalGaussian.of(moments), state
-
-    def decode_chunk(
-        self, z: Float[Tensor, "b z lt lh lw"], state: State | None = None
-    ) -> tuple[Float[Tensor, "b c t h w"], State]:
-        """Decode the next latent frames; the chunks' frames end to end are the whole video.
-
-        Args:
-            z: the next latent frames, any number.
-            state: what the previous call returned; None at the start.
-
-        Returns:
-            ``temporal`` frames for each latent frame (one for the first of the video), and the state for the next call.
-
-        Raises:
-            ValueError: a channel count other than the config's, or no frame.
-        """
-        check_channels("z", z, self.config.latent_channels)
-        video, state = self.decoder(z, state)
-        return video.clamp(-1, 1), state
-
-    def latent_grid(self, frames: int, height: int, width: int) -> Grid:
-        """The latent sides of a video of ``frames × height × width``; errors as in `Factors.latent_grid`."""
-        return self.config.factors.latent_grid(frames, height, width)
-
-    def video_size(self, grid: Grid) -> tuple[int, int, int]:
-        """Frames, height and width of the video of a latent grid, the inverse of `latent_grid`."""
-        return self.config.factors.video_size(grid)
-
-    def scale(self, z: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b z t h w"]:
-        """Latents to unit variance: ``(z - latent_mean) / latent_std``.
-
-        Raises:
-            ValueError: a channel count other than the config's.
-        """
-        check_channels("z", z, self.config.latent_channels)
-        return (z - self.latent_mean.reshape(-1, 1, 1, 1)) / self.latent_std.reshape(-1, 1, 1, 1)
-
-    def unscale(self, z: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b z t h w"]:
-        """The inverse of `scale`: ``z · latent_std + latent_mean``.
-
-        Raises:
-            ValueError: a channel count other than the config's.
-        """
-        check_channels("z", z, self.config.latent_channels)
-        return z * self.latent_std.reshape(-1, 1, 1, 1) + self.latent_mean.reshape(-1, 1, 1, 1)
-
-    def _fill_statistics(self) -> None:
-        channels, config = self.config.latent_channels, self.config
-        self.latent_mean.copy_(torch.tensor(config.latent_mean or (0.0,) * channels, dtype=torch.float64))
-        self.latent_std.copy_(torch.tensor(config.latent_std or (1.0,) * channels, dtype=torch.float64))
-
-    if TYPE_CHECKING:
-
-        def __call__(self, video: Tensor) -> Tensor: ...
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(config, _encoder(config, **made), _decoder(config, **made), **made)
 
 
 def _encoder(config: WanAutoencoderConfig, **made: Any) -> Chain:
@@ -260,6 +142,7 @@ def _decoder(config: WanAutoencoderConfig, **made: Any) -> Chain:
         stages=Chain(*(_up(config, i, **made) for i in reversed(range(len(widths))))),
         head=NormedConv(_norm(widths[0], **made), _conv(widths[0], config.in_channels * config.patch**2, **made)),
         patch=PerFrame(Depatch(config.patch)),
+        clamp=PerFrame(nn.Hardtanh()),
     )
 
 
