@@ -10,7 +10,8 @@ Shapes: video ``(b, c, T, H, W)`` in [-1, 1]; latents ``(b, z, t, h, w)`` with `
 ``H = spatial·h``, ``W = spatial·w``.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -35,6 +36,11 @@ class CausalAutoencoder(nn.Module):
 
     Args:
         config: the sizes.
+        posterior: what the encoder's features say of the latents, with the ``in_channels`` it takes, such as
+            :class:`tubelet.vae.quantise.CodeBottleneck`; None for a diagonal Gaussian.
+
+    Raises:
+        ValueError: a posterior of another number of latent channels than the config's.
 
     Example:
         >>> vae = CausalAutoencoder(CausalAutoencoderConfig())
@@ -47,17 +53,28 @@ class CausalAutoencoder(nn.Module):
     latent_std: Tensor
 
     def __init__(
-        self, config: CausalAutoencoderConfig, *, device: Device = None, dtype: torch.dtype | None = None
+        self,
+        config: CausalAutoencoderConfig,
+        *,
+        posterior: Callable[[Tensor], Any] | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config, device=device, dtype=dtype)
+        self.posterior = DiagonalGaussian.of if posterior is None else posterior
+        found = getattr(posterior, "latent_channels", config.latent_channels)
+        if found != config.latent_channels:
+            raise ValueError(f"posterior gives {found} latent channels, but the config has {config.latent_channels}")
+        self.encoder = Encoder(config, getattr(posterior, "in_channels", None), device=device, dtype=dtype)
         self.decoder = Decoder(config, device=device, dtype=dtype)
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels, device=device, dtype=dtype))
         self.register_buffer("latent_std", torch.ones(config.latent_channels, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
         """Draw all weights anew and forget the latent statistics."""
+        if isinstance(self.posterior, nn.Module):
+            self.posterior.reset_parameters()  # type: ignore[operator]
         self.encoder.reset_parameters()
         self.decoder.reset_parameters()
         nn.init.zeros_(self.latent_mean)
@@ -67,7 +84,7 @@ class CausalAutoencoder(nn.Module):
         """Reconstruct: decode the mode of the posterior."""
         return self.decode(self.encode(video).mode())
 
-    def encode(self, video: Float[Tensor, "b c t h w"]) -> DiagonalGaussian:
+    def encode(self, video: Float[Tensor, "b c t h w"]) -> Any:
         """The posterior over the latents of a whole video.
 
         Args:
@@ -86,9 +103,7 @@ class CausalAutoencoder(nn.Module):
         """
         return self.decode_chunk(z)[0]
 
-    def encode_chunk(
-        self, video: Float[Tensor, "b c t h w"], state: State | None = None
-    ) -> tuple[DiagonalGaussian, State]:
+    def encode_chunk(self, video: Float[Tensor, "b c t h w"], state: State | None = None) -> tuple[Any, State]:
         """Encode the next frames of a video; the chunks' posteriors end to end are the whole's.
 
         Args:
@@ -112,7 +127,7 @@ class CausalAutoencoder(nn.Module):
         frames, height, width = video.shape[2:]
         self.config.factors.check(frames, height, width, start=state is None)
         moments, after = self.encoder(video, state)
-        return DiagonalGaussian.of(moments), after
+        return self.posterior(moments), after
 
     def decode_chunk(
         self, z: Float[Tensor, "b z lt lh lw"], state: State | None = None

@@ -61,6 +61,10 @@ class Stage(nn.Module):
 class Encoder(nn.Module):
     """Frames to the moments (means, then log variances) of their latents.
 
+    Args:
+        config: the sizes.
+        out_channels: numbers for each latent position; None for the moments' ``2·z``.
+
     Example:
         >>> moments, state = Encoder(CausalAutoencoderConfig())(torch.zeros(1, 1, 5, 16, 16))
         >>> moments.shape, len(state)
@@ -68,7 +72,12 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, config: CausalAutoencoderConfig, *, device: Device = None, dtype: torch.dtype | None = None
+        self,
+        config: CausalAutoencoderConfig,
+        out_channels: int | None = None,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         widths, last = config.widths, config.widths[-1]
@@ -79,7 +88,7 @@ class Encoder(nn.Module):
         changes = [Downsample(a, b, device=device, dtype=dtype) for a, b in pairwise(widths)]
         self.stages = _stages(widths, config.depths, changes, device, dtype)
         self.norm = ChannelNorm(last, device=device, dtype=dtype)
-        self.project = nn.Linear(last, 2 * config.latent_channels, device=device, dtype=dtype)
+        self.project = nn.Linear(last, out_channels or 2 * config.latent_channels, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draw every part anew."""
