@@ -39,6 +39,9 @@ MODELS = {
     "Mochi": [models.MochiTransformer(models.MochiConfig(**TINY, text_width=24), device="meta")],
     "Open-Sora 2": [models.OpenSoraTransformer(models.OpenSoraConfig(**FLUX, given_channels=2), device="meta")],
     "U-ViT": [models.UViT(models.UViTConfig(**TINY, mlp_dim=8, grid=(1, 4, 4), classes=3), device="meta")],
+    "W.A.L.T": [
+        models.Walt(models.WaltConfig(**TINY, mlp_dim=8, classes=3, text_dim=8, super_resolution=True), device="meta")
+    ],
     "Wan": [
         models.WanTransformer(models.WanConfig(**TINY, mlp_dim=8, image_dim=image), device="meta")
         for image in (None, 8)

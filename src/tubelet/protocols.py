@@ -71,7 +71,10 @@ class Bias(Protocol):
         ...
 
     def check(self, heads: int, sides: tuple[int, int, int]) -> None:
-        """Raise ValueError where the bias is not defined for so many heads, or for grids with sides up to ``sides``."""
+        """Raise ValueError where the bias is not defined for so many heads, or over boxes with sides up to ``sides``.
+
+        The tokens of a pair lie in such a box: a grid, or a window of it where the pattern has windows.
+        """
         ...
 
 

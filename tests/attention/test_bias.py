@@ -6,8 +6,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from tubelet.attention import HeadSplit, Joint, RelativeBias, Spatial, Window, attend
+from tubelet.attention import (
+    Attention,
+    FrameCausal,
+    HeadSplit,
+    Joint,
+    RelativeBias,
+    RelativePositions,
+    Spatial,
+    Strided,
+    Temporal,
+    Window,
+    attend,
+)
 from tubelet.attention.backends.reference import bias_of
+from tubelet.attention.cache import FrameCache
+from tubelet.attention.reach import reach
 from tubelet.layout import Grid, TokenInfo, TokenLayout
 from tubelet.protocols import AttentionRequest
 
@@ -43,6 +57,69 @@ def test_packed_samples_equal_the_dense_bias_pair_by_pair(pattern: object) -> No
     weights = torch.randn_like(got)
     one, two = (torch.autograd.grad(out, values, weights)[0] for out in (got, want))
     assert torch.allclose(one, two, atol=1e-12) and one.any()
+
+
+def test_a_table_of_the_windows_serves_larger_grids() -> None:
+    """Where tokens of other windows lie outside the table, their numbers are never read, nor are their gradients."""
+    layout, (q, k, v) = TokenLayout.packed([Grid(3, 5, 4), Grid(1, 3, 7)], [1, 0]), torch.randn(3, 82, 2, 4).double()
+    small, large = torch.randn(2, 3, 3, 5, dtype=torch.float64, requires_grad=True), torch.zeros(2, 5, 9, 13).double()
+    large[:, 1:4, 3:6, 4:9] = small.detach()
+    large.requires_grad_()
+    pattern = Window((2, 2, 3), (1, 0, 1))
+    got = attend(q, k, v, layout=layout, pattern=pattern, bias=RelativeBias(small))
+    want = attend(q, k, v, layout=layout, pattern=pattern, bias=RelativeBias(large))
+    assert torch.equal(got, want)
+    weights = torch.randn_like(got)
+    one, two = (torch.autograd.grad(out, x, weights)[0] for out, x in ((got, small), (want, large)))
+    assert torch.equal(one, two[:, 1:4, 3:6, 4:9]) and one.any()
+    with pytest.raises(ValueError, match=r"grids up to \(2, 2, 3\).*sides up to \(2, 3, 3\)"):
+        attend(q, k, v, layout=layout, pattern=Window((2, 3, 3)), bias=RelativeBias(small))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sides"),
+    [
+        (Joint(), (4, 5, 6)),
+        (Window((2, 9, 4), (1, 0, 0)), (2, 5, 4)),
+        (Temporal(), (4, 1, 1)),
+        (FrameCausal(2), (2, 5, 6)),
+        (FrameCausal(2, 1), (4, 5, 6)),
+        (Strided(2), (4, 5, 6)),
+        (Spatial() | Temporal(), (4, 5, 6)),
+        (Spatial() & FrameCausal(), (1, 5, 6)),
+        (HeadSplit((Spatial(), Temporal()), (1, 1)), (4, 5, 6)),
+    ],
+    ids=str,
+)
+def test_the_reach_of_a_pattern_holds_every_pair(pattern: object, sides: tuple[int, int, int]) -> None:
+    """By the predicate: the largest distance of two tokens that attend each other, and one more."""
+    grid = Grid(4, 5, 6)
+    info = TokenLayout.packed([grid]).on("cpu").info()
+    q, k = (type(info)(*(x.unsqueeze(axis) for x in info)) for axis in (1, 0))
+    parts = pattern.patterns if isinstance(pattern, HeadSplit) else [pattern]
+    found = [part.attends(q, k, torch.zeros((), dtype=torch.long)).expand(120, 120) for part in parts]
+    far = (q.coords - k.coords).abs()[torch.stack(found).any(0)].amax(0) + 1
+    assert reach(pattern, grid) == sides
+    assert all(least <= side for least, side in zip(far.tolist(), sides, strict=True))
+    assert isinstance(pattern, Strided) or far.tolist() == list(sides)
+
+
+def test_attention_learns_its_relative_positions() -> None:
+    options = {"pattern": Window((2, 2, 2)), "dtype": torch.float64}
+    relative = RelativePositions(2, (2, 2, 2), dtype=torch.float64)
+    attention, x = Attention(8, 2, relative=relative, **options), torch.randn(32, 8, dtype=torch.float64)
+    bias = by_hand(torch.nn.functional.pad(relative.table, (3, 3, 2, 2, 1, 1)), PACKED, 2)
+    heads = attend(*attention.qkv(x), layout=PACKED, pattern=Window((2, 2, 2)), bias=bias, backend="reference")
+    got = attention(x, PACKED)
+    assert torch.allclose(got, attention.out_proj(heads.flatten(1)), atol=1e-12)
+    got.square().sum().backward()
+    assert relative.table.grad.any()
+    assert relative.table.std().item() == pytest.approx(0.02, rel=0.5)
+    with pytest.raises(ValueError, match=r"heads=2, extent=\(0, 2, 2\)"):
+        RelativePositions(2, (0, 2, 2))
+    causal = Attention(8, 2, relative=relative, pattern=FrameCausal(), dtype=torch.float64)
+    with pytest.raises(ValueError, match="which attention frame by frame does not serve"):
+        causal.stream(x[None, :4], FrameCache(FrameCausal()), 4)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])

@@ -17,6 +17,7 @@ NAMED: dict[str, dict[str, Any]] = {
     "MochiConfig": SIZES | {"text_width": 8},
     "OpenSoraConfig": FLUX,
     "UViTConfig": SIZES | {"depth": 2, "mlp_dim": 8, "grid": (1, 4, 4)},
+    "WaltConfig": SIZES | {"mlp_dim": 8},
     "WanConfig": SIZES | {"mlp_dim": 8},
 }
 PATCHES = [(1.0, 2.0, 2.0), (1, math.nan, 2), (1, 2), [1, 2, 2], (1, True, 2), 2, None]
@@ -39,6 +40,8 @@ WRONG: list[tuple[str, str, Any]] = [
     ("CogVideoXConfig", "learned", (4, 4)),
     ("CogVideoXConfig", "base", (4, 0)),
     ("CogVideoXConfig", "learned_text", -1),
+    ("WaltConfig", "window", (5, 8)),
+    ("WaltConfig", "frame_prediction", 1),
     ("WanConfig", "cross_norm", "yes"),
     ("HunyuanVideoConfig", "image_condition", 3),
 ]

@@ -26,6 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "OpenSora": {**FLUX, "guidance": True},
     "UViT": {"mlp_dim": 8, "grid": (2, 2, 3), "classes": 5},
     "VideoDiT": {"dim": 64, "patch": (1, 2, 2), "text_dim": 8},
+    "Walt": {"mlp_dim": 8, "patch": (1, 2, 2), "classes": 5},
     "Wan": {"mlp_dim": 8, "given_channels": 2},
 }
 PER_SAMPLE = {"pooled": (2, 5), "guidance": (2,), "fps": (2,)}
@@ -37,6 +38,7 @@ ASKED = {
     "LatteClass": ("labels",),
     "OpenSora": ("pooled", "guidance"),
     "UViT": ("labels",),
+    "Walt": ("labels",),
     "Wan": ("given",),
 }
 OF_CLASSES = ("DiT", "LatteClass", "UViT")

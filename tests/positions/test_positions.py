@@ -19,6 +19,7 @@ from tubelet.positions import (
     Interpolation,
     LearnedGridPositions,
     LearnedPositions,
+    LearnedSpaceTimePositions,
     LearnedTextPositions,
     Rope3d,
     Rotary,
@@ -106,7 +107,13 @@ def mixed() -> TokenLayout:
 
 
 @pytest.mark.parametrize(
-    "positions", [SinCos3d(32), LearnedPositions((2, 3, 4), 32), LearnedGridPositions((2, 3, 4), 32)]
+    "positions",
+    [
+        SinCos3d(32),
+        LearnedPositions((2, 3, 4), 32),
+        LearnedGridPositions((2, 3, 4), 32),
+        LearnedSpaceTimePositions((2, 3, 4), 32),
+    ],
 )
 def test_packed_tokens_get_what_their_grid_alone_gets(positions: torch.nn.Module) -> None:
     vectors = positions(mixed().on("cpu").coords)
@@ -148,7 +155,16 @@ def test_learned_grid_positions_are_one_table_in_raster_order() -> None:
     assert positions.table.grad[..., 0].nonzero().tolist() == [[1, 2, 3]]
 
 
-@pytest.mark.parametrize("kind", [LearnedPositions, LearnedGridPositions])
+def test_learned_space_time_positions_sum_a_frame_and_a_place_in_it() -> None:
+    positions, coords = LearnedSpaceTimePositions((2, 3, 4), 8), cells(2, 3, 4)
+    expected = torch.stack([positions.time[t] + positions.space[h, w] for t, h, w in coords])
+    assert torch.equal(positions(coords), expected)
+    positions(torch.tensor([[1, 2, 3], [-1, 0, 3]])).sum().backward()
+    assert positions.time.grad[:, 0].tolist() == [0, 1]
+    assert positions.space.grad[..., 0].nonzero().tolist() == [[2, 3]]
+
+
+@pytest.mark.parametrize("kind", [LearnedPositions, LearnedGridPositions, LearnedSpaceTimePositions])
 def test_learned_positions_refuse_what_lies_outside(kind: type) -> None:
     positions = kind((2, 3, 4), 8)
     positions(torch.tensor([[-1, 0, 50]]))  # text has any position
@@ -182,7 +198,7 @@ def test_sinusoids_of_mapped_places_in_any_dtype() -> None:
     assert repr(placed) == "SinCos3d(32, base=10000.0, place=Interpolation(scale=(2.0, 1.5, 1.5)))"
 
 
-@pytest.mark.parametrize("kind", [LearnedPositions, LearnedGridPositions])
+@pytest.mark.parametrize("kind", [LearnedPositions, LearnedGridPositions, LearnedSpaceTimePositions])
 def test_learned_positions_start_small_and_build_on_meta(kind: type) -> None:
     positions = kind((8, 16, 16), 64, device="meta")
     assert all(p.is_meta for p in positions.parameters())

@@ -19,6 +19,7 @@ from tubelet.attention import (
     Spatial,
     Strided,
     Temporal,
+    VideoOnly,
     Window,
 )
 from tubelet.layout import Grid, TokenLayout
@@ -50,6 +51,8 @@ plain: st.SearchStrategy[Made] = st.one_of(
     _later(Neighborhood, triples, st.tuples(*[st.booleans()] * 3)),
     _later(_tiled, st.tuples(*[st.integers(1, 2)] * 3), st.tuples(*[st.integers(1, 3)] * 3)),
     _later(FrameCausal, st.none() | small, st.integers(0, 2)),
+    _later(lambda size, shift: VideoOnly(Window(size, shift)), triples, shifts),
+    _later(lambda window, sink: VideoOnly(FrameCausal(window, sink)), small, st.integers(0, 2)),
 )
 """Every pattern that stands alone."""
 

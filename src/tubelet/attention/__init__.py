@@ -1,9 +1,10 @@
 """Attention: patterns as values, one contract (``attend``), backends that say what they can, and plain modules."""
 
-from tubelet.attention.bias import RelativeBias
+from tubelet.attention.bias import RelativeBias, RelativePositions
 from tubelet.attention.cache import FrameCache
 from tubelet.attention.decoupled import DecoupledCrossAttention
 from tubelet.attention.dispatch import attend, backends, explain
+from tubelet.attention.joined import JoinedCrossAttention
 from tubelet.attention.modules import Attention, CrossAttention
 from tubelet.attention.patterning import set_pattern
 from tubelet.attention.patterns import (
@@ -17,6 +18,7 @@ from tubelet.attention.patterns import (
     Spatial,
     Strided,
     Temporal,
+    VideoOnly,
     Window,
 )
 from tubelet.attention.streams import JointAttention, ParallelAttention
@@ -30,15 +32,18 @@ __all__ = [
     "FrameCache",
     "FrameCausal",
     "HeadSplit",
+    "JoinedCrossAttention",
     "Joint",
     "JointAttention",
     "Neighborhood",
     "ParallelAttention",
     "RelativeBias",
+    "RelativePositions",
     "SlidingTile",
     "Spatial",
     "Strided",
     "Temporal",
+    "VideoOnly",
     "Window",
     "attend",
     "backends",

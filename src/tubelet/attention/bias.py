@@ -5,14 +5,15 @@ and W.A.L.T's (arXiv:2312.06662).
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from tubelet.layout import Kind, TokenInfo
 
-__all__ = ["RelativeBias"]
+__all__ = ["RelativeBias", "RelativePositions"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +21,9 @@ class RelativeBias:
     """A learned number for each head and each distance ``query - key`` on the grid.
 
     ``table`` is ``(heads, 2T-1, 2H-1, 2W-1)`` and serves grids with sides up to ``(T, H, W)``; the distance 0 lies in
-    its middle. A first axis of 1 is shared by all heads. Where text takes part, 0 is added. Keep the table as a
-    parameter of your module and wrap it at the call; gradients reach it.
+    its middle. Under a pattern of windows it serves windows of those sides, in grids of any. A first axis of 1 is
+    shared by all heads. Where text takes part, 0 is added. Keep the table as a parameter of your module and wrap it at
+    the call, as :class:`RelativePositions` does; gradients reach it.
 
     Raises:
         ValueError: the table is not floating point, or its last three sides are not odd; at the call, it has other
@@ -64,3 +66,46 @@ class RelativeBias:
         most = tuple(length // 2 + 1 for length in self.table.shape[1:])
         if any(side > limit for side, limit in zip(sides, most, strict=True)):
             raise ValueError(f"the bias serves grids up to {most} (t, h, w), but the layout has sides up to {sides}")
+
+
+class RelativePositions(nn.Module):
+    """The learned table of a :class:`RelativeBias`, for :class:`tubelet.attention.Attention` to add to its scores.
+
+    Args:
+        heads: of the attention; 1 for numbers that all heads share.
+        extent: the sides ``(t, h, w)`` of the largest grid, or of the windows of the attention's pattern.
+
+    Raises:
+        ValueError: ``heads`` or a side is below 1; at the call of the attention, what the bias refuses.
+
+    Example:
+        >>> RelativePositions(4, (1, 16, 16))().table.shape
+        torch.Size([4, 1, 31, 31])
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        extent: tuple[int, int, int],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if min(heads, *extent) < 1:
+            raise ValueError(f"heads and extent must be at least 1, got heads={heads}, extent={extent}")
+        sides = (2 * side - 1 for side in extent)
+        self.table = nn.Parameter(torch.empty(heads, *sides, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """A normal table of standard deviation 0.02."""
+        nn.init.normal_(self.table, std=0.02)
+
+    def forward(self) -> RelativeBias:
+        """The bias."""
+        return RelativeBias(self.table)
+
+    if TYPE_CHECKING:
+
+        def __call__(self) -> RelativeBias: ...

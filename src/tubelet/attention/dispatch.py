@@ -30,7 +30,8 @@ from tubelet.attention.backends.sdpa import SdpaBackend, whole_rows
 from tubelet.attention.backends.triton import TritonBackend
 from tubelet.attention.backends.xformers import XformersBackend
 from tubelet.attention.patterns import Both, Either, HeadSplit, Joint
-from tubelet.layout import LayoutIndex, TokenLayout
+from tubelet.attention.reach import reach
+from tubelet.layout import Grid, LayoutIndex, TokenLayout
 from tubelet.protocols import AttentionRequest, Backend, Bias, Pattern
 
 __all__ = ["attend", "backends", "explain"]
@@ -174,7 +175,7 @@ def _request(
         index = _rows_of(q, kv_index)
     shape, kv_shape = tuple(q.shape), tuple(k.shape)
     _check_layouts(shape, kv_shape, index, kv_index, q.device)
-    _check_bias(bias, q, k, (index, kv_index))
+    _check_bias(bias, q, k, pattern, (index, kv_index))
     _check_heads(pattern, shape[-2])
     grad = _needs_grad(q, k, v, bias)
     device = str(q.device)
@@ -247,7 +248,11 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def _check_bias(
-    bias: Tensor | Bias | None, q: Tensor, k: Tensor, indices: tuple[LayoutIndex | None, LayoutIndex | None]
+    bias: Tensor | Bias | None,
+    q: Tensor,
+    k: Tensor,
+    pattern: Pattern,
+    indices: tuple[LayoutIndex | None, LayoutIndex | None],
 ) -> None:
     if bias is None:
         return
@@ -255,7 +260,7 @@ def _check_bias(
         if not isinstance(bias, Bias):
             raise ValueError(f"bias must be a tensor or have between() and check(), got {type(bias)}")
         # the sides are numbers of the host's table, which a graph cannot hold
-        bias.check(q.shape[-2], (1, 1, 1) if torch.compiler.is_compiling() else _sides(q, k, indices))
+        bias.check(q.shape[-2], (1, 1, 1) if torch.compiler.is_compiling() else _sides(q, k, pattern, indices))
         return
     if not bias.dtype.is_floating_point:
         raise ValueError(f"bias is added to the scores: it must be floating point like q ({q.dtype}), got {bias.dtype}")
@@ -271,13 +276,20 @@ def _check_bias(
         raise ValueError(f"bias has shape {tuple(bias.shape)}, which does not broadcast to the scores' {scores}")
 
 
-def _sides(q: Tensor, k: Tensor, indices: tuple[LayoutIndex | None, LayoutIndex | None]) -> tuple[int, int, int]:
-    """The largest sides of any grid; plain rows are lines."""
-    tables = [index.table[:, 3:] for index in indices if index is not None]
-    if not tables:
+def _sides(
+    q: Tensor, k: Tensor, pattern: Pattern, indices: tuple[LayoutIndex | None, LayoutIndex | None]
+) -> tuple[int, int, int]:
+    """The largest sides over which tokens attend each other; plain rows are lines."""
+    index, kv_index = indices
+    tables = [each.table[:, 3:] for each in indices if each is not None]
+    if index is None:
         return 1, 1, max(q.shape[-3], k.shape[-3])
     t, h, w = torch.cat(tables).amax(0).tolist()
-    return t, h, w
+    if kv_index is not None or isinstance(pattern, Joint):
+        return t, h, w
+    grids = {Grid(*sides) for sides in map(tuple, tables[0].tolist()) if sides[0]}
+    reached = [reach(pattern, grid) for grid in grids] or [(1, 1, 1)]
+    return tuple(map(max, zip(*reached, strict=True)))
 
 
 def _check_layouts(

@@ -67,10 +67,11 @@ class Attention(nn.Module):
         out_bias: give the last projection a bias; None means ``bias``.
         out: project the heads' results back to ``dim``; without, they come out end to end.
         pattern, backend: as in :func:`tubelet.attend`.
+        relative: makes the bias of the scores when it is called, such as :class:`RelativePositions`; None for none.
 
     Raises:
         ValueError: sizes are not positive, or ``dim`` is not a multiple of ``heads`` where ``head_dim`` is None; at the
-            call, the width of an input is another than the module's.
+            call, the width of an input is another than the module's, or what the bias refuses.
 
     Example:
         >>> Attention(384, heads=6)(torch.randn(2, 10, 384)).shape
@@ -93,13 +94,14 @@ class Attention(nn.Module):
         out: bool = True,
         pattern: Pattern = Joint(),  # noqa: B008 - a frozen value
         backend: str = "auto",
+        relative: nn.Module | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         head_dim = width_of_heads(dim, heads, head_dim)
         kv_heads = key_heads(heads, kv_heads)
-        self.head_dim, self.pattern, self.backend = head_dim, pattern, backend
+        self.head_dim, self.pattern, self.backend, self.relative = head_dim, pattern, backend, relative
         self.q_proj = nn.Linear(dim, heads * head_dim, bias, device=device, dtype=dtype)
         self.k_proj = nn.Linear(dim, kv_heads * head_dim, bias, device=device, dtype=dtype)
         self.v_proj = nn.Linear(dim, kv_heads * head_dim, bias, device=device, dtype=dtype)
@@ -118,7 +120,8 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "*lead d"], layout: Layout = None, rope: Rotary | None = None
     ) -> Float[Tensor, "*lead d"]:
         """Attend inside each sample of ``layout``; ``rope`` rotates queries and keys after their norm."""
-        out = attend(*self.qkv(x, rope), pattern=self.pattern, layout=layout, backend=self.backend)
+        bias = None if self.relative is None else self.relative()
+        out = attend(*self.qkv(x, rope), pattern=self.pattern, layout=layout, backend=self.backend, bias=bias)
         return project(self.out_proj, out)
 
     def stream(
@@ -130,7 +133,8 @@ class Attention(nn.Module):
         these tokens.
 
         Raises:
-            ValueError: the cache is for another pattern than the module's, text comes late, or frames are not whole.
+            ValueError: the cache is for another pattern than the module's, text comes late, frames are not whole, or
+                the module has relative positions, which a cache does not serve.
 
         Example:
             >>> from tubelet.attention.patterns import FrameCausal
@@ -141,6 +145,8 @@ class Attention(nn.Module):
         """
         if cache.pattern != self.pattern:
             raise ValueError(f"cache is for {cache.pattern}, but the module attends by {self.pattern}")
+        if self.relative is not None:
+            raise ValueError(f"relative={self.relative} adds a bias, which attention frame by frame does not serve")
         qkv = self.qkv(x, rope)
         out, cache = cache.prefix(*qkv) if tokens is None else cache.frames(*qkv, tokens)
         return project(self.out_proj, out), cache

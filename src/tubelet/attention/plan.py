@@ -25,7 +25,7 @@ from tubelet.attention.places import Affine, Places
 from tubelet.attention.tiles import Run, Sample, Table, Value, affine_runs
 from tubelet.protocols import Pattern
 
-__all__ = ["PLANS", "Plan", "make_plan", "pieces"]
+__all__ = ["PLANS", "Plan", "make_plan", "offers", "pieces"]
 
 _LOOPED = 8
 """From how many groups on a call on views is worth more than a gather."""
@@ -178,9 +178,9 @@ def _whole(
     if isinstance(pattern, Joint) or (keys is not None and _text_only(pattern, keys)):
         return _segments(queries, queries if keys is None else keys)
     ruled = hasattr(pattern, "text_sees_grid")
-    if keys is None and kept is None and ruled and _offers(pattern, "axes"):
+    if keys is None and kept is None and ruled and offers(pattern, "axes"):
         return affine_runs(pattern, queries)
-    if keys is None and ruled and _offers(pattern, "group"):
+    if keys is None and ruled and offers(pattern, "group"):
         return grouped_runs(pattern, queries, kept)
     key_side = (queries, kept) if keys is None else (keys, kept_keys)
     alike = kept is None and kept_keys is None and _reads_no_sample(pattern)
@@ -220,8 +220,14 @@ def _one_axis(run: Run) -> bool:
     return all(isinstance(side, Affine) and len(side.sizes) == 1 for side in (run.q, run.k))
 
 
-def _offers(pattern: Pattern, name: str) -> bool:
-    """Whether a pattern offers more than its predicate, defined where the predicate is or after it."""
+def offers(pattern: Pattern, name: str) -> bool:
+    """Whether a pattern offers more than its predicate, defined where the predicate is or after it.
+
+    Example:
+        >>> from tubelet.attention.patterns import Spatial
+        >>> offers(Spatial(), "axes"), offers(Spatial() | Joint(), "axes")
+        (True, False)
+    """
     order = type(pattern).__mro__
     owners = [next((i for i, cls in enumerate(order) if each in vars(cls)), len(order)) for each in (name, "attends")]
     return owners[0] <= owners[1] and owners[0] < len(order)
@@ -231,12 +237,12 @@ def _reads_no_sample(pattern: Pattern) -> bool:
     """Whether equal samples have equal pairs: the predicate is that of axes, which know a grid alone."""
     if isinstance(pattern, Both | Either):
         return _reads_no_sample(pattern.a) and _reads_no_sample(pattern.b)
-    return _offers(pattern, "axes")
+    return offers(pattern, "axes")
 
 
 def _text_only(pattern: Pattern, keys: Table) -> bool:
     """Keys that every query of the sample attends: text, by the rule that patterns with ``text_sees_grid`` declare."""
-    return _offers(pattern, "text_sees_grid") and all(sample.grid is None for sample in keys)
+    return offers(pattern, "text_sees_grid") and all(sample.grid is None for sample in keys)
 
 
 def _segments(queries: Table, keys: Table) -> Iterator[Run]:

@@ -64,6 +64,7 @@ from tubelet.models.uvit import (
     uvit_m_imagenet64,
 )
 from tubelet.models.video_dit import VideoDiT, VideoDiTConfig, video_dit_b, video_dit_digits, video_dit_s, video_dit_xl
+from tubelet.models.walt import Walt, WaltConfig, walt_l, walt_process, walt_xl
 from tubelet.models.wan import (
     WanConfig,
     WanTransformer,
@@ -106,6 +107,8 @@ __all__ = [
     "UViTConfig",
     "VideoDiT",
     "VideoDiTConfig",
+    "Walt",
+    "WaltConfig",
     "WanConfig",
     "WanTransformer",
     "allegro_3b",
@@ -163,6 +166,9 @@ __all__ = [
     "video_dit_digits",
     "video_dit_s",
     "video_dit_xl",
+    "walt_l",
+    "walt_process",
+    "walt_xl",
     "wan_1_3b",
     "wan_2_2_5b",
     "wan_2_2_i2v_14b",

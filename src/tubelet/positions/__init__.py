@@ -5,7 +5,8 @@ and packed tokens of any sizes are the same case; coordinates may be fractional.
 modules also know text: a token with a frame index below 0 gets a zero vector, or the identity rotation.
 
 - :func:`sincos_1d`, :func:`sincos_2d`, :func:`sincos_3d`, :class:`SinCos2d` and :class:`SinCos3d`: sinusoids to add;
-- :class:`LearnedPositions`, :class:`LearnedGridPositions`, :class:`LearnedTextPositions`: tables to add;
+- :class:`LearnedPositions`, :class:`LearnedGridPositions`, :class:`LearnedSpaceTimePositions`,
+  :class:`LearnedTextPositions`: tables to add;
 - :class:`Rope3d` and :func:`apply_rope`: rotations of queries and keys, in three layouts of which
   :func:`convert_rope` turns weights of one into those of another;
 - :class:`MixedRope3d` and :class:`FractionalRope3d`: rotations that differ from head to head;
@@ -15,7 +16,12 @@ modules also know text: a token with a frame index below 0 gets a zero vector, o
 Angles are computed in float64 (float32 where the device has none) and rounded once.
 """
 
-from tubelet.positions.learned import LearnedGridPositions, LearnedPositions, LearnedTextPositions
+from tubelet.positions.learned import (
+    LearnedGridPositions,
+    LearnedPositions,
+    LearnedSpaceTimePositions,
+    LearnedTextPositions,
+)
 from tubelet.positions.maps import (
     AreaNormalised,
     CentralFit,
@@ -39,6 +45,7 @@ __all__ = [
     "Interpolation",
     "LearnedGridPositions",
     "LearnedPositions",
+    "LearnedSpaceTimePositions",
     "LearnedTextPositions",
     "MixedRope3d",
     "Rope3d",

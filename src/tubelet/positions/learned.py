@@ -1,5 +1,7 @@
 """Learned tables: per axis, summed (NaViT, arXiv:2307.06304, 2.1), or one vector per cell (ViViT, arXiv:2103.15691).
 
+Between the two lies a vector for each frame and one for each place in it (W.A.L.T, arXiv:2312.06662, section 3.2).
+
 Text has a table of its own, one vector per place in the prompt; each table gives zeros for the other kind.
 """
 
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 
 from tubelet.positions.angles import zero_text
 
-__all__ = ["LearnedGridPositions", "LearnedPositions", "LearnedTextPositions"]
+__all__ = ["LearnedGridPositions", "LearnedPositions", "LearnedSpaceTimePositions", "LearnedTextPositions"]
 
 
 class LearnedPositions(nn.Module):
@@ -100,6 +102,51 @@ class LearnedGridPositions(nn.Module):
         """Coordinates ``(*lead, 3)`` to vectors ``(*lead, dim)``."""
         t, h, w = _inside(coords, self.extent).unbind(-1)
         return zero_text(coords, self.table[t, h, w])
+
+    if TYPE_CHECKING:
+
+        def __call__(self, coords: Int[Tensor, "*lead 3"]) -> Float[Tensor, "*lead d"]: ...
+
+
+class LearnedSpaceTimePositions(nn.Module):
+    """A learned vector for every frame and one for every place in a frame, summed; zero for text (W.A.L.T).
+
+    Args:
+        extent: the largest grid ``(t, h, w)`` that it can address.
+        dim: width of the tokens.
+
+    Raises:
+        ValueError: as :class:`LearnedPositions`.
+
+    Example:
+        >>> positions = LearnedSpaceTimePositions((5, 4, 4), 8)
+        >>> positions.time.shape, positions.space.shape, positions(torch.tensor([[4, 3, 0]])).shape
+        (torch.Size([5, 8]), torch.Size([4, 4, 8]), torch.Size([1, 8]))
+    """
+
+    def __init__(
+        self,
+        extent: tuple[int, int, int],
+        dim: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.extent = extent
+        self.time = nn.Parameter(torch.empty(extent[0], dim, device=device, dtype=dtype))
+        self.space = nn.Parameter(torch.empty(*extent[1:], dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal tables of standard deviation 0.02."""
+        for table in (self.time, self.space):
+            nn.init.normal_(table, std=0.02)
+
+    def forward(self, coords: Int[Tensor, "*lead 3"]) -> Float[Tensor, "*lead d"]:
+        """Coordinates ``(*lead, 3)`` to vectors ``(*lead, dim)``."""
+        t, h, w = _inside(coords, self.extent).unbind(-1)
+        return zero_text(coords, F.embedding(t, self.time) + self.space[h, w])
 
     if TYPE_CHECKING:
 

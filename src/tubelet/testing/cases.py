@@ -25,6 +25,7 @@ from tubelet.attention import (
     Spatial,
     Strided,
     Temporal,
+    VideoOnly,
     Window,
 )
 from tubelet.attention.backends.reference import mask_of
@@ -64,6 +65,7 @@ def matrix_patterns() -> dict[str, Pattern]:
         "Temporal": Temporal(),
         "Window": Window((2, 2, 2)),
         "Window, shifted": Window((2, 2, 2), shift=(1, 0, 1)),
+        "Window, videos only": VideoOnly(Window((2, 2, 2))),
         "Strided": Strided(2),
         "Strided, runs": Strided(2, run=2),
         "Neighborhood": Neighborhood((2, 3, 3)),

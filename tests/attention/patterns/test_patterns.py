@@ -19,6 +19,7 @@ from tubelet.attention import (
     Spatial,
     Strided,
     Temporal,
+    VideoOnly,
     Window,
 )
 from tubelet.attention.patterns import from_spec
@@ -55,6 +56,12 @@ RULES: list[tuple[Pattern, Rule]] = [
         Window((2, 2, 3), (1, 0, 2)),
         axes(lambda i, q, k, n: len({window_of(x, n, (2, 2, 3)[i], (1, 0, 2)[i]) for x in (q, k)}) == 1),
     ),
+    (
+        VideoOnly(Window((2, 1, 3))),
+        lambda q, k, sides: (
+            q == k if sides[0] == 1 else all(a // n == b // n for a, b, n in zip(q, k, (2, 1, 3), strict=True))
+        ),
+    ),
     (Neighborhood((3, 2, 3)), axes(lambda i, q, k, n: k in slid(q, n, (3, 2, 3)[i]))),
     (
         Neighborhood((2, 3, 3), (True, False, False)),
@@ -73,7 +80,7 @@ RULES: list[tuple[Pattern, Rule]] = [
 
 
 @pytest.mark.parametrize(("pattern", "rule"), RULES, ids=[str(p) for p, _ in RULES])
-@pytest.mark.parametrize("sides", [(4, 3, 5), (1, 1, 1), (5, 2, 2)])
+@pytest.mark.parametrize("sides", [(4, 3, 5), (1, 1, 1), (5, 2, 2), (1, 2, 4)])
 def test_predicates_are_the_rules(pattern: Pattern, rule: Rule, sides: Cell) -> None:
     info = TokenLayout.packed([Grid(*sides)]).on("cpu").info()
     cells = list(itertools.product(*map(range, sides)))
@@ -132,6 +139,8 @@ def test_heads_follow_their_part() -> None:
         (lambda: Window((2, 2)), r"three whole numbers.*\(2, 2\)"),
         (lambda: Window((1, 1, 1.5)), r"three whole numbers.*1\.5"),
         (lambda: Window((1, 1, 1), (-1, 0, 0)), r"shift must be at least 0.*-1"),
+        (lambda: VideoOnly(Spatial() | Temporal()), r"must have axes\(grid\).*got Either"),
+        (lambda: VideoOnly(Spatial), "must have axes"),
         (lambda: Strided(2.5), "stride must be a whole number, got 2.5"),
         (lambda: FrameCausal(window=2.5), "window must be a whole number, got 2.5"),
         (lambda: HeadSplit((Joint(),), (1.0,)), "heads must be a whole number, got 1.0"),

@@ -20,6 +20,7 @@ from tubelet.attention.patterns.grouped import Joint, Spatial, Strided, Temporal
 from tubelet.attention.patterns.sliding import Neighborhood, SlidingTile
 from tubelet.attention.patterns.spans import Span
 from tubelet.attention.patterns.specs import from_spec
+from tubelet.attention.patterns.stills import VideoOnly
 
 __all__ = [
     "Both",
@@ -33,6 +34,7 @@ __all__ = [
     "Spatial",
     "Strided",
     "Temporal",
+    "VideoOnly",
     "Window",
     "from_spec",
 ]
