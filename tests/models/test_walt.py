@@ -1,6 +1,7 @@
 """W.A.L.T against its definition pair by pair, mixtures against each sample alone, counts, images among videos."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ from parity import error, randomise, size
 from torch import Tensor, nn
 from walts import EVERYTHING, TINY, defined
 
-from tubelet.attention import VideoOnly, Window
+from tubelet import hub
+from tubelet.attention import VideoOnly, Window, set_pattern
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.models import Walt, WaltConfig, walt_l, walt_xl
 
@@ -207,6 +209,17 @@ def test_inputs_that_the_config_has_not_are_refused(name: str, value: Tensor) ->
     x, t = torch.zeros(13, 4, **F64), Rows(torch.zeros(1, **F64))
     with pytest.raises(ValueError, match=rf"{name} is of shape .*, but the model has"):
         tiny(self_conditioning=False)(x, t, TokenLayout.packed(GRIDS), **{name: value})
+
+
+def test_a_saved_model_comes_back_with_its_patterns(tmp_path: Path) -> None:
+    model = tiny(**EVERYTHING)
+    changed = set_pattern(model.blocks[2], Window((1, 1, 2)))
+    assert changed == ["branches.0.inner", "branches.1.inner"]  # the cross-attention's own tokens, too
+    hub.save(model, tmp_path / "walt")
+    again = hub.load(tmp_path / "walt")
+    assert again.config == model.config and again.blocks[2].branches[1].inner.pattern == Window((1, 1, 2))
+    given = given_everything()
+    assert torch.equal(again(**given), model(**given))
 
 
 def test_grids_beyond_the_positions_are_refused() -> None:

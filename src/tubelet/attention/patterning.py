@@ -5,14 +5,17 @@ from typing import Any
 
 from torch import nn
 
+from tubelet.attention.joined import JoinedCrossAttention
 from tubelet.attention.modules import Attention
 from tubelet.attention.streams import JointAttention
 from tubelet.protocols import Pattern
 
 __all__ = ["patterned", "set_pattern"]
 
+Patterned = Attention | JointAttention | JoinedCrossAttention
 
-def patterned(model: nn.Module) -> dict[str, Attention | JointAttention]:
+
+def patterned(model: nn.Module) -> dict[str, Patterned]:
     """The modules of a model that attend by a pattern, by name and in the order in which they were made.
 
     The streams of a joint attention have no pattern of their own and are not among them, nor is what lies in a child
@@ -28,7 +31,7 @@ def patterned(model: nn.Module) -> dict[str, Attention | JointAttention]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, Attention | JointAttention) and id(module) not in streams and not name.startswith(kept)
+        if isinstance(module, Patterned) and id(module) not in streams and not name.startswith(kept)
     }
 
 
@@ -37,7 +40,7 @@ def set_pattern(
     pattern: Pattern | Sequence[Pattern],
     filter: Callable[[str, nn.Module], bool] | None = None,
 ) -> list[str]:
-    """Let self-attention modules, joint ones too, attend by another pattern; their weights stay.
+    """Let modules that attend their own tokens, joint and joined ones too, use another pattern; their weights stay.
 
     Args:
         model: changed in place.
