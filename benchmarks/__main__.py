@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import Case, Result, as_json, attention, measure, models, overhead, samplers, table, video_dit
+from benchmarks import Case, Result, as_json, attention, blocks, measure, models, overhead, samplers, table, video_dit
 from tubelet.bench import report, run_plan
 from tubelet.bench.device import environment
 from tubelet.files import replacing
 
-SUITES = ("attention", "models", "overhead", "samplers", "video_dit")
+SUITES = ("attention", "blocks", "models", "overhead", "samplers", "video_dit")
 
 
 def main() -> int:
@@ -27,8 +27,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="of torch; default 1")
     parser.add_argument("--device", default="cpu", help="default cpu")
     parser.add_argument("--models", default=",".join(models.FAMILIES), help="for the suite of models; default all")
-    parser.add_argument("--tokens", type=int, help="of the models' videos, about; default each model's own, 4,096")
-    parser.add_argument("--dtypes", default="float32,bfloat16", help="for the suite of models; default both")
+    parser.add_argument("--tokens", type=int, help="of the videos of models and blocks, about; default 4,096")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="of models and blocks; default both")
     parser.add_argument("--backends", default="auto", help="for the suite of models, of our attention; default auto")
     parser.add_argument("--fused", action="store_true", help="for the suite of models: ours with fused kernels")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write one JSON file a suite there")
@@ -41,9 +41,10 @@ def main() -> int:
     if arguments.rounds < 2 or arguments.threads < 1:
         parser.error(f"at least 2 rounds and 1 thread are needed, got {arguments.rounds} and {arguments.threads}")
     torch.set_num_threads(arguments.threads)
-    lists = (text.split(",") for text in (arguments.models, arguments.dtypes, arguments.backends))
+    lists = [text.split(",") for text in (arguments.models, arguments.dtypes, arguments.backends)]
     runs = {
         "attention": run_attention,
+        "blocks": partial(run_blocks, lists[1], arguments.tokens),
         "models": partial(run_models_of, *lists, arguments.tokens, arguments.fused),
         "overhead": run_overhead,
         "samplers": run_samplers,
@@ -80,6 +81,18 @@ def run_models_of(
             with replacing(out / ("models-fused.json" if fused else "models.json")) as temporary:
                 temporary.write_text(json.dumps(document, indent=1) + "\n")
     print("\n" + models.report_models(results), flush=True)
+    return True
+
+
+def run_blocks(dtypes: list[str], tokens: int | None, device: str, rounds: int, out: Path | None) -> bool:
+    lines: list[blocks.Timed] = []
+    for group in blocks.compare_blocks(device, dtypes, rounds, tokens):
+        lines += group
+        print("\n" + blocks.report_blocks(group), flush=True)
+        if out is not None:
+            document = {"environment": environment(torch.device(device)), "results": [asdict(line) for line in lines]}
+            with replacing(out / "blocks.json") as temporary:
+                temporary.write_text(json.dumps(document, indent=1) + "\n")
     return True
 
 

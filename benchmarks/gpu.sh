@@ -51,6 +51,9 @@ else
     fi
     step tables 220 "$PYTHON" -m benchmarks.gpu --out "$OUT"
 fi
+if [ "$DRY" = 0 ] && "$PYTHON" -c 'import diffusers' 2>/dev/null; then
+    step blocks 90 "$PYTHON" -m benchmarks blocks --device cuda --dtypes bfloat16 --rounds 5 --out "$OUT"
+fi
 if "$PYTHON" -m tubelet bench attention --help >/dev/null 2>&1; then
     if [ "$DRY" = 1 ]; then
         sizes=(--shapes 2x4x4+3/2x16 --device cpu --rounds 2)

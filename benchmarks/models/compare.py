@@ -22,7 +22,7 @@ from tubelet.bench.table import aligned
 from tubelet.fused import use_kernels
 from tubelet.hub import from_diffusers
 
-__all__ = ["Compared", "compare_models", "report_models"]
+__all__ = ["Compared", "compare_models", "random_peer", "report_models", "with_islands"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def compare_models(
         family = FAMILIES[name]
         for dtype in dtypes:
             kind = getattr(torch, dtype)
-            theirs = _peer(family)
+            theirs = random_peer(family)
             ours = from_diffusers({"_class_name": family.peer, **theirs.config}, theirs.state_dict(), dtype=kind)
-            _cast(theirs, kind)
+            with_islands(theirs, kind)
             if fused:
                 use_kernels(ours)
             x = family.latents(tokens).to(kind)
@@ -84,8 +84,8 @@ def compare_models(
             gc.collect()
 
 
-def _peer(family: Family) -> Any:
-    """In float32, every weight random: zeros at the start would hide errors."""
+def random_peer(family: Family) -> Any:
+    """The peer in float32, every weight random: zeros at the start would hide errors."""
     import diffusers
 
     torch.manual_seed(0)
@@ -96,8 +96,8 @@ def _peer(family: Family) -> Any:
     return peer
 
 
-def _cast(peer: Any, dtype: torch.dtype) -> None:
-    """Cast as the peer's ``from_pretrained`` does: with float32 islands it leaves these, and all buffers, alone."""
+def with_islands(peer: Any, dtype: torch.dtype) -> None:
+    """Cast a peer as its ``from_pretrained`` does: with float32 islands it leaves these, and all buffers, alone."""
     wide = set(peer._keep_in_fp32_modules or ())
     if not wide:
         nn.Module.to(peer, dtype)

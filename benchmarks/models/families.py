@@ -17,7 +17,7 @@ from tubelet.models import ltx_places
 
 __all__ = ["FAMILIES"]
 
-INDEX, LEVEL = torch.tensor([500]), 501 / 1000
+STEP, LEVEL = 500, 501 / 1000
 """A step of a discrete path of 1,000, and its noise level."""
 
 
@@ -35,7 +35,7 @@ def allegro_theirs(model: Any, x: Tensor) -> Tensor:
     prompt, mask = text(512, model.config.caption_channels, x), torch.ones(1, 512)
     rotation = allegro_tables(model.config.attention_head_dim, t, h // 2, w // 2)
     out: Tensor = model(
-        x, prompt, INDEX, encoder_attention_mask=mask, image_rotary_emb=rotation, return_dict=False
+        x, prompt, torch.tensor([STEP]), encoder_attention_mask=mask, image_rotary_emb=rotation, return_dict=False
     )[0]  # fmt: skip
     return out
 
@@ -63,7 +63,7 @@ def cogvideox_theirs(model: Any, x: Tensor) -> Tensor:
     c, frames = model.config, x.transpose(1, 2)
     rotation = cogvideox_tables((c.sample_height, c.sample_width, c.attention_head_dim), *x.shape[2:])
     prompt = text(c.max_text_seq_length, c.text_embed_dim, x)
-    out: Tensor = model(frames, prompt, INDEX, image_rotary_emb=rotation, return_dict=False)[0]
+    out: Tensor = model(frames, prompt, torch.tensor([STEP]), image_rotary_emb=rotation, return_dict=False)[0]
     return out.transpose(1, 2)
 
 
@@ -92,7 +92,7 @@ def dit_shared(model: Any) -> None:
 
 
 def dit_theirs(model: Any, x: Tensor) -> Tensor:
-    out: Tensor = model(x[:, :, 0], INDEX, torch.tensor([7]), return_dict=False)[0]
+    out: Tensor = model(x[:, :, 0], torch.tensor([STEP]), torch.tensor([7]), return_dict=False)[0]
     return out[:, :, None]
 
 
@@ -115,7 +115,7 @@ def hunyuan_ours(model: Any, x: Tensor, layout: TokenLayout) -> Tensor:
 
 
 def latte_theirs(model: Any, x: Tensor) -> Tensor:
-    out: Tensor = model(x, INDEX, text(120, model.config.caption_channels, x), return_dict=False)[0]
+    out: Tensor = model(x, torch.tensor([STEP]), text(120, model.config.caption_channels, x), return_dict=False)[0]
     return out
 
 
