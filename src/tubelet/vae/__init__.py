@@ -17,6 +17,7 @@ from tubelet.vae.losses import kl_loss, reconstruction_loss
 from tubelet.vae.posterior import DiagonalGaussian
 from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime
 from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
+from tubelet.vae.shuffles import ShuffleUp
 from tubelet.vae.streaming import StreamingAutoencoder, decode_stream, encode_stream
 from tubelet.vae.video import AutoencoderSizes, Chunks, VideoAutoencoder
 
@@ -48,6 +49,7 @@ __all__ = [
     "PerFrame",
     "RepeatShortcut",
     "Residual",
+    "ShuffleUp",
     "Stage",
     "State",
     "StreamingAutoencoder",

@@ -1,0 +1,70 @@
+"""Doubles of space and time by depth to space: a causal convolution makes the channels that become positions.
+
+MAGVIT-v2's way up (arXiv:2310.05737, section 3.1). Doubling time makes ``1 + 2k`` frames of ``1 + k``: of the two that
+the first frame of a video gives, the earlier would stand before its start and is dropped. Activations are
+``(b, c, t, h, w)``.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tubelet.vae.blocks import Device
+from tubelet.vae.causal import CausalConv3d
+
+__all__ = ["ShuffleUp"]
+
+
+class ShuffleUp(nn.Module):
+    """``temporal × spatial × spatial`` positions of each, from as many times the channels of a causal convolution.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the result.
+        temporal: frames of each frame but the first of a video, which gives one.
+        spatial: positions of each position along height and width.
+
+    Raises:
+        ValueError: a factor below 1.
+
+    Example:
+        >>> y, state = ShuffleUp(4, 6, temporal=2, spatial=2)(torch.zeros(1, 4, 3, 2, 2))
+        >>> y.shape, state.shape
+        (torch.Size([1, 6, 5, 4, 4]), torch.Size([1, 4, 2, 2, 2]))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        temporal: int,
+        spatial: int,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if min(temporal, spatial) < 1:
+            raise ValueError(f"temporal and spatial must be at least 1, got {temporal} and {spatial}")
+        self.temporal, self.spatial = temporal, spatial
+        self.conv = CausalConv3d(in_channels, out_channels * temporal * spatial**2, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        self.conv.reset_parameters()
+
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], state: Float[Tensor, "b c s h w"] | None = None
+    ) -> tuple[Float[Tensor, "b d t2 h2 w2"], Float[Tensor, "b c r h w"]]:
+        """The next frames and the state of the convolution."""
+        y, after = self.conv(x, state)
+        sides = {"pt": self.temporal, "ph": self.spatial, "pw": self.spatial}
+        y = rearrange(y, "b (pt ph pw d) t h w -> b d (t pt) (h ph) (w pw)", **sides)
+        return y[:, :, self.temporal - 1 :] if state is None else y, after
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
