@@ -4,6 +4,7 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -39,6 +40,10 @@ MODELS = {
     "Mochi": [models.MochiTransformer(models.MochiConfig(**TINY, text_width=24), device="meta")],
     "Open-Sora 2": [models.OpenSoraTransformer(models.OpenSoraConfig(**FLUX, given_channels=2), device="meta")],
     "U-ViT": [models.UViT(models.UViTConfig(**TINY, mlp_dim=8, grid=(1, 4, 4), classes=3), device="meta")],
+    "ViViT": [
+        models.ViViT(models.ViViTConfig(**TINY, mlp_dim=8, grid=(2, 4, 4), variant=variant), device="meta")
+        for variant in get_args(models.ViViTVariant)
+    ],
     "W.A.L.T": [
         models.Walt(models.WaltConfig(**TINY, mlp_dim=8, classes=3, text_dim=8, super_resolution=True), device="meta")
     ],

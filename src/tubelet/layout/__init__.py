@@ -8,9 +8,22 @@ Shapes: ``n`` tokens on the packed axis, or ``b`` rows of ``n`` tokens; ``*lead`
 the "Patch n' Pack" of NaViT (Dehghani et al., 2023, arXiv:2307.06304, section 2.1).
 """
 
+from tubelet.layout.frames import frames_apart, frames_as_tokens
 from tubelet.layout.index import Kind, LayoutIndex, TokenInfo
 from tubelet.layout.joint import JointIndex, JointLayout
 from tubelet.layout.rows import Level, Rows
 from tubelet.layout.tokens import Grid, TokenLayout
 
-__all__ = ["Grid", "JointIndex", "JointLayout", "Kind", "LayoutIndex", "Level", "Rows", "TokenInfo", "TokenLayout"]
+__all__ = [
+    "Grid",
+    "JointIndex",
+    "JointLayout",
+    "Kind",
+    "LayoutIndex",
+    "Level",
+    "Rows",
+    "TokenInfo",
+    "TokenLayout",
+    "frames_apart",
+    "frames_as_tokens",
+]

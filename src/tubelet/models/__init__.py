@@ -48,6 +48,7 @@ from tubelet.models.ltx import LTXConfig, LTXTransformer, ltx_2b, ltx_13b, ltx_p
 from tubelet.models.mochi import MochiConfig, MochiTransformer, mochi_10b
 from tubelet.models.open_sora import OpenSoraConfig, OpenSoraTransformer, open_sora_2
 from tubelet.models.patch_conv import PatchConv
+from tubelet.models.space_time import SpaceTime, space_time
 from tubelet.models.streamed import StreamedVideoDiT
 from tubelet.models.uvit import (
     UViT,
@@ -65,6 +66,8 @@ from tubelet.models.uvit import (
 )
 from tubelet.models.video_dit import VideoDiT, VideoDiTConfig, video_dit_b, video_dit_digits, video_dit_s, video_dit_xl
 from tubelet.models.walt import Walt, WaltConfig, walt_l, walt_process, walt_xl
+from tubelet.models.vivit import ViViT, ViViTConfig, ViViTVariant, vivit_b, vivit_from_image_, vivit_h, vivit_l
+from tubelet.models.vivit_encoders import ViViTEncoding
 from tubelet.models.wan import (
     WanConfig,
     WanTransformer,
@@ -102,9 +105,14 @@ __all__ = [
     "OpenSoraConfig",
     "OpenSoraTransformer",
     "PatchConv",
+    "SpaceTime",
     "StreamedVideoDiT",
     "UViT",
     "UViTConfig",
+    "ViViT",
+    "ViViTConfig",
+    "ViViTEncoding",
+    "ViViTVariant",
     "VideoDiT",
     "VideoDiTConfig",
     "Walt",
@@ -152,6 +160,7 @@ __all__ = [
     "mochi_10b",
     "open_sora_2",
     "pad_prompts",
+    "space_time",
     "uvit_celeba64",
     "uvit_cifar10",
     "uvit_coco",
@@ -169,6 +178,10 @@ __all__ = [
     "walt_l",
     "walt_process",
     "walt_xl",
+    "vivit_b",
+    "vivit_from_image_",
+    "vivit_h",
+    "vivit_l",
     "wan_1_3b",
     "wan_2_2_5b",
     "wan_2_2_i2v_14b",

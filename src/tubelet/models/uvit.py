@@ -13,6 +13,7 @@ Shapes: ``*lead`` tokens, ``s`` samples, ``p = pt·ph·pw·c`` numbers a patch, 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tubelet.attention import Attention, Joint
-from tubelet.blocks import Branch, LongSkip, TransformerBlock
+from tubelet.attention import Joint
+from tubelet.blocks import LongSkip
 from tubelet.conditioning import LabelEmbedding, timestep_sinusoid
 from tubelet.layout import JointIndex, LayoutIndex, Rows, TokenLayout
 from tubelet.mlp import MLP
@@ -39,6 +40,7 @@ from tubelet.models.inputs import (
     reset_children,
 )
 from tubelet.models.patch_conv import PatchConv
+from tubelet.models.vit_block import vit_block
 from tubelet.norms import LayerNorm
 from tubelet.positions import LearnedGridPositions
 from tubelet.protocols import Pattern
@@ -277,9 +279,12 @@ class UViT(nn.Module):
             None if config.classes is None else LabelEmbedding(config.classes, dim, null=config.null_class, **make)
         )
         self.text = None if config.text_dim is None else nn.Linear(config.text_dim, dim, **make)
-        self.in_blocks = nn.ModuleList(_block(config, pattern, **make) for _ in half)
-        self.mid_block = _block(config, pattern, **make)
-        self.out_blocks = nn.ModuleList(LongSkip(dim, _block(config, pattern, **make), **make) for _ in half)
+        block = partial(
+            vit_block, dim, config.heads, config.mlp_dim, [pattern], qkv_bias=config.qkv_bias, eps=config.eps, **make
+        )
+        self.in_blocks = nn.ModuleList(block() for _ in half)
+        self.mid_block = block()
+        self.out_blocks = nn.ModuleList(LongSkip(dim, block(), **make) for _ in half)
         self.final_norm = LayerNorm(dim, config.eps, **make)
         self.project = nn.Linear(dim, config.patch_dim, **make)
         self.conv = PatchConv(config.latent_channels, config.patch, **make) if config.conv else None
@@ -387,15 +392,3 @@ class UViT(nn.Module):
             text: Float[Tensor, "*text_lead e"] | None = None,
             text_layout: Layout | None = None,
         ) -> Float[Tensor, "*lead p"]: ...
-
-
-def _block(config: UViTConfig, pattern: Pattern, **make: Any) -> TransformerBlock:
-    """A ViT's: self-attention, then an MLP, both behind affine norms."""
-    dim, eps = config.dim, config.eps
-    attention = Branch(
-        Attention(dim, config.heads, bias=config.qkv_bias, out_bias=True, pattern=pattern, **make),
-        LayerNorm(dim, eps, **make),
-        takes=("layout",),
-    )
-    mlp = Branch(MLP(dim, config.mlp_dim, act=nn.GELU(), **make), LayerNorm(dim, eps, **make))
-    return TransformerBlock([attention, mlp])
