@@ -65,9 +65,9 @@ from tubelet.models.uvit import (
     uvit_m_imagenet64,
 )
 from tubelet.models.video_dit import VideoDiT, VideoDiTConfig, video_dit_b, video_dit_digits, video_dit_s, video_dit_xl
-from tubelet.models.walt import Walt, WaltConfig, walt_l, walt_process, walt_xl
 from tubelet.models.vivit import ViViT, ViViTConfig, ViViTVariant, vivit_b, vivit_from_image_, vivit_h, vivit_l
 from tubelet.models.vivit_encoders import ViViTEncoding
+from tubelet.models.walt import Walt, WaltConfig, walt_l, walt_process, walt_xl
 from tubelet.models.wan import (
     WanConfig,
     WanTransformer,
@@ -175,13 +175,13 @@ __all__ = [
     "video_dit_digits",
     "video_dit_s",
     "video_dit_xl",
-    "walt_l",
-    "walt_process",
-    "walt_xl",
     "vivit_b",
     "vivit_from_image_",
     "vivit_h",
     "vivit_l",
+    "walt_l",
+    "walt_process",
+    "walt_xl",
     "wan_1_3b",
     "wan_2_2_5b",
     "wan_2_2_i2v_14b",
