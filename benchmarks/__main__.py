@@ -11,12 +11,25 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import Case, Result, as_json, attention, blocks, measure, models, overhead, samplers, table, video_dit
+from benchmarks import (
+    Case,
+    Result,
+    as_json,
+    attention,
+    blocks,
+    measure,
+    models,
+    navit,
+    overhead,
+    samplers,
+    table,
+    video_dit,
+)
 from tubelet.bench import report, run_plan
 from tubelet.bench.device import environment
 from tubelet.files import replacing
 
-SUITES = ("attention", "blocks", "models", "overhead", "samplers", "video_dit")
+SUITES = ("attention", "blocks", "models", "navit", "overhead", "samplers", "video_dit")
 
 
 def main() -> int:
@@ -46,6 +59,7 @@ def main() -> int:
         "attention": run_attention,
         "blocks": partial(run_blocks, lists[1], arguments.tokens),
         "models": partial(run_models_of, *lists, arguments.tokens, arguments.fused),
+        "navit": run_navit,
         "overhead": run_overhead,
         "samplers": run_samplers,
         "video_dit": run_video_dit,
@@ -94,6 +108,10 @@ def run_blocks(dtypes: list[str], tokens: int | None, device: str, rounds: int, 
             with replacing(out / "blocks.json") as temporary:
                 temporary.write_text(json.dumps(document, indent=1) + "\n")
     return True
+
+
+def run_navit(device: str, rounds: int, out: Path | None) -> bool:
+    return all(result.right for result in run_groups("navit", navit.cases(device), device, rounds, out))
 
 
 def run_overhead(device: str, rounds: int, out: Path | None) -> bool:

@@ -38,6 +38,7 @@ MODELS = {
         models.LatteClassTransformer(models.LatteClassConfig(**TINY), device="meta"),
     ],
     "Mochi": [models.MochiTransformer(models.MochiConfig(**TINY, text_width=24), device="meta")],
+    "NaViT": [models.NaViT(models.NaViTConfig(**TINY, mlp_dim=8, positions="fractional"), device="meta")],
     "Open-Sora 2": [models.OpenSoraTransformer(models.OpenSoraConfig(**FLUX, given_channels=2), device="meta")],
     "U-ViT": [models.UViT(models.UViTConfig(**TINY, mlp_dim=8, grid=(1, 4, 4), classes=3), device="meta")],
     "ViViT": [

@@ -43,6 +43,15 @@ def test_equal_to_torch_functions() -> None:
     assert torch.equal(RMSNorm(6, affine=False)(x), F.rms_norm(x, (6,), eps=1e-6))
 
 
+def test_a_layer_norm_may_have_a_weight_alone() -> None:
+    norm, x = randomised(LayerNorm(6, bias=False)), torch.randn(4, 6)
+    assert list(norm.state_dict()) == ["weight"]
+    assert torch.equal(norm(x), F.layer_norm(x, (6,), norm.weight, None, 1e-6))
+    assert repr(norm) == "LayerNorm(6, eps=1e-06, affine=True, bias=False)"
+    norm.reset_parameters()
+    assert torch.equal(norm.weight, torch.ones(6))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_layer_norm_equals_diffusers_bit_for_bit(dtype: torch.dtype) -> None:
     x = (torch.randn(3, 9, 8) * 20 + 50).to(dtype)

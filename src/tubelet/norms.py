@@ -25,6 +25,7 @@ class LayerNorm(nn.Module):
         dim: width of the last axis.
         eps: added to the variance (DiT: 1e-6).
         affine: learn a weight and a bias; modulated norms have neither.
+        bias: learn the bias beside the weight (ViT-22B and NaViT have none).
 
     Raises:
         ValueError: at the call, the last axis is not ``dim`` wide.
@@ -43,19 +44,21 @@ class LayerNorm(nn.Module):
         eps: float = 1e-6,
         *,
         affine: bool = True,
+        bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.dim, self.eps = dim, eps
         self.register_parameter("weight", _parameter(dim, affine, device, dtype))
-        self.register_parameter("bias", _parameter(dim, affine, device, dtype))
+        self.register_parameter("bias", _parameter(dim, affine and bias, device, dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Weight one, bias zero."""
-        if self.weight is not None and self.bias is not None:
+        if self.weight is not None:
             nn.init.ones_(self.weight)
+        if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
@@ -66,7 +69,8 @@ class LayerNorm(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes, for ``print``."""
-        return f"{self.dim}, eps={self.eps}, affine={self.weight is not None}"
+        affine, bias = self.weight is not None, self.bias is not None
+        return f"{self.dim}, eps={self.eps}, affine={affine}" + (", bias=False" if affine and not bias else "")
 
     if TYPE_CHECKING:
 

@@ -82,6 +82,16 @@ def test_stretched_planes_equal_pixart(grid: tuple[int, int, int]) -> None:
     assert torch.equal(places[:, 0], coords[:, 0].double())
 
 
+def test_fractions_of_the_sides_are_each_sample_s_own() -> None:
+    """NaViT's ``r = p / side``, on every axis, in a mixture; text stays before the first frame."""
+    index = TokenLayout.packed([Grid(2, 1, 4), Grid(1, 2, 2)], [1, 0], capacity=16).on("cpu")
+    places = Stretched((1.0, 1.0), time=1.0)(index.coords, index.extent)
+    by_hand = [[t / 2, 0, w / 4] for t in range(2) for w in range(4)] + [[0, h / 2, w / 2] for h, w in ((0, 0), (0, 1))]
+    assert places[1:11].tolist() == by_hand
+    assert (places[0, 0], places[15, 0]) == (-1, -1)
+    assert torch.equal(Stretched((1.0, 1.0))(index.coords, index.extent)[:, 0], index.coords[:, 0].double())
+
+
 @given(st.floats(1.0, 16.0), st.sampled_from([(44, 42, 42), (16, 56, 56), (4, 4, 4), (2, 4, 6)]))
 def test_ntk_slows_the_lowest_frequency_by_the_factor_and_keeps_the_highest(
     factor: float, axes: tuple[int, int, int]
@@ -130,6 +140,7 @@ def test_rates_differ_sample_by_sample() -> None:
 def test_bad_input_names_the_values() -> None:
     for make, message in [
         (lambda: Stretched((1.0, 0.0)), r"sides must be positive, got \(1.0, 0.0\)"),
+        (lambda: Stretched((1.0, 1.0), time=0.0), r"time must be positive, got 0.0 beside sides=\(1.0, 1.0\)"),
         (lambda: Interpolation((1.0, 0.0, 1.0)), r"positive.*\(1.0, 0.0, 1.0\)"),
         (lambda: CentralFit((3, 0)), r"base must be positive on both axes, got \(3, 0\)"),
         (lambda: FrameRate(-1.0), "positive, got -1.0"),

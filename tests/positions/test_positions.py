@@ -148,6 +148,33 @@ def test_learned_positions_sum_their_tables() -> None:
     assert positions.width.grad[:, 0].tolist() == [0, 0, 0, 1]
 
 
+def test_tables_are_read_between_their_entries_too() -> None:
+    """Linear in each axis, with the gradient of an entry the share that it has; behind the last entry lies the last."""
+    positions = LearnedPositions((2, 3, 4), 8, dtype=torch.float64)
+    t, h, w = positions.time, positions.height, positions.width
+    got = positions(torch.tensor([[0.25, 1.5, 3.0], [1.9, 2.0, 0.0], [-1.0, 0.0, 9.0]], dtype=torch.float64))
+    expected = [0.75 * t[0] + 0.25 * t[1] + 0.5 * h[1] + 0.5 * h[2] + w[3], t[1] + h[2] + w[0], torch.zeros(8)]
+    torch.testing.assert_close(got, torch.stack(expected), rtol=1e-14, atol=1e-14)
+    got[0].sum().backward()
+    assert t.grad[:, 0].tolist() == [0.75, 0.25] and h.grad[:, 0].tolist() == [0, 0.5, 0.5]
+    whole = cells(2, 3, 4)
+    torch.testing.assert_close(positions(whole.double()), positions(whole), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"coords span .*outside extent=\(2, 3, 4\)"):
+        positions(torch.tensor([[0.0, 3.0, 0.0]], dtype=torch.float64))
+
+
+def test_an_axis_may_have_no_table() -> None:
+    """All is alike along it, however long it is."""
+    plane, whole = LearnedPositions((None, 3, 4), 8), LearnedPositions((2, 3, 4), 8)
+    assert list(plane.state_dict()) == ["height", "width"]
+    whole.load_state_dict(plane.state_dict() | {"time": torch.zeros(2, 8)})
+    coords = cells(2, 3, 4)
+    torch.testing.assert_close(plane(coords), whole(coords))
+    assert torch.equal(plane(torch.tensor([[50, 1, 1]])), plane(torch.tensor([[0, 1, 1]])))
+    with pytest.raises(ValueError, match=r"extent must name an axis, got \(None, None, None\) for dim=8"):
+        LearnedPositions((None, None, None), 8)
+
+
 def test_learned_grid_positions_are_one_table_in_raster_order() -> None:
     positions = LearnedGridPositions((2, 3, 4), 8)
     assert torch.equal(positions(cells(2, 3, 4)), positions.table.flatten(0, 2))

@@ -10,6 +10,7 @@ from tubelet.models.cogvideox import (
     cogvideox_5b,
     cogvideox_5b_i2v,
 )
+from tubelet.models.contrastive import ContrastiveHead, contrastive_loss
 from tubelet.models.cosmos import (
     CosmosConfig,
     CosmosTransformer,
@@ -46,6 +47,7 @@ from tubelet.models.latte_class import (
 from tubelet.models.latte_variants import LatteArrangement, LatteVariant, latte_arrangement, latte_blocks
 from tubelet.models.ltx import LTXConfig, LTXTransformer, ltx_2b, ltx_13b, ltx_places
 from tubelet.models.mochi import MochiConfig, MochiTransformer, mochi_10b
+from tubelet.models.navit import NaViT, NaViTConfig, navit_b, navit_l, navit_s
 from tubelet.models.open_sora import OpenSoraConfig, OpenSoraTransformer, open_sora_2
 from tubelet.models.patch_conv import PatchConv
 from tubelet.models.space_time import SpaceTime, space_time
@@ -85,6 +87,7 @@ __all__ = [
     "CogVideoXConfig",
     "CogVideoXTransformer",
     "Conditioning",
+    "ContrastiveHead",
     "CosmosConfig",
     "CosmosTransformer",
     "DiT",
@@ -101,6 +104,8 @@ __all__ = [
     "LatteVariant",
     "MochiConfig",
     "MochiTransformer",
+    "NaViT",
+    "NaViTConfig",
     "NoiseExperts",
     "OpenSoraConfig",
     "OpenSoraTransformer",
@@ -125,6 +130,7 @@ __all__ = [
     "cogvideox_2b",
     "cogvideox_5b",
     "cogvideox_5b_i2v",
+    "contrastive_loss",
     "cosmos_1_7b",
     "cosmos_1_14b",
     "cosmos_1_v2w_7b",
@@ -158,6 +164,9 @@ __all__ = [
     "ltx_13b",
     "ltx_places",
     "mochi_10b",
+    "navit_b",
+    "navit_l",
+    "navit_s",
     "open_sora_2",
     "pad_prompts",
     "space_time",

@@ -175,9 +175,14 @@ def _spread(index: Tensor, side: Tensor, fitted: Tensor, base: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Stretched:
-    """Rows and columns spread over the same places in every grid, whatever its sides; frames as they are.
+    """Rows and columns spread over the same places in every grid, whatever its sides; frames too, where asked.
 
-    ``h`` becomes ``h·sides[0] / H``, and ``w`` alike with ``sides[1]`` (PixArt-alpha, Latte).
+    ``h`` becomes ``h·sides[0] / H``, and ``w`` alike with ``sides[1]`` (PixArt-alpha, Latte). Sides of 1 are NaViT's
+    fractional coordinates (arXiv:2307.06304, section 2.1).
+
+    Args:
+        sides: places of the rows and of the columns.
+        time: places of the frames, ``t·time / T``; None leaves frames as they are.
 
     Raises:
         ValueError: a side is not positive.
@@ -185,19 +190,25 @@ class Stretched:
     Example:
         >>> Stretched((4.0, 4.0))(torch.tensor([[3, 1, 1]]), torch.tensor([[5, 2, 8]])).tolist()
         [[3.0, 2.0, 0.5]]
+        >>> Stretched((1.0, 1.0), time=1.0)(torch.tensor([[3, 1, 1]]), torch.tensor([[4, 2, 8]])).tolist()
+        [[0.75, 0.5, 0.125]]
     """
 
     sides: tuple[float, float]
+    time: float | None = None
 
     def __post_init__(self) -> None:
         if min(self.sides) <= 0:
             raise ValueError(f"sides must be positive, got {self.sides}")
+        if self.time is not None and self.time <= 0:
+            raise ValueError(f"time must be positive, got {self.time} beside sides={self.sides}")
 
     def __call__(self, coords: Real[Tensor, "*lead 3"], extent: Real[Tensor, "*lead 3"]) -> Float[Tensor, "*lead 3"]:
         """Coordinates and the sides of their grids to places."""
-        wide, own = widened(coords), widened(extent)[..., 1:].clamp(min=1)  # padding has no grid
-        plane = wide[..., 1:] * torch.tensor(self.sides, dtype=wide.dtype, device=wide.device) / own
-        return torch.cat([wide[..., :1], plane], dim=-1)
+        wide, own = widened(coords), widened(extent).clamp(min=1)  # padding has no grid
+        plane = wide[..., 1:] * torch.tensor(self.sides, dtype=wide.dtype, device=wide.device) / own[..., 1:]
+        frame = wide[..., :1] if self.time is None else wide[..., :1] * self.time / own[..., :1]
+        return torch.cat([frame, plane], dim=-1)
 
 
 def ntk_theta(
