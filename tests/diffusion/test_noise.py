@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tubelet.diffusion import noise_like, noise_stream
+from tubelet.diffusion import further_seeds, noise_like, noise_stream
 from tubelet.layout import Grid, TokenLayout
 
 grids = st.builds(Grid, st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
@@ -67,3 +67,14 @@ def test_the_global_generator_is_left_alone() -> None:
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="seeds has 1 entries, but the layout has 2 samples"):
         noise_stream(TokenLayout.packed([Grid(1, 1, 1)] * 2), 2, [0])
+
+
+def test_every_part_of_a_sample_draws_other_noise() -> None:
+    """Though a generator reads 32 bits of its seed, and seeds of neighbours are neighbours."""
+    layout, seeds = TokenLayout.packed([Grid(1, 2, 2)] * 3), [0, 1, 2**32 + 1]
+    assert further_seeds(seeds, 0) == seeds
+    parts = [further_seeds(seeds, part) for part in (-1, 0, 1, 2)]
+    assert parts[2] == further_seeds(seeds, 1) and all(0 <= seed < 2**32 for seed in parts[2])
+    drawn = torch.cat([noise_like(layout, 2, part).view(3, -1) for part in parts])
+    assert len(drawn.unique(dim=0)) == 4 * 3 - 1  # 1 and 2**32 + 1 themselves are one seed to the generator
+    assert further_seeds([5], 1) != further_seeds([6], 1)

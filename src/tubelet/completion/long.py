@@ -6,14 +6,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tubelet.completion.complete import complete
-from tubelet.diffusion import Known, Process, Seeded, euler_step
+from tubelet.diffusion import Known, Process, Seeded, euler_step, further_seeds
 from tubelet.diffusion.tasks import rollout
 from tubelet.pipeline import Guidance, TextToVideo, check_asked
 from tubelet.protocols import SamplerStep, Solver
 
 __all__ = ["lengthen"]
-
-_BETWEEN_SEEDS = 2**32
 
 
 def lengthen(
@@ -37,7 +35,7 @@ def lengthen(
         prompts: one text a video, of all of its windows.
         starts: the first frames of each, equally many; given ones, or what ``generate`` made.
         frames: how many there shall be.
-        seeds: one a video.
+        seeds: one a video, from which those of later windows follow (:func:`tubelet.diffusion.further_seeds`).
         window: frames that are sampled at once, ``1 + temporal·k``.
         overlap: how many of them are the last ones of the window before; ``1 + temporal·k`` are known whole.
         process: what the denoiser was trained with; None means rectified flow.
@@ -58,7 +56,7 @@ def lengthen(
     check_asked(prompts, guidance, prompts=prompts, starts=starts, seeds=seeds)
 
     def make(knowns: list[Known], number: int) -> list[Tensor]:
-        drawn = [seed + _BETWEEN_SEEDS * number for seed in seeds]
+        drawn = further_seeds(seeds, number)
         return complete(model, prompts, knowns, drawn, process=process, steps=steps, step=step, guidance=guidance)
 
     return rollout(make, starts, frames, window=window, overlap=overlap)

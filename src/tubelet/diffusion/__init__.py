@@ -52,7 +52,7 @@ from tubelet.diffusion.guidance import (
 )
 from tubelet.diffusion.known import Known, fold_known
 from tubelet.diffusion.losses import masked_mean, squared_error
-from tubelet.diffusion.noise import noise_like, noise_stream
+from tubelet.diffusion.noise import further_seeds, noise_like, noise_stream
 from tubelet.diffusion.offset import offset_noise
 from tubelet.diffusion.paths import EDM, VESDE, VP, VPSDE, Normalized, RectifiedFlow
 from tubelet.diffusion.posteriors import Posterior, learned_range, posterior, range_share
@@ -172,6 +172,7 @@ __all__ = [
     "exponential_times",
     "fold_known",
     "from_x0_eps",
+    "further_seeds",
     "heun_step",
     "hold",
     "hybrid_loss",

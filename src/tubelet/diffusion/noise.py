@@ -3,6 +3,7 @@
 Shapes: ``(*lead, channels)`` in the order of a :class:`~tubelet.layout.TokenLayout`; padding is 0.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from tubelet.layout import TokenLayout
 
-__all__ = ["noise_like", "noise_stream"]
+__all__ = ["further_seeds", "noise_like", "noise_stream"]
 
 
 def noise_like(
@@ -65,6 +66,22 @@ def noise_stream(
     stream = _stream(layout, channels, seeds, device, dtype)
     next(stream)
     return stream
+
+
+def further_seeds(seeds: Sequence[int], part: int) -> list[int]:
+    """Seeds of another part of the same samples, such as a window of a long video; part 0 has the seeds themselves.
+
+    Sums would not do: a generator on the CPU reads 32 bits of its seed, so that ``seed + 2**32`` draws the same again,
+    and ``seed + 1`` is a neighbour's.
+
+    Example:
+        >>> further_seeds([7, 8], 0), further_seeds([7, 8], 1)
+        ([7, 8], [3553817977, 3559531916])
+    """
+    if part == 0:
+        return list(seeds)
+    digests = (hashlib.sha256(f"{seed}/{part}".encode()).digest() for seed in seeds)
+    return [int.from_bytes(digest[:4], "big") for digest in digests]
 
 
 def _stream(

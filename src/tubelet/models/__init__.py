@@ -70,6 +70,8 @@ from tubelet.models.video_dit import VideoDiT, VideoDiTConfig, video_dit_b, vide
 from tubelet.models.vivit import ViViT, ViViTConfig, ViViTVariant, vivit_b, vivit_from_image_, vivit_h, vivit_l
 from tubelet.models.vivit_encoders import ViViTEncoding
 from tubelet.models.walt import Walt, WaltConfig, walt_l, walt_process, walt_xl
+from tubelet.models.walt_sampling import upsampled, walt_cascade, walt_rollout, walt_sample, walt_upsample
+from tubelet.models.walt_training import walt_loss
 from tubelet.models.wan import (
     WanConfig,
     WanTransformer,
@@ -170,6 +172,7 @@ __all__ = [
     "open_sora_2",
     "pad_prompts",
     "space_time",
+    "upsampled",
     "uvit_celeba64",
     "uvit_cifar10",
     "uvit_coco",
@@ -188,8 +191,13 @@ __all__ = [
     "vivit_from_image_",
     "vivit_h",
     "vivit_l",
+    "walt_cascade",
     "walt_l",
+    "walt_loss",
     "walt_process",
+    "walt_rollout",
+    "walt_sample",
+    "walt_upsample",
     "walt_xl",
     "wan_1_3b",
     "wan_2_2_5b",
