@@ -81,7 +81,8 @@ def convert(
         stem = files.STEM
         written, tensors = dict(found.description), found.tensors
         if target_form != "tubelet":
-            adapter, stem = foreign.adapter(target_form, type(found.model)), foreign.STEM
+            adapter = foreign.adapter(target_form, type(found.model))
+            stem = adapter.stem
             written, tensors = to_theirs(adapter, found.model.config, found.tensors)
         with new_folder(target) as folder:
             write(folder, tensors, stem, max_shard_size, on_tensor)

@@ -34,6 +34,9 @@ from tubelet.hub.open_sora import OPEN_SORA
 from tubelet.hub.tensors import SHARD_SIZE, Tensors, fetch, held, opened, weight_files, write, write_json
 from tubelet.hub.translation import to_ours, to_theirs
 from tubelet.hub.uvit import UVIT_ORIGINAL
+from tubelet.hub.vit import VIT, VIT_MODEL
+from tubelet.hub.vit_timm import VIT_TIMM
+from tubelet.hub.vivit import VIVIT
 from tubelet.hub.wan import WAN
 from tubelet.hub.wan_original import WAN_ORIGINAL
 from tubelet.hub.wan_vae import WAN_VAE
@@ -69,12 +72,16 @@ _FAMILIES = (
     MOCHI_ORIGINAL,
     OPEN_SORA,
     UVIT_ORIGINAL,
+    VIVIT,
+    VIT,
+    VIT_MODEL,
+    VIT_TIMM,
     WAN,
     WAN_ORIGINAL,
     WAN_VAE,
 )
-STEM = "diffusion_pytorch_model"
-_STEMS = {"diffusers": (STEM,), "original": (STEM, "model")}
+_STEM = "diffusion_pytorch_model"
+_STEMS = {"diffusers": (_STEM,), "original": (_STEM, "model")}
 
 
 def load_diffusers(
@@ -336,7 +343,7 @@ def islands(cls: type[nn.Module]) -> Callable[[str], bool]:
 
 def _named(form: str, config: Mapping[str, Any], name: str | None, ours: Any = None) -> Family:
     """The family of a config of ours, or else of the class that their config names, or else of that name."""
-    peer = None if ours is not None else config.get("_class_name")
+    peer = None if ours is not None else _peer(config)
     if peer is None and name is None and ours is None:
         raise ValueError(f"the config names no class (_class_name): give family=, such as 'wan'; {_known(form)}")
     found = [family for family in _FAMILIES if family.form == form and name in (None, family.name)]
@@ -347,6 +354,13 @@ def _named(form: str, config: Mapping[str, Any], name: str | None, ours: Any = N
         asked = type(ours).__name__ if ours is not None else peer or "a config without a class"
         raise ValueError(f"{asked}{f' as family {name!r}' if name else ''} has no adapter; {_known(form)}")
     return found[0]
+
+
+def _peer(config: Mapping[str, Any]) -> Any:
+    """The class that a config names: by diffusers' key, or by transformers', a list of one."""
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    return config.get("_class_name", first)
 
 
 def _known(form: str) -> str:
@@ -385,6 +399,6 @@ def _save(form: str, model: nn.Module, directory: str | os.PathLike[str], max_sh
         raise ValueError(f"directory {directory} already holds {there}")
     config, tensors = _theirs(form, model)
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder, tensors, STEM, max_shard_size)
+    write(folder, tensors, adapter(form, type(model)).stem, max_shard_size)
     write_json(folder / "config.json", config)
     return folder

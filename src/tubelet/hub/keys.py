@@ -186,6 +186,8 @@ class Family:
     says too little, ``complete`` takes it (it may be empty) with the shapes of all tensors, and returns the config that
     ``read_config`` reads. ``prefixes`` are what may stand before every name of a file, such as
     ``"model.diffusion_model."``, and names that begin with one of ``others`` belong to other models in the same file.
+    ``stem`` is what their files of weights are called. A class of ours that is several of theirs is written by the
+    first of its families; the others have a name of their own, ``known_as``.
 
     Example:
         >>> from tubelet.hub.wan import WAN
@@ -203,11 +205,13 @@ class Family:
     complete: Callable[[Mapping[str, Any], Shapes], Mapping[str, Any]] = field(default_factory=lambda: _as_it_is)
     prefixes: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    stem: str = "diffusion_pytorch_model"
+    known_as: str = ""
 
     @property
     def name(self) -> str:
-        """The architecture's short name, that of its file below :mod:`tubelet.models`."""
-        return self.model.__module__.rpartition(".")[2]
+        """The architecture's short name, that of its file below :mod:`tubelet.models` or else ``known_as``."""
+        return self.known_as or self.model.__module__.rpartition(".")[2]
 
     def stays_wide(self, name: str) -> bool:
         """Whether one of our tensors is part of a float32 island.

@@ -95,7 +95,9 @@ def to_theirs(family: Family, config: Any, tensors: Tensors) -> tuple[dict[str, 
         ValueError: a config that their class cannot have.
     """
     keys = family.keys(config)
-    written = ({"_class_name": family.peer} if family.peer else {}) | family.write_config(config)
+    written = family.write_config(config)
+    if family.peer and "architectures" not in written:  # transformers' key for the same
+        written = {"_class_name": family.peer} | written
     groups = {name: group for group in keys.groups(tensors.like, "ours")[0] for name in group.theirs}
 
     def read(name: str) -> Tensor:
