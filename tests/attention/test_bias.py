@@ -11,11 +11,14 @@ from tubelet.attention import (
     FrameCausal,
     HeadSplit,
     Joint,
+    Neighborhood,
     RelativeBias,
     RelativePositions,
+    SlidingTile,
     Spatial,
     Strided,
     Temporal,
+    VideoOnly,
     Window,
     attend,
 )
@@ -74,6 +77,96 @@ def test_a_table_of_the_windows_serves_larger_grids() -> None:
     assert torch.equal(one, two[:, 1:4, 3:6, 4:9]) and one.any()
     with pytest.raises(ValueError, match=r"grids up to \(2, 2, 3\).*sides up to \(2, 3, 3\)"):
         attend(q, k, v, layout=layout, pattern=Window((2, 3, 3)), bias=RelativeBias(small))
+
+
+GRIDS = [Grid(3, 2, 2), Grid(1, 3, 2), Grid(1, 3, 2), Grid(2, 3, 4)]
+WHOLE = {
+    "packed": TokenLayout.packed(GRIDS, capacity=52),
+    "dense": TokenLayout.dense(2, Grid(3, 3, 4)),
+    "padded": TokenLayout.padded([5, 3], 6),
+}
+
+
+@pytest.mark.parametrize("layout", WHOLE.values(), ids=WHOLE)
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        Joint(),
+        Spatial(),
+        Temporal(),
+        Window((2, 2, 3), (1, 0, 1)),
+        VideoOnly(Window((2, 2, 2))),
+        Neighborhood((3, 3, 2)),
+        FrameCausal(2),
+        SlidingTile((1, 2, 2), (1, 2, 2)),
+        HeadSplit((Spatial(), Temporal()), (2, 2)),
+    ],
+    ids=str,
+)
+def test_plans_serve_a_value_as_the_definition_does(pattern: object, layout: TokenLayout) -> None:
+    """Outputs and all gradients, with key heads that query heads share; padding is NaN and never counts."""
+    if pattern == Joint() and layout is WHOLE["dense"]:
+        pytest.skip("dense rows, which another test has")
+    valid, values = layout.on("cpu").valid, torch.randn(4, 5, 7, 11, dtype=torch.float64, requires_grad=True)
+    q, k, v = (torch.full((*layout.shape, heads, 4), math.nan, dtype=torch.float64) for heads in (4, 2, 2))
+    for x in (q, k, v):
+        x[valid] = torch.randn(int(valid.sum()), *x.shape[-2:], dtype=torch.float64)
+    outs, grads = [], []
+    weights = torch.randn(*layout.shape, 4, 4, dtype=torch.float64)
+    for backend in ("sdpa", "reference"):
+        given = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = attend(*given, layout=layout, pattern=pattern, bias=RelativeBias(values), backend=backend)
+        outs.append(out)
+        grads.append(torch.autograd.grad(out, [*given, values], weights))
+    assert torch.allclose(outs[0], outs[1], atol=1e-12) and outs[0].isfinite().all()
+    for one, two in zip(*grads, strict=True):
+        one, two = (x[valid] if x.shape[: valid.ndim] == valid.shape else x for x in (one, two))
+        assert torch.allclose(one, two, atol=1e-11)
+        assert one.any() or layout is WHOLE["padded"]  # of plain tokens, without distances on a grid
+
+
+def test_a_value_that_is_not_of_distances_alone_is_asked_about_every_group() -> None:
+    class OfPlaces:
+        def between(self, q: TokenInfo, k: TokenInfo, head: Tensor) -> Tensor:
+            return (head + 1) * (q.coords.sum(-1) * k.coords[..., 2] - q.sample).double()
+
+        def check(self, heads: int, sides: tuple[int, int, int]) -> None: ...
+
+    q, k, v = torch.randn(3, 52, 2, 4, dtype=torch.float64)
+    for pattern in (Window((1, 2, 2)), Temporal()):
+        given = {"layout": WHOLE["packed"], "pattern": pattern, "bias": OfPlaces()}
+        sdpa, reference = (attend(q, k, v, backend=backend, **given) for backend in ("sdpa", "reference"))
+        assert torch.allclose(sdpa, reference, atol=1e-12)
+
+
+def test_half_precision_is_widened_inside() -> None:
+    q, k, v = torch.randn(3, 52, 2, 8)
+    bias, layout, pattern = RelativeBias(table(2).detach().bfloat16()), WHOLE["packed"], Window((2, 2, 2))
+    given = {"layout": layout, "pattern": pattern, "bias": bias}
+    exact = attend(*(x.bfloat16().double() for x in (q, k, v)), **given)
+    got = attend(*(x.bfloat16() for x in (q, k, v)), backend="sdpa", **given)
+    assert got.dtype == torch.bfloat16
+    assert float((got.double() - exact).norm() / exact.norm()) < 3e-3
+
+
+wide = torch.zeros(2, 7, 3, 7, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("layout", "pattern", "bias", "says"),
+    [
+        (PACKED, Window((2, 2, 2)), RelativeBias(table(2).detach()), "a query's keys lie in several runs"),
+        (WHOLE["packed"].keep(range(32)), Spatial(), RelativeBias(table(2).detach()), "on whole grids"),
+        (WHOLE["packed"].keep(range(32)), Spatial(), torch.zeros(32, 32), "on whole grids"),
+        (TokenLayout.packed([Grid(2, 4, 4)]), Strided(2), RelativeBias(table(2).detach()), "cut along the axes"),
+        (TokenLayout.packed([Grid(4, 2, 4)]), FrameCausal(1, 1), RelativeBias(wide), "in several runs"),
+    ],
+)
+def test_sdpa_says_what_bias_it_does_not_serve(layout: TokenLayout, pattern: object, bias: object, says: str) -> None:
+    x = torch.randn(32, 2, 4, dtype=torch.float64)
+    with pytest.raises(ValueError, match=f"backend='sdpa' cannot serve this request: .*{says}"):
+        attend(x, x, x, layout=layout, pattern=pattern, bias=bias, backend="sdpa")
+    attend(x, x, x, layout=layout, pattern=pattern, bias=bias)
 
 
 @pytest.mark.parametrize(

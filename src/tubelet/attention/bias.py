@@ -5,7 +5,7 @@ and W.A.L.T's (arXiv:2312.06662).
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -39,6 +39,8 @@ class RelativeBias:
     """
 
     table: Float[Tensor, "heads t h w"]
+    relative: ClassVar[bool] = True
+    """Pairs at equal distances have equal numbers, so that backends make those of one window for all."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.table.shape)

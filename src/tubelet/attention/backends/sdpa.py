@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tubelet.attention.backends.biased import attention_with_bias, plannable_bias
 from tubelet.attention.backends.reference import bias_of
 from tubelet.attention.patterns import Joint
 from tubelet.attention.planned import Tables, planned_attention, vmapped
@@ -43,16 +44,15 @@ class SdpaBackend:
     name = "sdpa"
 
     def supports(self, request: AttentionRequest) -> Answer:
-        """Every pattern on every layout; a bias only for dense rows under ``Joint()``."""
+        """Every pattern on every layout; a bias on dense rows under ``Joint()``, a value of one on whole grids, too."""
         if forward_mode():
             return Answer("sdpa has no forward-mode derivative; backend='reference' has")
         if whole_rows(request):
             return _keeps_bias(request)
-        if request.bias is not None:
-            return Answer(
-                "sdpa serves a bias on dense rows under Joint() only; backend='reference' serves it on any request"
-            )
-        return plannable(request)
+        found = plannable(request)
+        if request.bias is None or not found:
+            return found
+        return plannable_bias(request) and _keeps_bias(request)
 
     def run(
         self,
@@ -63,7 +63,10 @@ class SdpaBackend:
     ) -> Float[Tensor, "*lead h e"]:
         """Serve a supported request."""
         if not whole_rows(request):
-            return by_plan(q, k, v, request, "fused")
+            if request.bias is None:
+                return by_plan(q, k, v, request, "fused")
+            out = attention_with_bias(_flat(q), _flat(k), _flat(v), request)
+            return out if q.ndim == 3 else out.view(*q.shape[:-1], v.shape[-1])
         if q.ndim == 3:  # without a batch axis PyTorch takes its unfused path, four times slower
             return self.run(q[None], k[None], v[None], request)[0]
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
