@@ -38,7 +38,10 @@ def plannable_bias(request: AttentionRequest) -> Answer:
     """
     index = request.index
     if isinstance(request.bias, Tensor) or index is None or request.kv_index is not None or index.kept is not None:
-        return Answer("sdpa serves a bias on dense rows under Joint(), or one that is a value on whole grids")
+        return Answer(
+            "sdpa serves a bias on dense rows under Joint(), or one that is a value on whole grids; "
+            "backend='reference' serves it on any request"
+        )
     if not offers(request.pattern, "axes"):
         return Answer(f"sdpa serves a bias under patterns that are cut along the axes, not {request.pattern}")
     if torch.compiler.is_compiling() or request.device == "meta":
