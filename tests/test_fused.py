@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from tubelet.attention import Attention, ParallelAttention
 from tubelet.blocks import Branch, TransformerBlock
-from tubelet.conditioning import AdaLNZero
+from tubelet.conditioning import AdaLNZero, ModulationSlice
 from tubelet.fused import FusedLinear, use_eager, use_kernels
-from tubelet.kernels import linear, norm_modulate, qk_norm_rope
-from tubelet.layout import Grid, TokenLayout
+from tubelet.kernels import layer_norm, linear, norm_modulate, qk_norm_rope
+from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.mlp import MLP
 from tubelet.models import VideoDiT, VideoDiTConfig
 from tubelet.norms import LayerNorm, RMSNorm
@@ -45,7 +45,7 @@ def results(model: nn.Module) -> list[Tensor]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the fused operations, as they are called."""
     made: list[str] = []
-    for operation in (linear, norm_modulate, qk_norm_rope):
+    for operation in (layer_norm, linear, norm_modulate, qk_norm_rope):
 
         def counting(*args: object, _operation: object = operation, **kwargs: object) -> object:
             made.append(_operation.__name__)
@@ -65,7 +65,8 @@ def test_a_whole_model_computes_the_same_and_keeps_its_keys(model: VideoDiT, mon
     changed = use_kernels(model)
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     # In each block: attention's branch, its attention, the MLP's branch and the MLP; not the cross-attention's.
-    assert len(changed) == 2 * 4 + len(linears)
+    norms = [name for name, module in model.named_modules() if isinstance(module, LayerNorm)]
+    assert len(changed) == 2 * 4 + len(linears) + len(norms)
     assert {"blocks.0.branches.0.inner", *linears} <= set(changed)
     made = calls(monkeypatch)
     equal(results(model), eager)
@@ -111,7 +112,7 @@ def test_what_has_no_kernel_is_left_alone() -> None:
         Attention(8, 2, qk_norm=LayerNorm),
         Attention(8, 2, qk_norm=Doubled),
     ):
-        assert use_kernels(module, lambda name, module: not isinstance(module, nn.Linear)) == []
+        assert use_kernels(module, lambda name, module: not isinstance(module, nn.Linear | LayerNorm)) == []
 
 
 @pytest.mark.parametrize("norm", [LayerNorm, RMSNorm])
@@ -123,6 +124,31 @@ def test_every_norm_of_a_branch(norm: type, affine: bool) -> None:
     eager = branch(x, cond)
     assert "" in use_kernels(branch)
     equal([branch(x, cond)], [eager])
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(("x", "rows"), [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_one_row_of_modulation_is_a_part_of_the_norm(affine: bool, x: str, rows: str, monkeypatch) -> None:
+    branch = randomised(Branch(nn.Identity(), LayerNorm(8, affine=affine), modulation=ModulationSlice(8, 0)))
+    tokens = torch.randn(2, 5, 8).to(getattr(torch, x))
+    cond = Rows(torch.randn(1, 24).to(getattr(torch, rows)))
+    wide = Rows(cond.values.double())
+    exact = copy.deepcopy(branch).double()(tokens.double(), wide)
+    use_kernels(branch)
+    made = calls(monkeypatch)
+    out = branch(tokens, cond)
+    assert made == ["layer_norm"]
+    assert out.dtype == tokens.dtype
+    rounding = 1e-6 if "bfloat16" not in (x, rows) else 2e-2
+    torch.testing.assert_close(out.double(), exact, rtol=rounding, atol=rounding)
+
+
+def test_a_fused_norm_still_says_what_is_wrong_with_a_width() -> None:
+    norm = LayerNorm(8, affine=False)
+    assert use_kernels(norm) == [""]
+    with pytest.raises(ValueError, match="8"):
+        norm(torch.ones(2, 4))
+    assert use_eager(norm) == [""]
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "half"])

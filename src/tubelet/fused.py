@@ -6,24 +6,26 @@ state-dict keys stay as they are, so checkpoints, optimisers, PEFT and EMA copie
 - A :class:`tubelet.blocks.Branch` with a modulation and a plain layer or RMS norm: norm + modulate.
 - A :class:`tubelet.attention.Attention` with RMS norms of queries and keys: qk-norm + RoPE, where it gets rotations.
 - An ``nn.Linear``: oneDNN's product on the CPU.
+- A :class:`tubelet.norms.LayerNorm`: PyTorch's kernel of two precisions on the CPU; one row of modulation goes with it.
 - A :class:`tubelet.mlp.MLP` or :class:`tubelet.attention.ParallelAttention`: its first projection and its activation.
 """
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelet.attention.modules import Attention, normed_and_turned
 from tubelet.attention.streams import ParallelAttention
 from tubelet.blocks import Branch
-from tubelet.kernels import Activation, Norm, linear, norm_modulate, qk_norm_rope
+from tubelet.kernels import Activation, Norm, layer_norm, linear, norm_modulate, qk_norm_rope
 from tubelet.layout import Rows
 from tubelet.mlp import MLP, raised
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rotary
 
-__all__ = ["FusedLinear", "use_eager", "use_kernels"]
+__all__ = ["FusedLayerNorm", "FusedLinear", "use_eager", "use_kernels"]
 
 Filter = Callable[[str, nn.Module], bool]
 
@@ -40,6 +42,29 @@ class FusedLinear(nn.Linear):
     def forward(self, input: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead e"]:
         """As ``nn.Linear``."""
         return linear(input, self.weight, self.bias)
+
+
+class FusedLayerNorm(LayerNorm):
+    """A layer norm whose forward is :func:`tubelet.kernels.layer_norm`: what ``use_kernels`` makes of one.
+
+    Example:
+        >>> import torch
+        >>> FusedLayerNorm(2)(torch.tensor([[1.0, 3.0]])).shape
+        torch.Size([1, 2])
+    """
+
+    def forward(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
+        """As the plain norm, which also says what is wrong with a width."""
+        if x.shape[-1] != self.dim:
+            return super().forward(x)
+        return layer_norm(x, self.weight, self.bias, eps=self.eps)
+
+
+_CLASSES: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
+    (nn.Linear, FusedLinear),
+    (LayerNorm, FusedLayerNorm),
+)
+"""Modules that become another class, in place, and which."""
 
 
 def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
@@ -72,8 +97,8 @@ def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
             module.normed_and_turned = _normed_and_turned
         elif isinstance(module, MLP | ParallelAttention):
             module.raised = _raised
-        elif type(module) is nn.Linear:
-            module.__class__ = FusedLinear
+        elif type(module) in dict(_CLASSES):
+            module.__class__ = dict(_CLASSES)[type(module)]  # type: ignore[assignment]
         else:
             continue
         changed.append(name)
@@ -89,9 +114,10 @@ def use_eager(model: nn.Module) -> list[str]:
     """
     changed = []
     for name, module in model.named_modules():
-        if type(module) is FusedLinear:
-            module.__class__ = nn.Linear  # type: ignore[assignment]
-            changed.append(name)
+        for plain, fused in _CLASSES:
+            if type(module) is fused:
+                module.__class__ = plain  # type: ignore[assignment]
+                changed.append(name)
         for kind, attribute in _REPLACED:
             if isinstance(module, kind) and vars(module).pop(attribute, None) is not None:
                 changed.append(name)
@@ -126,9 +152,24 @@ def _activation(act: Callable[[Tensor], Tensor]) -> Activation | None:
 def _norm_modulate(norm: nn.Module, x: Float[Tensor, "*lead d"], shift: Rows, scale: Rows) -> Float[Tensor, "*lead d"]:
     """What a branch computes before its inner module."""
     assert isinstance(norm, LayerNorm | RMSNorm)
+    if isinstance(norm, LayerNorm) and x.device.type == "cpu" and shift.index is None and shift.values.shape[0] == 1:
+        return _modulated_by_one(norm, x, shift.values[0], scale.values[0])
     bias = norm.bias if isinstance(norm, LayerNorm) else None
     kind: Norm = "layer" if isinstance(norm, LayerNorm) else "rms"
     return norm_modulate(x, shift, scale, norm=kind, weight=norm.weight, bias=bias, eps=norm.eps).to(x.dtype)
+
+
+def _modulated_by_one(
+    norm: LayerNorm, x: Float[Tensor, "*lead d"], shift: Float[Tensor, " d"], scale: Float[Tensor, " d"]
+) -> Float[Tensor, "*lead d"]:
+    """One row for all tokens is a weight and a bias of the norm."""
+    wide = torch.promote_types(torch.promote_types(x.dtype, shift.dtype), torch.float32)
+    weight, bias = 1 + scale.to(wide), shift.to(wide)
+    if norm.bias is not None:
+        bias = bias + norm.bias * weight
+    if norm.weight is not None:
+        weight = weight * norm.weight
+    return layer_norm(x, weight, bias, eps=norm.eps)
 
 
 def _normed_and_turned(
@@ -150,7 +191,7 @@ def _modulated(branch: Branch) -> bool:
 
 def _plain_norm(norm: nn.Module) -> bool:
     """A norm that the kernel computes, and that nobody listens to."""
-    return type(norm) in (LayerNorm, RMSNorm) and not _heard(norm)
+    return type(norm) in (LayerNorm, FusedLayerNorm, RMSNorm) and not _heard(norm)
 
 
 def _heard(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ elsewhere; ``backend="triton"`` raises with the reason where a kernel cannot ser
 
 from tubelet.kernels._choice import SERVED, Backend, absence
 from tubelet.kernels._grouped.op import grouped_attention, grouped_backward, grouped_forward, grouped_refusal
+from tubelet.kernels._layer_norm.op import LayerNormBackend, layer_norm
 from tubelet.kernels._linear.op import LinearBackend, linear
 from tubelet.kernels._linear.reference import Activation
 from tubelet.kernels._modulation.op import norm_modulate
@@ -16,6 +17,7 @@ __all__ = [
     "SERVED",
     "Activation",
     "Backend",
+    "LayerNormBackend",
     "LinearBackend",
     "Norm",
     "absence",
@@ -23,6 +25,7 @@ __all__ = [
     "grouped_backward",
     "grouped_forward",
     "grouped_refusal",
+    "layer_norm",
     "linear",
     "norm_modulate",
     "qk_norm_rope",
