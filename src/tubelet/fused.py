@@ -98,7 +98,7 @@ def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
         elif isinstance(module, MLP | ParallelAttention):
             module.raised = _raised
         elif type(module) in dict(_CLASSES):
-            module.__class__ = dict(_CLASSES)[type(module)]  # type: ignore[assignment]
+            module.__class__ = dict(_CLASSES)[type(module)]
         else:
             continue
         changed.append(name)
@@ -116,7 +116,7 @@ def use_eager(model: nn.Module) -> list[str]:
     for name, module in model.named_modules():
         for plain, fused in _CLASSES:
             if type(module) is fused:
-                module.__class__ = plain  # type: ignore[assignment]
+                module.__class__ = plain
                 changed.append(name)
         for kind, attribute in _REPLACED:
             if isinstance(module, kind) and vars(module).pop(attribute, None) is not None:

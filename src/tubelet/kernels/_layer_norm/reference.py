@@ -21,5 +21,5 @@ def reference(
         [[0.0, 2.0]]
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    affine = (None if part is None else part.to(wide) for part in (weight, bias))
-    return F.layer_norm(x.to(wide), x.shape[-1:], *affine, eps).to(x.dtype)
+    weight, bias = (None if part is None else part.to(wide) for part in (weight, bias))
+    return F.layer_norm(x.to(wide), x.shape[-1:], weight, bias, eps).to(x.dtype)
