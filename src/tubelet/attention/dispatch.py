@@ -19,6 +19,7 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from tubelet.attention import heads
 from tubelet.attention.backends.chunked import ChunkedBackend
@@ -79,6 +80,8 @@ def attend(
 ) -> Float[Tensor, "*lead h e"]:
     """Attention of any pattern over any layout: ``softmax(scale·q kᵀ + bias) v`` over the allowed keys.
 
+    A ``TorchFunctionMode`` sees a call as one of this function, as it sees those of PyTorch's own.
+
     Args:
         q: queries, ``(n, h, d)`` packed or one sample, or ``(b, n, h, d)``.
         k, v: keys and values with ``hk`` heads; ``h`` is a multiple of ``hk`` (grouped-query attention).
@@ -104,6 +107,10 @@ def attend(
         >>> attend(q, k, v, layout=layout).shape
         torch.Size([28, 2, 8])
     """
+    if has_torch_function((q, k, v)):
+        named = {"pattern": pattern, "layout": layout, "kv_layout": kv_layout}
+        named |= {"backend": backend, "scale": scale, "bias": bias}
+        return handle_torch_function(attend, (q, k, v), q, k, v, **named)  # type: ignore[no-any-return]
     request = _request(q, k, v, pattern, layout, kv_layout, scale, bias)
     return heads.run(_choose(request, backend), q, k, v, request)
 
