@@ -39,8 +39,8 @@ hub
 pipeline
 completion
 recipe
-planner
 bench
+planner
 testing
 demo cli
 __main__

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tubelet.attention import Joint
 from tubelet.attention.backends.reference import mask_of
 from tubelet.bench import SHAPES, count_pairs, pairs, parse_pattern, pattern_names
 from tubelet.layout import Grid, Kind, TokenLayout
@@ -120,6 +121,32 @@ def test_every_part_of_a_split_counts_its_heads(text: str, drawn) -> None:
 @pytest.mark.parametrize("name", mixtures())
 def test_layouts_of_every_form_are_counted(pattern, name: str) -> None:
     assert count_pairs(pattern, mixtures()[name], 2) == brute(pattern, mixtures()[name], 2)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS[:3], ids=str)
+@pytest.mark.parametrize("name", mixtures())
+def test_the_index_of_a_layout_counts_as_the_layout(pattern, name: str) -> None:
+    layout = mixtures()[name]
+    assert count_pairs(pattern, layout.on("cpu"), 2) == count_pairs(pattern, layout, 2)
+
+
+KEYS = [Box((1, 0, 2)), Causal(), *map(parse_pattern, ("joint", "spatial", "frame-causal"))]
+
+
+@pytest.mark.parametrize("pattern", KEYS, ids=str)
+@given(drawn=samples, others=samples)
+def test_pairs_of_two_streams_are_those_of_the_mask(pattern, drawn, others) -> None:
+    count = min(len(drawn), len(others))
+    q, k = (layout_of(each[:count], 0) for each in (drawn, others))
+    shapes = [(*each.shape, 2, 4) for each in (q, k)]
+    request = AttentionRequest(pattern, q.on("cpu"), k.on("cpu"), *shapes, torch.float32, "cpu", 1.0, None)
+    assert count_pairs(pattern, q, 2, kv_layout=k.on("cpu")) == int(mask_of(request).sum())
+
+
+def test_two_streams_have_the_same_samples() -> None:
+    q, k = TokenLayout.packed([Grid(1, 1, 2)] * 2), TokenLayout.packed([None], [3])
+    with pytest.raises(ValueError, match="layout has 2 samples, but kv_layout has 1"):
+        count_pairs(Joint(), q, 1, kv_layout=k)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS[:3], ids=str)

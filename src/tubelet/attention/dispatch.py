@@ -15,6 +15,7 @@ The order of ``auto``, of which the first that serves is taken:
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -108,9 +109,10 @@ def attend(
         torch.Size([28, 2, 8])
     """
     if has_torch_function((q, k, v)):
-        named = {"pattern": pattern, "layout": layout, "kv_layout": kv_layout}
+        named: dict[str, Any] = {"pattern": pattern, "layout": layout, "kv_layout": kv_layout}
         named |= {"backend": backend, "scale": scale, "bias": bias}
-        return handle_torch_function(attend, (q, k, v), q, k, v, **named)  # type: ignore[no-any-return]
+        out: Tensor = handle_torch_function(attend, (q, k, v), q, k, v, **named)
+        return out
     request = _request(q, k, v, pattern, layout, kv_layout, scale, bias)
     return heads.run(_choose(request, backend), q, k, v, request)
 

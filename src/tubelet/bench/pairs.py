@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubelet.layout import Grid, TokenInfo, TokenLayout
+from tubelet.layout import Grid, LayoutIndex, TokenInfo, TokenLayout
 from tubelet.protocols import Pattern
 
 __all__ = ["count_pairs", "flops", "moved_bytes"]
@@ -34,7 +34,13 @@ _BLOCK = 1 << 22
 """How many pairs are asked at once."""
 
 
-def count_pairs(pattern: Pattern, layout: TokenLayout, heads: int, device: str = "cpu") -> int:
+def count_pairs(
+    pattern: Pattern,
+    layout: TokenLayout | LayoutIndex,
+    heads: int,
+    device: str = "cpu",
+    kv_layout: TokenLayout | LayoutIndex | None = None,
+) -> int:
     """The number of pairs over all samples and heads of one call.
 
     Args:
@@ -42,17 +48,28 @@ def count_pairs(pattern: Pattern, layout: TokenLayout, heads: int, device: str =
         layout: where the samples lie; a sample that occurs again is counted once and multiplied.
         heads: query heads.
         device: where predicates are asked.
+        kv_layout: where the keys of the same samples lie, in cross-attention; None means that they are the queries.
+
+    Raises:
+        ValueError: the layouts hold different numbers of samples.
 
     Example:
         >>> from tubelet.attention import Joint
         >>> count_pairs(Joint(), TokenLayout.packed([Grid(1, 2, 2), Grid(1, 1, 3)]), heads=2)
         50
     """
-    kept = layout.kept or (None,) * len(layout.grids)
-    samples = zip(layout.grids, layout.text_lengths, kept, strict=True)
-    count: Any = _count_sample if isinstance(pattern, Hashable) else _count_sample.__wrapped__
-    counts: list[int] = [count(pattern, grid, text, places, heads, device) for grid, text, places in samples]
-    return sum(counts)
+    samples = _samples(layout)
+    once: Any = isinstance(pattern, Hashable)
+    if kv_layout is None:
+        count: Any = _count_sample if once else _count_sample.__wrapped__
+        counts: list[int] = [count(pattern, *sample, heads, device) for sample in samples]
+        return sum(counts)
+    others = _samples(kv_layout)
+    if len(samples) != len(others):
+        raise ValueError(f"layout has {len(samples)} samples, but kv_layout has {len(others)}")
+    between: Any = _count_between if once else _count_between.__wrapped__
+    crossed: list[int] = [between(pattern, *pair, heads, device) for pair in zip(samples, others, strict=True)]
+    return sum(crossed)
 
 
 def flops(pairs: int, head_dim: int, backward: bool) -> int:
@@ -79,13 +96,44 @@ def moved_bytes(tokens: int, heads: int, head_dim: int, itemsize: int, backward:
     return (12 if backward else 4) * tokens * heads * head_dim * itemsize
 
 
+_Sample = tuple[Grid | None, int, tuple[int, ...] | None]
+"""A sample's grid, its tokens of text, and which of both were kept (None: all)."""
+
+
+def _samples(layout: TokenLayout | LayoutIndex) -> list[_Sample]:
+    if isinstance(layout, TokenLayout):
+        return list(zip(layout.grids, layout.text_lengths, layout.kept or (None,) * len(layout.grids), strict=True))
+    found: list[_Sample] = []
+    kept = None if layout.kept is None else layout.kept.tolist()
+    for _, length, text, *sides in layout.table[: layout.samples].tolist():
+        own, kept = (None, None) if kept is None else (tuple(kept[:length]), kept[length:])
+        found.append((Grid(*sides) if all(sides) else None, text, own))
+    return found
+
+
+def _info(sample: _Sample, device: str) -> TokenInfo:
+    grid, text, kept = sample
+    whole = TokenLayout((grid,), (text,), text + (grid.tokens if grid else 0), False)
+    return (whole if kept is None else whole.keep(kept)).on(device).info()
+
+
+@lru_cache(maxsize=256)
+def _count_between(pattern: Any, queries: _Sample, keys: _Sample, heads: int, device: str) -> int:
+    """Pairs of the queries of one sample with the keys of another stream of it."""
+    q, k = _info(queries, device), _info(keys, device)
+    if _kind(pattern) == "Joint":
+        return heads * len(q.kind) * len(k.kind)
+    return _asked(pattern, q, k, heads)
+
+
 @lru_cache(maxsize=256)
 def _count_sample(
     pattern: Pattern, grid: Grid | None, text: int, kept: tuple[int, ...] | None, heads: int, device: str
 ) -> int:
     if kept is not None or grid is None:
-        whole = TokenLayout((grid,), (text,), text + (grid.tokens if grid else 0), False)
-        info = (whole if kept is None else whole.keep(kept)).on(device).info()
+        info = _info((grid, text, kept), device)
+        if _kind(pattern) == "Joint":
+            return heads * len(info.kind) ** 2
         return _asked(pattern, info, info, heads)
     info = TokenLayout.packed([grid], [text]).on(device).info()
     words, cells = _part(info, slice(0, text)), _part(info, slice(text, None))

@@ -13,6 +13,7 @@ from tubelet.cli import bench as bench
 from tubelet.cli import conformance as conformance
 from tubelet.cli import convert as convert
 from tubelet.cli import demo as demo
+from tubelet.cli import info as info
 from tubelet.cli import kernels as kernels
 from tubelet.cli import sample as sample
 from tubelet.cli import train as train
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="tubelet", description="Composable video-diffusion building blocks.")
     parser.add_argument("--version", action="version", version=f"tubelet {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (demo, train, sample, convert, bench, conformance, kernels):
+    for command in (demo, train, sample, convert, bench, conformance, info, kernels):
         command.add(commands)
     arguments = parser.parse_args(argv)
     try:

@@ -1,0 +1,154 @@
+"""Every published size of the library, found by what the modules annotate: no list is kept.
+
+A preset is a public function that needs no argument and returns a config; the model of a config is the module whose
+``__init__`` takes it as ``config``. What lands in ``tubelet.models`` or ``tubelet.vae`` is found without an edit here.
+"""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["Preset", "find_preset", "presets"]
+
+_PACKAGES = ("tubelet.models", "tubelet.vae")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published size: its name, the function that makes its config, and the class of its model.
+
+    Example:
+        >>> preset = presets()["dit_xl"]
+        >>> preset.architecture, preset.build().config.depth
+        ('DiT', 28)
+    """
+
+    name: str
+    config: Callable[[], Any]
+    model: Callable[..., nn.Module]
+
+    @property
+    def architecture(self) -> str:
+        """The name of the model's class."""
+        return self.model.__name__
+
+    @property
+    def kind(self) -> str:
+        """``"autoencoder"`` where the model encodes and decodes videos, else ``"denoiser"``."""
+        return "autoencoder" if hasattr(self.model, "decode") else "denoiser"
+
+    def build(self, device: torch.device | str = "meta", dtype: torch.dtype | None = None) -> nn.Module:
+        """The model, by default without weights.
+
+        Example:
+            >>> next(presets()["wan_14b"].build().parameters()).device
+            device(type='meta')
+        """
+        with _Unfilled():
+            return self.model(self.config(), device=device, dtype=dtype)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Numbers that are written over those of a tensor on ``meta`` are not; most of a model's making is that."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _FILLS or getattr(func, "__module__", None) == nn.init.__name__:
+            tensor: torch.Tensor = args[0] if args else (kwargs or {})["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **(kwargs or {}))
+
+
+_FILLS = frozenset({torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.zero_, torch.Tensor.fill_})
+
+
+@cache
+def presets() -> MappingProxyType[str, Preset]:
+    """Every preset by name, in the order of architectures and of their modules.
+
+    Example:
+        >>> sorted(name for name in presets() if name.startswith("dit_"))
+        ['dit_b', 'dit_l', 'dit_s', 'dit_xl']
+    """
+    modules = [module for package in _PACKAGES for module in _modules(package)]
+    models = [pair for module in modules for pair in _models(module)]
+    found = (
+        Preset(name, make, model)
+        for module in modules
+        for name, make, config in _makers(module)
+        if (model := _model_of(config, models)) is not None
+    )
+    return MappingProxyType({preset.name: preset for preset in found})
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of a name; letters may be small or large, and dashes stand for underscores.
+
+    Raises:
+        ValueError: there is none; the error has names that are near.
+
+    Example:
+        >>> find_preset("Wan-14B").name
+        'wan_14b'
+    """
+    key = name.strip().lower().replace("-", "_").replace(".", "_")
+    if key in presets():
+        return presets()[key]
+    near = [*(each for each in presets() if key and key in each), *difflib.get_close_matches(key, presets(), 5, 0.5)]
+    hint = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "tubelet info lists them"
+    raise ValueError(f"no preset is called {name!r}: {hint}")
+
+
+def _modules(package: str) -> Iterator[ModuleType]:
+    root = importlib.import_module(package)
+    names = (info.name for info in pkgutil.walk_packages(root.__path__, f"{package}."))
+    yield from map(importlib.import_module, sorted(names))
+
+
+def _makers(module: ModuleType) -> Iterator[tuple[str, Callable[[], Any], type]]:
+    """Public functions of no required argument that return a config."""
+    for name in getattr(module, "__all__", ()):
+        function = getattr(module, name)
+        if not inspect.isfunction(function) or function.__module__ != module.__name__:
+            continue
+        config = _hints(function).get("return")
+        free = all(p.default is not p.empty for p in inspect.signature(function).parameters.values())
+        if free and isinstance(config, type) and config.__name__.endswith("Config"):
+            yield name, function, config
+
+
+def _models(module: ModuleType) -> Iterator[tuple[type, Callable[..., nn.Module]]]:
+    """Public modules made of a config."""
+    for name in getattr(module, "__all__", ()):
+        kind = getattr(module, name)
+        if isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == module.__name__:
+            config = _hints(kind.__init__).get("config")
+            if isinstance(config, type):
+                yield config, kind
+
+
+def _model_of(config: type, models: Sequence[tuple[type, Callable[..., nn.Module]]]) -> Callable[..., nn.Module] | None:
+    """Of those that take the config the one that has its name; a part of the model may take it, too."""
+    stem = config.__name__.removesuffix("Config")
+    named = [model for kind, model in models if kind is config and model.__name__.startswith(stem)]
+    return min(named, key=lambda model: len(model.__name__), default=None)
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except NameError:  # a name that only the type checker imports
+        return {}

@@ -1,0 +1,131 @@
+"""Presets are found by annotations, built without numbers, and each is planned on some grid."""
+
+import inspect
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from tubelet import models, planner
+from tubelet.layout import Grid
+from tubelet.planner import count_parameters, find_preset, forward_inputs, plan, presets, survey
+from tubelet.planner.presets import _Unfilled
+from tubelet.vae.families import wan_vae
+
+
+def is_preset(value: object) -> bool:
+    made = getattr(inspect.signature(value).return_annotation, "__name__", "") if inspect.isfunction(value) else ""
+    return made.endswith("Config")
+
+
+def test_every_preset_of_the_models_is_found() -> None:
+    names = {name for name in models.__all__ if is_preset(getattr(models, name))}
+    assert names <= presets().keys()
+    assert {"digits", "wan_vae_2_1", "wan_vae_2_2"} <= presets().keys()
+    assert {presets()[name].kind for name in names} == {"denoiser"}
+
+
+def test_the_model_is_the_one_of_the_name() -> None:
+    assert presets()["latte_xl"].model is models.LatteClassTransformer
+    assert presets()["latte_1"].model is models.LatteTransformer
+    assert presets()["wan_vae_2_1"].model is wan_vae.WanAutoencoder
+    assert presets()["wan_vae_2_1"].kind == "autoencoder"
+    assert presets()["digits"].architecture == "CausalAutoencoder"
+
+
+@pytest.mark.parametrize(("asked", "found"), [("DiT-XL", "dit_xl"), (" wan-1.3b ", "wan_1_3b"), ("Wan_14B", "wan_14b")])
+def test_names_may_be_written_as_papers_do(asked: str, found: str) -> None:
+    assert find_preset(asked).name == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"), [("wan_15b", "wan_14b"), ("hunyuan", "hunyuan_video"), ("uvitcoco", "uvit_coco")]
+)
+def test_a_strange_name_is_told_what_is_near(asked: str, near: str) -> None:
+    with pytest.raises(ValueError, match=rf"no preset is called '{asked}': did you mean .*{near}"):
+        find_preset(asked)
+
+
+def test_a_name_that_is_near_nothing() -> None:
+    with pytest.raises(ValueError, match="no preset is called 'qqq': tubelet info lists them"):
+        find_preset("qqq")
+
+
+def test_building_fills_nothing_on_meta_and_all_elsewhere() -> None:
+    built = presets()["dit_s"].build()
+    assert all(parameter.is_meta for parameter in built.parameters())
+    assert count_parameters(built) == count_parameters(models.DiT(models.dit_s(), device="meta"))
+    with _Unfilled():
+        linear = nn.Linear(4, 4, bias=False)
+        nn.init.constant_(linear.weight, 3.0)
+    assert linear.weight.eq(3).all()
+    assert presets()["dit_s"].build(dtype=torch.bfloat16).embed.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+def test_every_preset_is_planned() -> None:
+    found = survey()
+    assert [each.preset.name for each in found] == list(presets())
+    assert [(each.preset.name, each.reason) for each in found if each.counts is None] == []
+    for each in found:
+        assert each.parameters == each.counts.parameters > 0
+        assert each.counts.macs > each.parameters / 1000
+        assert each.memory.weights == 2 * each.parameters
+        assert json.loads(json.dumps(each.as_json()))["name"] == each.preset.name
+
+
+def test_a_grid_that_a_model_does_not_take() -> None:
+    with pytest.raises(ValueError, match="grid"):
+        plan("uvit_cifar10", Grid(9, 99, 99))
+
+
+def test_an_input_of_a_strange_name_is_an_error_and_a_reason(monkeypatch) -> None:
+    def forward(self, x, t, layout, labels, smell):
+        raise AssertionError
+
+    monkeypatch.setattr(models.DiT, "forward", forward)
+    with pytest.raises(ValueError, match="DiT takes smell, an input that is not among x, t, layout"):
+        plan("dit_s")
+    only = {"dit_s": presets()["dit_s"]}
+    monkeypatch.setattr(planner.estimate, "presets", lambda: only)
+    (found,) = survey()
+    assert (found.parameters, found.counts, found.memory.forward) == (32_865_056, None, None)
+    assert "smell" in found.reason
+    assert found.as_json()["macs"] is None
+    with pytest.raises(ValueError, match="dit_s has no count: DiT takes smell"):
+        _ = found.flops
+
+
+def test_inputs_are_those_the_config_asks_for() -> None:
+    small = {"dim": 48, "depth": 1, "heads": 2, "mlp_dim": 8, "text_dim": 8}
+    plain = models.WanTransformer(models.WanConfig(**small), device="meta")
+    image = models.WanTransformer(models.WanConfig(**small, given_channels=2, image_dim=6), device="meta")
+    assert list(forward_inputs(plain, Grid(1, 2, 2))) == ["x", "t", "text", "layout", "text_layout"]
+    found = forward_inputs(image, Grid(1, 2, 2), batch=3, image=11, dtype=torch.float16)
+    assert list(found)[5:] == ["given", "image", "image_layout"]
+    assert (found["given"].shape, found["image"].shape) == ((3, 4, 8), (3, 11, 6))
+    assert found["x"].dtype == torch.float16
+    assert image(**forward_inputs(image, Grid(1, 2, 2))).shape == (1, 4, 64)
+
+
+def test_a_batch_costs_as_often() -> None:
+    one, three = plan("dit_s"), plan("dit_s", batch=3)
+    assert three.counts.macs == 3 * one.counts.macs
+    assert three.training_hours(100) == pytest.approx(one.training_hours(100))
+
+
+def test_an_autoencoder_encodes_and_decodes() -> None:
+    found = plan("digits", Grid(2, 4, 4), measured=True)
+    assert [part.name for part in found.counts.parts] == ["encoder", "decoder"]
+    assert min(part.dense for part in found.counts.parts) > 0
+    assert found.memory.forward > 0
+    assert found.memory.saved is None
+    assert plan("digits", Grid(2, 8, 4)).counts.macs == 2 * found.counts.macs
+
+
+def test_measured_memory_grows_with_the_grid() -> None:
+    small, large = (plan("dit_s", Grid(1, side, side), measured=True).memory for side in (8, 16))
+    assert 3 < large.forward / small.forward < 5
+    assert 3 < large.saved / small.saved < 5
+    assert plan("dit_s").memory.saved is None
