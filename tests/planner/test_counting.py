@@ -74,6 +74,23 @@ def test_uvit(name: str) -> None:
     assert float(f"{macs:.{max(digits, 3 if macs < 100 else 4)}g}") == UVIT[name]
 
 
+VIVIT = {
+    "joint": (455.2, 451.5, 88.95), "factorised_encoder": (284.4, 283.3, 115.06),
+    "factorised_self_attention": (372.3, 371.1, 117.32), "factorised_dot_product": (277.1, 276.2, 88.95),
+    "average": (283.9, 282.9, 86.70),
+}  # fmt: skip
+"""The paper's "GFLOPs" of B/16x2, those of its formula, and millions of parameters."""
+
+
+@pytest.mark.parametrize("variant", VIVIT)
+def test_vivit(variant: str) -> None:
+    model = models.ViViT(models.vivit_b(variant), device="meta")
+    counts, (paper, formula, millions) = count(model, **forward_inputs(model, Grid(16, 14, 14))), VIVIT[variant]
+    assert counts.macs / 1e9 == pytest.approx(paper, rel=0.01)
+    assert counts.macs / 1e9 == pytest.approx(formula, rel=5e-4)
+    assert counts.parameters / 1e6 == pytest.approx(millions, abs=0.1)
+
+
 TINY = {
     "AllegroTransformer": models.AllegroConfig(dim=48, depth=2, heads=2, text_dim=8),
     "CogVideoXTransformer": models.CogVideoXConfig(dim=64, depth=2, heads=2, text_dim=8),
