@@ -91,6 +91,14 @@ def test_vivit(variant: str) -> None:
     assert counts.parameters / 1e6 == pytest.approx(millions, abs=0.1)
 
 
+def test_windows_with_a_bias_are_counted_by_their_keys() -> None:
+    """W.A.L.T alternates windows of a frame and of 5×8×8; the backend that serves a bias would multiply all pairs."""
+    config = models.walt_l(classes=101)
+    model = models.Walt(config, device="meta")
+    counts = count(model, **forward_inputs(model, Grid(5, 16, 16)))
+    assert counts.attention == 5 * 16 * 16 * 2 * 1024 * (12 * 16 * 16 + 12 * 5 * 8 * 8)
+
+
 TINY = {
     "AllegroTransformer": models.AllegroConfig(dim=48, depth=2, heads=2, text_dim=8),
     "CogVideoXTransformer": models.CogVideoXConfig(dim=64, depth=2, heads=2, text_dim=8),

@@ -109,6 +109,15 @@ def test_inputs_are_those_the_config_asks_for() -> None:
     assert image(**forward_inputs(image, Grid(1, 2, 2))).shape == (1, 4, 64)
 
 
+def test_all_that_stands_beside_the_latents_is_made() -> None:
+    sizes = {"dim": 32, "depth": 2, "heads": 2, "mlp_dim": 64, "classes": 3}
+    config = models.WaltConfig(**sizes, frame_prediction=True, super_resolution=True)
+    model = models.Walt(config, device="meta")
+    inputs = forward_inputs(model, Grid(1, 2, 2))
+    assert list(inputs) == ["x", "t", "layout", "labels", "estimate", "known", "low", "noise"]
+    assert model(**inputs).shape == inputs["x"].shape
+
+
 def test_a_batch_costs_as_often() -> None:
     one, three = plan("dit_s"), plan("dit_s", batch=3)
     assert three.counts.macs == 3 * one.counts.macs

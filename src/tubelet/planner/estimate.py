@@ -23,8 +23,8 @@ VIDEO: Final = Grid(21, 30, 52)
 """Of models with text: 81 frames of 480×832 behind an autoencoder of 4×8×8 and patches of 2×2."""
 LATENTS: Final = Grid(5, 32, 32)
 """Of autoencoders: 17 frames of 256×256 where latents are 4×8×8."""
-_FIXED: Final = ("grid", "learned")
-"""What configs call the grid that their learned positions have."""
+_FIXED: Final = ("grid", "learned", "extent")
+"""What configs call the largest grid of their learned positions."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,8 @@ def _sides(grid: Grid) -> tuple[int, int, int]:
 def _own_grid(preset: Preset, config: Any) -> Grid:
     if preset.kind == "autoencoder":
         return LATENTS
-    if (fixed := _fixed(config)) is not None:
+    fixed = _fixed(config)
+    if fixed is not None and fixed.tokens <= VIDEO.tokens:
         return fixed
     return VIDEO if getattr(config, "text_dim", None) else IMAGE
 

@@ -12,15 +12,18 @@ from tubelet.layout import Grid, LayoutIndex, TokenLayout
 __all__ = ["forward_inputs"]
 
 _ASKED: Final = {
-    "given": "given_channels",
-    "guidance": "guidance",
-    "image": "image_dim",
-    "image_layout": "image_dim",
-    "known": "known_channel",
-    "labels": "classes",
-    "ofs": "ofs",
-    "text": "text_dim",
-    "text_layout": "text_dim",
+    "estimate": ("self_conditioning",),
+    "given": ("given_channels",),
+    "guidance": ("guidance",),
+    "image": ("image_dim",),
+    "image_layout": ("image_dim",),
+    "known": ("known_channel", "frame_prediction"),
+    "labels": ("classes",),
+    "low": ("super_resolution",),
+    "noise": ("super_resolution",),
+    "ofs": ("ofs",),
+    "text": ("text_dim",),
+    "text_layout": ("text_dim",),
 }
 """Inputs that a forward may leave out, and what in a config says that it does not."""
 
@@ -55,7 +58,8 @@ def forward_inputs(
     found: dict[str, Any] = {}
     for name, parameter in inspect.signature(type(model).forward).parameters.items():
         required = parameter.default is inspect.Parameter.empty
-        if name == "self" or not (required or getattr(config, _ASKED.get(name, ""), None)):
+        asked = any(getattr(config, field, None) for field in _ASKED.get(name, ()))
+        if name == "self" or not (required or asked):
             continue
         make = made.makers.get(name)
         if make is None:
@@ -83,7 +87,10 @@ class _Made:
             "text_layout": lambda: rows(text),
             "labels": lambda: torch.empty(batch, dtype=torch.long, device="meta"),
             "given": lambda: self.numbers(*layout.shape, config.given_dim),
-            "known": lambda: self.numbers(*layout.shape, config.cells),
+            "known": lambda: self.numbers(*layout.shape, getattr(config, "known_dim", None) or config.cells),
+            "estimate": lambda: self.numbers(*layout.shape, config.patch_dim),
+            "low": lambda: self.numbers(*layout.shape, config.patch_dim),
+            "noise": lambda: self.numbers(batch),
             "guidance": lambda: self.numbers(batch),
             "ofs": lambda: self.numbers(batch),
             "pooled": lambda: self.numbers(batch, config.pooled_dim),

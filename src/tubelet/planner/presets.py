@@ -125,9 +125,14 @@ def _makers(module: ModuleType) -> Iterator[tuple[str, Callable[[], Any], type]]
         if not inspect.isfunction(function) or function.__module__ != module.__name__:
             continue
         config = _hints(function).get("return")
-        free = all(p.default is not p.empty for p in inspect.signature(function).parameters.values())
+        free = not any(map(_required, inspect.signature(function).parameters.values()))
         if free and isinstance(config, type) and config.__name__.endswith("Config"):
             yield name, function, config
+
+
+def _required(parameter: inspect.Parameter) -> bool:
+    gathers = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and not gathers
 
 
 def _models(module: ModuleType) -> Iterator[tuple[type, Callable[..., nn.Module]]]:
