@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tubelet.attention import Joint
+from tubelet.attention import FrameCausal, Joint, VideoOnly, Window
 from tubelet.attention.backends.reference import mask_of
 from tubelet.bench import SHAPES, count_pairs, pairs, parse_pattern, pattern_names
 from tubelet.layout import Grid, Kind, TokenLayout
@@ -82,7 +82,11 @@ SPECS = [
 ]
 
 
-PATTERNS = [Box((1, 0, 2)), Causal(), Diagonal(), Checkers(), *map(parse_pattern, SPECS)]
+PATTERNS = [
+    *(Box((1, 0, 2)), Causal(), Diagonal(), Checkers()),
+    *(VideoOnly(Window((2, 2, 3))), VideoOnly(FrameCausal(2))),
+    *map(parse_pattern, SPECS),
+]
 
 samples = st.lists(
     st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 5), st.integers(0, 3)), min_size=1, max_size=3

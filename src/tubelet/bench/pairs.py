@@ -166,6 +166,8 @@ def _product(pattern: Pattern, grid: Grid, cells: TokenInfo) -> int:
 
 def _separable(pattern: Any) -> bool:
     kind = _kind(pattern)
+    if kind == "VideoOnly":  # of an image one condition per axis, too: the same place
+        return _separable(pattern.pattern)
     return kind in _SEPARABLE or (kind == "Both" and _separable(pattern.a) and _separable(pattern.b))
 
 

@@ -19,8 +19,8 @@ from tubelet.protocols import Pattern
 
 __all__ = ["parse_pattern", "pattern_names"]
 
-_COMBINED = frozenset({"both", "either", "head-split"})
-"""Patterns made of patterns, which no list of numbers can make; ``|``, ``&`` and ``/`` make them."""
+_COMBINED = frozenset({"both", "either", "head-split", "video-only"})
+"""Patterns made of patterns, which no list of numbers can make; ``|``, ``&`` and ``/`` make the first three."""
 
 
 def pattern_names() -> dict[str, str]:
