@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import geometric_mean
 
 import torch
 
@@ -21,6 +22,7 @@ from benchmarks import (
     models,
     navit,
     overhead,
+    papers,
     samplers,
     table,
     video_dit,
@@ -29,7 +31,7 @@ from tubelet.bench import report, run_plan
 from tubelet.bench.device import environment
 from tubelet.files import replacing
 
-SUITES = ("attention", "blocks", "models", "navit", "overhead", "samplers", "video_dit")
+SUITES = ("attention", "blocks", "models", "navit", "overhead", "papers", "samplers", "video_dit")
 
 
 def main() -> int:
@@ -61,6 +63,7 @@ def main() -> int:
         "models": partial(run_models_of, *lists, arguments.tokens, arguments.fused),
         "navit": run_navit,
         "overhead": run_overhead,
+        "papers": run_papers,
         "samplers": run_samplers,
         "video_dit": run_video_dit,
     }
@@ -123,6 +126,17 @@ def run_overhead(device: str, rounds: int, out: Path | None) -> bool:
             median, least = (attend.ms - loop.ms) / 1e3, min(attend.seconds) - min(loop.seconds)
             median, least = (1e6 * seconds / overhead.CALLS for seconds in (median, least))
             print(f"{loop.group}: {median:+.1f} µs a call, {least:+.1f} by the fastest samples", flush=True)
+    return all(result.right for result in results)
+
+
+def run_papers(device: str, rounds: int, out: Path | None) -> bool:
+    results = run_groups("papers", papers.cases(device), device, rounds, out)
+    found = papers.speedups(results)
+    for group, name, ratio, low, high in found:
+        print(f"{group}, {name}: {ratio:.2f} times as fast as theirs ({low:.2f} to {high:.2f})", flush=True)
+    for kind in dict.fromkeys(name for _, name, *_ in found):
+        mean = geometric_mean([ratio for _, name, ratio, *_ in found if name == kind])
+        print(f"{kind}: {mean:.2f} in the geometric mean", flush=True)
     return all(result.right for result in results)
 
 
