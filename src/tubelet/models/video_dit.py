@@ -1,15 +1,16 @@
 """A text-conditioned video diffusion transformer over packed or dense latents of any size, with known frames.
 
-The recipe: DiT's adaLN-Zero blocks (arXiv:2212.09748) with joint space-time attention, per-head RMS qk-norm, 3-D RoPE
-and cross-attention to the prompt; the prompt's mean also joins the noise level in the modulation. Noise levels come as
-rows per sample, per frame or per token, and a mask says which values are known, so that one set of weights serves
-text-to-video, image-to-video and every other completion (diffusion forcing, arXiv:2407.01392; masks as in W.A.L.T).
+The recipe: DiT's adaLN-Zero blocks (arXiv:2212.09748) with attention over space and time, joint or in one of ViViT's
+factorised ways (arXiv:2103.15691), per-head RMS qk-norm, 3-D RoPE and cross-attention to the prompt; the prompt's mean
+also joins the noise level in the modulation. Noise levels come as rows per sample, per frame or per token, and a mask
+says which values are known, so that one set of weights serves text-to-video, image-to-video and every other completion
+(diffusion forcing, arXiv:2407.01392; masks as in W.A.L.T).
 
 Shapes: ``*lead`` tokens, ``p = pt·ph·pw·c`` numbers a patch, ``m`` text tokens.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,10 @@ from tubelet.models.inputs import (
     real_levels,
     reset_children,
 )
+from tubelet.models.space_time import SpaceTime, space_time
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rope3d, SinCos3d
+from tubelet.protocols import Pattern
 
 __all__ = [
     "VideoDiT",
@@ -49,7 +52,8 @@ class VideoDiTConfig:
     """Sizes of a :class:`VideoDiT`.
 
     ``patch`` is ``(t, h, w)`` in latent cells; ``cond_dim`` the width of the modulation's conditioning; ``time_scale``
-    what a noise level in [0, 1] is multiplied by before its embedding.
+    what a noise level in [0, 1] is multiplied by before its embedding; ``space_time`` how self-attention meets space
+    and time, as :func:`tubelet.models.space_time` has it.
 
     Raises:
         ValueError: a size does not divide, is not positive, or is no whole number where one is needed.
@@ -69,6 +73,7 @@ class VideoDiTConfig:
     cond_dim: int | None = None
     rope_theta: float = 10000.0
     time_scale: float = 1000.0
+    space_time: SpaceTime = "joint"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -85,6 +90,7 @@ class VideoDiTConfig:
             raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
         if self.dim % 32:
             raise ValueError(f"dim={self.dim} is not a multiple of 32, which its two position codes need")
+        space_time(self.space_time, self.depth, self.heads)
 
     @property
     def patch_dim(self) -> int:
@@ -190,7 +196,8 @@ class VideoDiT(nn.Module):
         self.rope = Rope3d(dim // config.heads, theta=config.rope_theta)
         self.time = TimestepEmbedding(cond, device=device, dtype=dtype)
         self.pooled = nn.Linear(config.text_dim, cond, device=device, dtype=dtype)
-        self.blocks = nn.ModuleList(_block(config, cond, device, dtype) for _ in range(config.depth))
+        patterns = space_time(config.space_time, config.depth, config.heads)
+        self.blocks = nn.ModuleList(_block(config, each, cond, device, dtype) for each in patterns)
         self.final_norm = LayerNorm(dim, affine=False, device=device, dtype=dtype)
         self.final_modulation = AdaLNZero(dim, cond, parts=2, device=device, dtype=dtype)
         self.project = nn.Linear(dim, config.patch_dim, device=device, dtype=dtype)
@@ -304,18 +311,22 @@ def _is_size(value: Any) -> bool:
 
 def _block(
     config: VideoDiTConfig,
+    patterns: Sequence[Pattern],
     cond: int,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> TransformerBlock:
-    """Modulated self-attention, plain cross-attention, modulated MLP."""
+    """Modulated self-attention by each pattern, plain cross-attention, modulated MLP."""
     dim = config.dim
-    attention = Branch(
-        Attention(dim, config.heads, qk_norm=RMSNorm, device=device, dtype=dtype),
-        LayerNorm(dim, affine=False, device=device, dtype=dtype),
-        modulation=AdaLNZero(dim, cond, device=device, dtype=dtype),
-        takes=("layout", "rope"),
-    )
+    attentions = [
+        Branch(
+            Attention(dim, config.heads, qk_norm=RMSNorm, pattern=pattern, device=device, dtype=dtype),
+            LayerNorm(dim, affine=False, device=device, dtype=dtype),
+            modulation=AdaLNZero(dim, cond, device=device, dtype=dtype),
+            takes=("layout", "rope"),
+        )
+        for pattern in patterns
+    ]
     cross = Branch(
         CrossAttention(
             dim,
@@ -333,7 +344,7 @@ def _block(
         LayerNorm(dim, affine=False, device=device, dtype=dtype),
         modulation=AdaLNZero(dim, cond, device=device, dtype=dtype),
     )
-    return TransformerBlock([attention, cross, mlp])
+    return TransformerBlock([*attentions, cross, mlp])
 
 
 def _mean_text(text: Float[Tensor, "*lead e"], layout: LayoutIndex) -> Float[Tensor, "s e"]:
