@@ -14,11 +14,16 @@ from tubelet.vae.config import CausalAutoencoderConfig, digits
 from tubelet.vae.factors import Factors
 from tubelet.vae.frame_attention import FrameAttention
 from tubelet.vae.losses import kl_loss, reconstruction_loss
+from tubelet.vae.memory import predicted_peak
+from tubelet.vae.plan import DecodePlan, plan_decode
 from tubelet.vae.posterior import DiagonalGaussian
+from tubelet.vae.reach import Reach, decoder_reach, encoder_reach
 from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime
 from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
 from tubelet.vae.shuffles import ShuffleUp
+from tubelet.vae.splitting import Split, split_decoder, split_encoder
 from tubelet.vae.streaming import StreamingAutoencoder, decode_stream, encode_stream
+from tubelet.vae.tiling import decode_tiled, encode_tiled
 from tubelet.vae.video import AutoencoderSizes, Chunks, VideoAutoencoder
 
 __all__ = [
@@ -30,6 +35,7 @@ __all__ = [
     "Chain",
     "ChannelNorm",
     "Chunks",
+    "DecodePlan",
     "Decoder",
     "Depatch",
     "DiagonalGaussian",
@@ -47,9 +53,11 @@ __all__ = [
     "NormedConv",
     "Patch",
     "PerFrame",
+    "Reach",
     "RepeatShortcut",
     "Residual",
     "ShuffleUp",
+    "Split",
     "Stage",
     "State",
     "StreamingAutoencoder",
@@ -57,9 +65,17 @@ __all__ = [
     "VideoAutoencoder",
     "copies",
     "decode_stream",
+    "decode_tiled",
+    "decoder_reach",
     "digits",
     "encode_stream",
+    "encode_tiled",
+    "encoder_reach",
     "kl_loss",
+    "plan_decode",
+    "predicted_peak",
     "reconstruction_loss",
+    "split_decoder",
+    "split_encoder",
     "zeros",
 ]

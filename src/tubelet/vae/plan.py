@@ -1,0 +1,187 @@
+"""How to decode within a budget of memory: whole, in chunks of time, or in tiles of space as well.
+
+Plans are tried from the fastest on. Chunks of time cost nothing, since the state is carried on; tiles are decoded
+together with their surroundings, so more and smaller ones cost more. What a plan will hold at most is counted from a
+dry run of its parts (:mod:`tubelet.vae.memory`).
+"""
+
+import itertools
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tubelet.layout import Grid
+from tubelet.vae.memory import predicted_peak
+from tubelet.vae.reach import Reach, blank
+from tubelet.vae.splitting import Layer, Split, split_decoder
+from tubelet.vae.tiling import decode_tiled, lengths, pieces, spans_of
+from tubelet.vae.video import Chunks
+
+__all__ = ["DecodePlan", "plan_decode"]
+
+_STEADY = 2  # chunks after which a stream holds what it will ever hold
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """How latents of one shape are decoded.
+
+    Args:
+        chunk: latent frames at a time; None for all.
+        tile: the most rows and columns of latents in a tile, without its surroundings; None for whole frames.
+        overlap: latent positions in which tiles are faded into each other; None for tiles that are exact.
+        peak: bytes held at most beyond the latents and the weights; the video counts.
+        split: the decoder's, where there are exact tiles.
+
+    Example:
+        >>> from tubelet.vae import CausalAutoencoder, CausalAutoencoderConfig
+        >>> vae = CausalAutoencoder(CausalAutoencoderConfig(widths=(8, 8), depths=(1, 1))).eval()
+        >>> plan = plan_decode(vae, (1, 16, 9, 8, 8), 1_500_000)
+        >>> plan.chunk, plan.tile
+        (4, None)
+        >>> with torch.no_grad():
+        ...     plan.decode(vae, torch.zeros(1, 16, 9, 8, 8)).shape
+        torch.Size([1, 1, 33, 64, 64])
+    """
+
+    chunk: int | None
+    tile: tuple[int, int] | None
+    overlap: int | None
+    peak: int
+    split: Split | None = None
+
+    def decode(self, vae: Any, z: Float[Tensor, "b z lt lh lw"]) -> Float[Tensor, "b c t h w"]:
+        """The video of latents, as planned; without gradients, which would keep all activations.
+
+        Raises:
+            ValueError: latents that do not fit the autoencoder.
+        """
+        if self.chunk is None and self.tile is None:
+            video: Tensor = vae.decode(z)
+            return video
+        tile = (None, None) if self.tile is None else self.tile
+        return decode_tiled(vae, z, (None, *tile), overlap=self.overlap, chunk=self.chunk, split=self.split)
+
+
+def plan_decode(vae: Any, shape: Sequence[int], budget: int, *, overlap: int | None = None) -> DecodePlan:
+    """The fastest way to decode latents of a shape whose memory stays within a budget.
+
+    Memory is what PyTorch allocates, the working memory of convolutions included on a CPU (with the number of threads
+    and in the dtype of the moment), beyond the latents and the weights; gradients are off.
+
+    Args:
+        vae: an autoencoder as :func:`tubelet.vae.decode_tiled` takes it.
+        shape: of the latents, ``(b, z, t, h, w)``.
+        budget: bytes.
+        overlap: latent positions in which tiles are faded into each other; None allows exact tiles alone.
+
+    Raises:
+        ValueError: a shape that does not fit, or a budget below what the smallest plan needs.
+
+    Example:
+        >>> from tubelet.vae import CausalAutoencoder, CausalAutoencoderConfig
+        >>> vae = CausalAutoencoder(CausalAutoencoderConfig(widths=(8, 8), depths=(1, 1)), device="meta")
+        >>> plan_decode(vae, (1, 16, 257, 8, 8), 10**12).chunk is None
+        True
+    """
+    if len(shape) != 5 or shape[1] != vae.config.latent_channels or min(shape) < 1:
+        raise ValueError(f"shape must be (b, {vae.config.latent_channels}, t, h, w), got {tuple(shape)}")
+    dry = _Dry(vae, tuple(shape))
+    least = dry.whole()
+    if least <= budget:
+        return DecodePlan(None, None, None, least)
+    chunk, peak = _first(dry.chunks, lambda chunk: dry.video + dry.streamed(vae.decoder, chunk), budget)
+    if peak <= budget:
+        return DecodePlan(chunk, None, None, peak)
+    split = split_decoder(vae) if overlap is None else None
+    tiles = _tiles(dry.shape[2:], overlap, None if split is None else split.reach)
+    if not tiles:
+        raise ValueError(f"budget {budget} is below the {peak} bytes of plans without tiles, which need an overlap")
+    tile, peak = _first(tiles, lambda tile: dry.tiled(tile, dry.chunks[-1], overlap, split), budget)
+    if peak > budget:
+        raise ValueError(f"budget {budget} is below the {peak} bytes that the smallest plan for {tuple(shape)} needs")
+    chunk, peak = _first([None, *dry.chunks], lambda chunk: dry.tiled(tile, chunk, overlap, split), budget)
+    return DecodePlan(chunk, tile, overlap, peak, split)
+
+
+def _first(candidates: Sequence[Any], peak: Callable[[Any], int], budget: int) -> tuple[Any, int]:
+    """The first candidate within the budget, and its peak; the last if none is. Later ones hold less."""
+    peaks: dict[int, int] = {}
+
+    def fits(place: int) -> bool:
+        peaks[place] = peak(candidates[place])
+        return peaks[place] <= budget
+
+    place = bisect_left(range(len(candidates) - 1), True, key=fits)
+    return candidates[place], peaks[place] if place in peaks else peak(candidates[place])
+
+
+class _Dry:
+    """What ways to decode latents of one shape hold at most."""
+
+    def __init__(self, vae: Any, shape: tuple[int, ...]) -> None:
+        self.vae, self.shape = vae, shape
+        self.own = getattr(vae, "chunks", Chunks()).decode
+        self.itemsize = blank(vae, 1).element_size()
+        self.video = self._bytes(vae.config.in_channels, *vae.config.factors.video_size(Grid(*shape[2:])))
+        halves = [2**i for i in reversed(range(shape[2].bit_length())) if 2**i < max(shape[2], 2)]
+        self.chunks = halves if self.own is None else [self.own]
+
+    def whole(self) -> int:
+        return predicted_peak(self.vae, self.vae.decode, self.shape)
+
+    def streamed(
+        self, layer: Layer, chunk: int | None, shape: tuple[int, ...] | None = None, fade: bool = False
+    ) -> int:
+        """What a layer holds while it runs chunk by chunk and what it gives is put away, faded or not."""
+        b, c, t, h, w = self.shape if shape is None else shape
+        plan = lengths(t, chunk, self.own)[:_STEADY]
+
+        def stream(x: Tensor) -> None:
+            for piece in pieces(layer, x, plan):
+                faded = piece * piece if fade else piece
+                faded = faded * piece if fade else piece
+                del piece, faded
+
+        return predicted_peak(self.vae, stream, (b, c, sum(plan), h, w))
+
+    def tiled(self, tile: tuple[int, int], chunk: int | None, overlap: int | None, split: Split | None) -> int:
+        """What the largest tile holds, with the video and what the layers that see whole frames give for all of it."""
+        b, c, t, *sides = self.shape
+        spans = spans_of((t, *sides), (None, *tile), overlap or 0, None if split is None else split.reach)
+        rows, columns = (max(span.run[1] - span.run[0] for span in axis) for axis in spans[1:])
+        if split is None:
+            return self.video + self.streamed(self.vae.decoder, chunk, (b, c, t, rows, columns), fade=True)
+        if split.whole is None:
+            return self.video + self.streamed(split.tiled, chunk, (b, c, t, rows, columns))
+        with torch.no_grad():
+            channels = split.whole(blank(self.vae, c).new_zeros(1, c, 1, 1, 1), None)[0].shape[1]
+        features = self._bytes(channels, t, *sides)
+        tail = self.streamed(split.tiled, chunk, (b, channels, t, rows, columns))
+        return features + max(self.streamed(split.whole, chunk), self.video + tail)
+
+    def _bytes(self, *sides: int) -> int:
+        return self.shape[0] * prod(sides) * self.itemsize
+
+
+def _tiles(sides: Sequence[int], overlap: int | None, reach: Reach | None) -> list[tuple[int, int]]:
+    """Sizes of tiles, by the positions that all of them run on together; each smaller than the ones before."""
+    costs: dict[tuple[int, int], int] = {}
+    for counts in itertools.product(*([2**i for i in range(side.bit_length()) if 2**i <= side] for side in sides[1:])):
+        tile = -(-sides[1] // counts[0]), -(-sides[2] // counts[1])
+        try:
+            spans = spans_of(sides, (None, *tile), overlap or 0, reach)[1:]
+        except ValueError:  # a side that cannot be divided, or tiles too small for the overlap
+            continue
+        costs[tile] = prod(sum(span.run[1] - span.run[0] for span in axis) for axis in spans)
+    kept: list[tuple[int, int]] = []
+    for tile in sorted(costs, key=lambda tile: (costs[tile], prod(tile))):
+        if prod(tile) < prod(kept[-1] if kept else sides[1:]):
+            kept.append(tile)
+    return kept
