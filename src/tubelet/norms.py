@@ -2,6 +2,7 @@
 
 ``LayerNorm`` is Ba et al., 2016 (arXiv:1607.06450): ``y = (x - mean(x)) / sqrt(var(x) + eps) · weight + bias`` with the
 biased variance. ``RMSNorm`` is Zhang & Sennrich, 2019 (arXiv:1910.07467): ``y = x / sqrt(mean(x²) + eps) · weight``.
+``UnitNorm`` divides by the length, ``y = x / max(‖x‖, eps)``, so that attention compares directions (arXiv:2010.04245).
 The statistics, the weight and the bias stay in float32 under autocast and for bfloat16 or float16 input (Wan keeps
 such an island), and float64 input stays float64.
 
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["LayerNorm", "RMSNorm"]
+__all__ = ["LayerNorm", "RMSNorm", "UnitNorm"]
 
 
 class LayerNorm(nn.Module):
@@ -124,6 +125,47 @@ class RMSNorm(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, for ``print``."""
         return f"{self.dim}, eps={self.eps}, affine={self.weight is not None}"
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]: ...
+
+
+class UnitNorm(nn.Module):
+    """Length one over the last axis, in float32 or better; there is nothing to learn.
+
+    Args:
+        dim: width of the last axis.
+        eps: the least length that is divided by.
+        device, dtype: as other norms have them; a norm without weights needs neither.
+
+    Raises:
+        ValueError: at the call, the last axis is not ``dim`` wide.
+
+    Example:
+        >>> UnitNorm(2)(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist()
+        [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        eps: float = 1e-12,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim, self.eps = dim, eps
+
+    def forward(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
+        """Normalise ``x``; the result has its dtype."""
+        _check_width(x, self.dim)
+        return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=self.eps).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print``."""
+        return f"{self.dim}, eps={self.eps}"
 
     if TYPE_CHECKING:
 

@@ -19,17 +19,20 @@ from tubelet.files import parsing
 from tubelet.hub.allegro import ALLEGRO, ALLEGRO_ORIGINAL
 from tubelet.hub.cogvideox import COGVIDEOX
 from tubelet.hub.cogvideox_original import COGVIDEOX_ORIGINAL
+from tubelet.hub.cogvideox_vae import COGVIDEOX_VAE
 from tubelet.hub.cosmos import COSMOS, COSMOS_ORIGINAL
 from tubelet.hub.dit import DIT
 from tubelet.hub.dit_original import DIT_ORIGINAL
 from tubelet.hub.hunyuan import HUNYUAN_VIDEO
 from tubelet.hub.hunyuan_original import HUNYUAN_VIDEO_ORIGINAL
+from tubelet.hub.hunyuan_vae import HUNYUAN_VAE
 from tubelet.hub.keys import Family
 from tubelet.hub.latte import LATTE
 from tubelet.hub.latte_original import LATTE_CLASS_ORIGINAL
 from tubelet.hub.ltx import LTX, LTX_ORIGINAL
 from tubelet.hub.mochi import MOCHI
 from tubelet.hub.mochi_original import MOCHI_ORIGINAL
+from tubelet.hub.mochi_vae import MOCHI_VAE
 from tubelet.hub.open_sora import OPEN_SORA
 from tubelet.hub.tensors import SHARD_SIZE, Tensors, fetch, held, opened, weight_files, write, write_json
 from tubelet.hub.translation import to_ours, to_theirs
@@ -58,18 +61,21 @@ _FAMILIES = (
     ALLEGRO_ORIGINAL,
     COGVIDEOX,
     COGVIDEOX_ORIGINAL,
+    COGVIDEOX_VAE,
     COSMOS,
     COSMOS_ORIGINAL,
     DIT,
     DIT_ORIGINAL,
     HUNYUAN_VIDEO,
     HUNYUAN_VIDEO_ORIGINAL,
+    HUNYUAN_VAE,
     LATTE,
     LATTE_CLASS_ORIGINAL,
     LTX,
     LTX_ORIGINAL,
     MOCHI,
     MOCHI_ORIGINAL,
+    MOCHI_VAE,
     OPEN_SORA,
     UVIT_ORIGINAL,
     VIVIT,

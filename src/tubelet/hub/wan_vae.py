@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tubelet.hub.convolutions import framewise
 from tubelet.hub.keys import Entry, Family, KeyMap, renamed
 from tubelet.hub.theirs import checked_config
 from tubelet.vae.families.wan_vae import WanAutoencoder, WanAutoencoderConfig, wan_vae_2_1
@@ -185,14 +186,8 @@ def _block(ours: str, theirs: str) -> Sequence[Entry]:
 
 def _change(ours: str, theirs: str) -> Sequence[Entry]:
     """A change of scale: over space a 2-D convolution of theirs, over time a causal one."""
-    space = Entry(
-        (f"{ours}.space.inner.conv.weight",),
-        (f"{theirs}.resample.1.weight",),
-        lambda flat: [flat.unsqueeze(2)],
-        lambda deep: [deep.squeeze(2)],
-    )
-    bias = renamed(f"{ours}.space.inner.conv", f"{theirs}.resample.1", ["bias"])
-    return (space, *bias, *renamed(f"{ours}.time.conv.conv", f"{theirs}.time_conv"))
+    space = framewise(f"{ours}.space.inner.conv", f"{theirs}.resample.1")
+    return (*space, *renamed(f"{ours}.time.conv.conv", f"{theirs}.time_conv"))
 
 
 def _attention(ours: str, theirs: str) -> Sequence[Entry]:

@@ -8,11 +8,13 @@ carries the state from one call to the next, so any number of streams can share 
 from tubelet.vae.autoencoder import CausalAutoencoder
 from tubelet.vae.blocks import CausalResBlock, ChannelNorm, Downsample, FrameGroups, FrameUngroups, Upsample
 from tubelet.vae.causal import CausalConv3d, State, copies, zeros
-from tubelet.vae.chains import Chain, NormedConv, PerFrame, Residual
+from tubelet.vae.chains import Chain, Guided, NormedConv, PerFrame, Residual, SkipFrames
 from tubelet.vae.coders import Decoder, Encoder, Stage
 from tubelet.vae.config import CausalAutoencoderConfig, digits
 from tubelet.vae.factors import Factors
-from tubelet.vae.frame_attention import FrameAttention
+from tubelet.vae.features import FourierFeatures
+from tubelet.vae.frame_attention import CausalFrameAttention, FrameAttention, TimeAttention
+from tubelet.vae.group_norms import FrameGroupNorm, SpatialNorm
 from tubelet.vae.losses import kl_loss, reconstruction_loss
 from tubelet.vae.memory import predicted_peak
 from tubelet.vae.plan import DecodePlan, plan_decode
@@ -22,6 +24,9 @@ from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime
 from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
 from tubelet.vae.shuffles import ShuffleUp
 from tubelet.vae.splitting import Split, split_decoder, split_encoder
+from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime, MeanTime
+from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
+from tubelet.vae.shuffles import PointwiseUp, ShuffleUp
 from tubelet.vae.streaming import StreamingAutoencoder, decode_stream, encode_stream
 from tubelet.vae.tiling import decode_tiled, encode_tiled
 from tubelet.vae.video import AutoencoderSizes, Chunks, VideoAutoencoder
@@ -31,6 +36,7 @@ __all__ = [
     "CausalAutoencoder",
     "CausalAutoencoderConfig",
     "CausalConv3d",
+    "CausalFrameAttention",
     "CausalResBlock",
     "Chain",
     "ChannelNorm",
@@ -44,12 +50,16 @@ __all__ = [
     "Downsample",
     "Encoder",
     "Factors",
+    "FourierFeatures",
     "FrameAttention",
+    "FrameGroupNorm",
     "FrameGroups",
     "FrameUngroups",
+    "Guided",
     "HalveSpace",
     "HalveTime",
     "MeanShortcut",
+    "MeanTime",
     "NormedConv",
     "Patch",
     "PerFrame",
@@ -58,9 +68,16 @@ __all__ = [
     "Residual",
     "ShuffleUp",
     "Split",
+    "PointwiseUp",
+    "RepeatShortcut",
+    "Residual",
+    "ShuffleUp",
+    "SkipFrames",
+    "SpatialNorm",
     "Stage",
     "State",
     "StreamingAutoencoder",
+    "TimeAttention",
     "Upsample",
     "VideoAutoencoder",
     "copies",

@@ -10,7 +10,7 @@ Shapes: ``(b, c, t, h, w)``; the state is ``(b, c, kt - s, h, w)``, whatever the
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -53,14 +53,15 @@ class CausalConv3d(nn.Module):
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel: odd sizes over height and width, any size over time, as ``(t, h, w)``.
+        kernel: any size over time, odd over height and width or as large as the stride there, as ``(t, h, w)``.
         stride: steps from one output to the next, as ``(t, h, w)``; over time no more than the kernel.
         before: makes the frames before a video from its first frame and their number: `copies` or `zeros`.
+        edges: what stands round a frame, ``"zeros"`` or its own edge, ``"replicate"`` (``nn.Conv3d``'s padding mode).
         bias: whether to add one.
 
     Raises:
-        ValueError: a kernel or stride that is not positive, a kernel that is even over space, or a stride over time
-            beyond it.
+        ValueError: a kernel or stride that is not positive, a kernel that is even over space and not the stride, or a
+            stride over time beyond it.
 
     Example:
         >>> conv = CausalConv3d(2, 3)
@@ -80,13 +81,17 @@ class CausalConv3d(nn.Module):
         stride: tuple[int, int, int] = (1, 1, 1),
         *,
         before: Callable[[Tensor, int], Tensor] = copies,
+        edges: Literal["zeros", "replicate"] = "zeros",
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if min(kernel) < 1 or kernel[1] % 2 == 0 or kernel[2] % 2 == 0:
-            raise ValueError(f"kernel must be positive and odd over height and width, not {kernel}")
+        odd = all(size % 2 or size == step for size, step in zip(kernel[1:], stride[1:], strict=True))
+        if min(kernel) < 1 or not odd:
+            raise ValueError(
+                f"kernel must be positive, and over height and width odd or the stride {stride}, not {kernel}"
+            )
         if min(stride) < 1 or stride[0] > kernel[0]:
             raise ValueError(f"stride must be positive, and over time within kernel {kernel}, not {stride}")
         self.before = before
@@ -95,8 +100,9 @@ class CausalConv3d(nn.Module):
             out_channels,
             kernel,
             stride,
-            padding=(0, kernel[1] // 2, kernel[2] // 2),
+            padding=(0, (kernel[1] - 1) // 2, (kernel[2] - 1) // 2),
             bias=bias,
+            padding_mode=edges,
             device=device,
             dtype=dtype,
         )
@@ -106,7 +112,7 @@ class CausalConv3d(nn.Module):
         self.conv.reset_parameters()
 
     def forward(
-        self, x: Float[Tensor, "b c t h w"], state: Float[Tensor, "b c s h w"] | None = None
+        self, x: Float[Tensor, "b c t h w"], state: Float[Tensor, "b c s h w"] | None = None, *_: Any
     ) -> tuple[Float[Tensor, "b d t2 h2 w2"], Float[Tensor, "b c r h w"]]:
         """Convolve the next frames of a video.
 
@@ -139,4 +145,4 @@ class CausalConv3d(nn.Module):
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+        def __call__(self, x: Tensor, state: Tensor | None = None, *_: Any) -> tuple[Tensor, Tensor]: ...

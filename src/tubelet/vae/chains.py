@@ -1,8 +1,9 @@
 """Layers that take the next frames with a state and return both, and what joins them.
 
-A streaming layer is called as ``layer(x, state) -> (y, state)``; ``state`` is None at the start of a video, and what
-the previous call returned after it. It is a tensor or a tuple of states: the state of a chain has the chain's form.
-Activations are ``(b, c, t, h, w)``.
+A streaming layer is called as ``layer(x, state, *context) -> (y, state)``; ``state`` is None at the start of a video,
+and what the previous call returned after it. It is a tensor or a tuple of states: the state of a chain has the chain's
+form. The context is what some layers are told besides, such as the latents that are being decoded; a chain hands it to
+all its layers, and those that need none pass over it. Activations are ``(b, c, t, h, w)``.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from tubelet.vae.causal import State
 
-__all__ = ["Chain", "NormedConv", "PerFrame", "Residual"]
+__all__ = ["Chain", "Guided", "NormedConv", "PerFrame", "Residual", "SkipFrames"]
 
 
 class Chain(nn.Module):
@@ -41,7 +42,7 @@ class Chain(nn.Module):
         reset(self)
 
     def forward(
-        self, x: Float[Tensor, "b c t h w"], state: State | None = None
+        self, x: Float[Tensor, "b c t h w"], state: State | None = None, *context: Any
     ) -> tuple[Float[Tensor, "b d t2 h2 w2"], State]:
         """The next frames through all layers."""
         layers = list(self.children())
@@ -50,13 +51,13 @@ class Chain(nn.Module):
             raise ValueError(f"state must hold the states of {len(layers)} layers, not of {len(before)}")
         after = []
         for layer, own in zip(layers, before, strict=True):
-            x, own = layer(x, own)
+            x, own = layer(x, own, *context)
             after.append(own)
         return x, tuple(after)
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]: ...
+        def __call__(self, x: Tensor, state: State | None = None, *context: Any) -> tuple[Tensor, State]: ...
 
 
 class PerFrame(nn.Module):
@@ -76,14 +77,14 @@ class PerFrame(nn.Module):
         reset(self)
 
     def forward(
-        self, x: Float[Tensor, "b c t h w"], state: State | None = None
-    ) -> tuple[Float[Tensor, "b d t h2 w2"], State]:
+        self, x: Float[Tensor, "b c t h w"], state: State | None = None, *context: Any
+    ) -> tuple[Float[Tensor, "b d t2 h2 w2"], State]:
         """``inner(x)``."""
         return self.inner(x), ()
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]: ...
+        def __call__(self, x: Tensor, state: State | None = None, *context: Any) -> tuple[Tensor, State]: ...
 
 
 class NormedConv(nn.Module):
@@ -107,14 +108,16 @@ class NormedConv(nn.Module):
         """Draw both anew."""
         reset(self)
 
-    def forward(self, x: Float[Tensor, "b c t h w"], state: Any = None) -> tuple[Float[Tensor, "b d t h w"], Any]:
-        """The next frames and the state of the convolution."""
-        y, state = self.conv(F.silu(self.norm(x)), state)
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], state: Any = None, *context: Any
+    ) -> tuple[Float[Tensor, "b d t2 h2 w2"], Any]:
+        """The next frames and the state of the convolution; the norm alone is told the context."""
+        y, state = self.conv(F.silu(self.norm(x, *context)), state)
         return y, state
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]: ...
+        def __call__(self, x: Tensor, state: Any = None, *context: Any) -> tuple[Tensor, Any]: ...
 
 
 class Residual(nn.Module):
@@ -141,17 +144,72 @@ class Residual(nn.Module):
         reset(self)
 
     def forward(
-        self, x: Float[Tensor, "b c t h w"], state: State | None = None
+        self, x: Float[Tensor, "b c t h w"], state: State | None = None, *context: Any
     ) -> tuple[Float[Tensor, "b d t2 h2 w2"], State]:
         """The sum, and the states of the branch and of the shortcut."""
         branch, shortcut = (None, None) if state is None else state
-        y, branch = self.branch(x, branch)
-        kept, shortcut = self.shortcut(x, shortcut)
+        y, branch = self.branch(x, branch, *context)
+        kept, shortcut = self.shortcut(x, shortcut, *context)
         return kept + y, (branch, shortcut)
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]: ...
+        def __call__(self, x: Tensor, state: State | None = None, *context: Any) -> tuple[Tensor, State]: ...
+
+
+class Guided(nn.Module):
+    """A streaming layer that is told its own input as context: ``inner(x, state, x, start)``.
+
+    ``start`` says that the first frame of ``x`` is the first of its video.
+
+    Example:
+        >>> from tubelet.vae import CausalConv3d, SpatialNorm
+        >>> norm = SpatialNorm(nn.GroupNorm(1, 2), channels=2, latent_channels=2)
+        >>> Guided(NormedConv(norm, CausalConv3d(2, 4)))(torch.zeros(1, 2, 3, 4, 4))[0].shape
+        torch.Size([1, 4, 3, 4, 4])
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def reset_parameters(self) -> None:
+        """Draw the layer anew."""
+        reset(self)
+
+    def forward(self, x: Float[Tensor, "b c t h w"], state: Any = None) -> tuple[Float[Tensor, "b d t2 h2 w2"], Any]:
+        """The next frames and the state of the layer."""
+        y, after = self.inner(x, state, x, state is None)
+        return y, after
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]: ...
+
+
+class SkipFrames(nn.Module):
+    """The first frames of a video are left out.
+
+    Example:
+        >>> skip = SkipFrames(2)
+        >>> head, state = skip(torch.zeros(1, 1, 3, 2, 2))
+        >>> head.shape[2], skip(torch.zeros(1, 1, 3, 2, 2), state)[0].shape[2]
+        (1, 3)
+    """
+
+    def __init__(self, frames: int) -> None:
+        super().__init__()
+        self.frames = frames
+
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], state: State | None = None, *_: Any
+    ) -> tuple[Float[Tensor, "b c t2 h w"], State]:
+        """The next frames, without the first where a video begins."""
+        return x[:, :, self.frames :] if state is None else x, ()
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, state: State | None = None, *_: Any) -> tuple[Tensor, State]: ...
 
 
 def reset(module: nn.Module) -> None:

@@ -5,6 +5,7 @@
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -88,3 +89,19 @@ def check_channels(name: str, x: Tensor, channels: int) -> None:
         raise ValueError(f"{name} must have {channels} channels, not {x.shape[1]}")
     if x.shape[2] < 1:
         raise ValueError(f"{name} must have at least one frame, not {x.shape[2]}")
+
+
+def check_scales(config: Any) -> None:
+    """Whether a config of equal depth and groups at all scales makes an autoencoder.
+
+    Raises:
+        ValueError: a size or factor that is not positive, widths that the groups do not divide, or more halvings of
+            time than changes of scale.
+    """
+    for name in ("in_channels", "latent_channels", "depth", "groups", "scaling_factor"):
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{name} must be positive, not {getattr(config, name)}")
+    if not config.widths or any(width < 1 or width % config.groups for width in config.widths):
+        raise ValueError(f"widths {config.widths} must be positive multiples of groups {config.groups}")
+    if not 0 <= config.time_halvings < len(config.widths):
+        raise ValueError(f"time_halvings {config.time_halvings} must be fewer than the {len(config.widths)} widths")

@@ -5,18 +5,18 @@ is, without the convolution over time, as in Wan (arXiv:2503.20314, section 4.1)
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from einops import rearrange
+from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tubelet.vae.blocks import Device
-from tubelet.vae.causal import CausalConv3d, zeros
+from tubelet.vae.causal import CausalConv3d, State, zeros
 
-__all__ = ["DoubleSpace", "DoubleTime", "HalveSpace", "HalveTime"]
+__all__ = ["DoubleSpace", "DoubleTime", "HalveSpace", "HalveTime", "MeanTime"]
 
 
 class HalveSpace(nn.Module):
@@ -91,14 +91,14 @@ class HalveTime(nn.Module):
         self.conv.reset_parameters()
 
     def forward(
-        self, x: Float[Tensor, "b c t h w"], state: Float[Tensor, "b c 1 h w"] | None = None
+        self, x: Float[Tensor, "b c t h w"], state: Float[Tensor, "b c 1 h w"] | None = None, *_: Any
     ) -> tuple[Float[Tensor, "b c t2 h w"], Float[Tensor, "b c 1 h w"]]:
         """``1 + 2k`` frames at the start of a video, ``2k`` after it; the state is the last frame."""
         return self.conv(x, state) if state is not None else _past_the_first(x, x[:, :, :1], self.conv)
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+        def __call__(self, x: Tensor, state: Tensor | None = None, *_: Any) -> tuple[Tensor, Tensor]: ...
 
 
 class DoubleTime(nn.Module):
@@ -119,7 +119,7 @@ class DoubleTime(nn.Module):
         self.conv.reset_parameters()
 
     def forward(
-        self, x: Float[Tensor, "b c t h w"], state: Float[Tensor, "b c 2 h w"] | None = None
+        self, x: Float[Tensor, "b c t h w"], state: Float[Tensor, "b c 2 h w"] | None = None, *_: Any
     ) -> tuple[Float[Tensor, "b c t2 h w"], Float[Tensor, "b c 2 h w"]]:
         """``1 + 2k`` frames of ``1 + k`` at the start of a video, twice the frames after it."""
         if state is None:
@@ -132,7 +132,33 @@ class DoubleTime(nn.Module):
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+        def __call__(self, x: Tensor, state: Tensor | None = None, *_: Any) -> tuple[Tensor, Tensor]: ...
+
+
+class MeanTime(nn.Module):
+    """The mean of each ``temporal`` frames; the first frame of a video stays as it is.
+
+    Example:
+        >>> x = torch.arange(5.0).reshape(1, 1, 5, 1, 1)
+        >>> MeanTime(2)(x)[0].flatten().tolist()
+        [0.0, 1.5, 3.5]
+    """
+
+    def __init__(self, temporal: int) -> None:
+        super().__init__()
+        self.temporal = temporal
+
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], state: State | None = None, *_: Any
+    ) -> tuple[Float[Tensor, "b c t2 h w"], State]:
+        """``1 + temporal·k`` frames at the start of a video, ``temporal·k`` after it; there is nothing to carry on."""
+        alone = int(state is None)
+        means = reduce(x[:, :, alone:], "b c (t n) h w -> b c t h w", "mean", n=self.temporal)
+        return torch.cat([x[:, :, :1], means], 2) if alone else means, ()
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, state: State | None = None, *_: Any) -> tuple[Tensor, State]: ...
 
 
 def _past_the_first(

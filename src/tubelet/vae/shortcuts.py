@@ -5,7 +5,7 @@ averaged to the width that is wanted, and back. As everywhere here, the first fr
 Activations are ``(b, c, t, h, w)``.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange, reduce, repeat
@@ -37,7 +37,7 @@ class MeanShortcut(nn.Module):
         self.channels, self.temporal, self.spatial = out_channels, temporal, spatial
 
     def forward(
-        self, x: Float[Tensor, "b c t h w"], state: State | None = None
+        self, x: Float[Tensor, "b c t h w"], state: State | None = None, *_: Any
     ) -> tuple[Float[Tensor, "b d t2 h2 w2"], State]:
         """The next frames; there is nothing to carry on."""
         if state is None:
@@ -48,7 +48,7 @@ class MeanShortcut(nn.Module):
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]: ...
+        def __call__(self, x: Tensor, state: State | None = None, *_: Any) -> tuple[Tensor, State]: ...
 
 
 class RepeatShortcut(nn.Module):
@@ -71,7 +71,7 @@ class RepeatShortcut(nn.Module):
         self.copies, self.temporal, self.spatial = wanted // in_channels, temporal, spatial
 
     def forward(
-        self, x: Float[Tensor, "b c t h w"], state: State | None = None
+        self, x: Float[Tensor, "b c t h w"], state: State | None = None, *_: Any
     ) -> tuple[Float[Tensor, "b d t2 h2 w2"], State]:
         """The next frames; there is nothing to carry on."""
         sides = {"pt": self.temporal, "ph": self.spatial, "pw": self.spatial}
@@ -81,7 +81,7 @@ class RepeatShortcut(nn.Module):
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]: ...
+        def __call__(self, x: Tensor, state: State | None = None, *_: Any) -> tuple[Tensor, State]: ...
 
 
 class Patch(nn.Module):
