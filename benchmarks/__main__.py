@@ -25,13 +25,14 @@ from benchmarks import (
     papers,
     samplers,
     table,
+    vae,
     video_dit,
 )
 from tubelet.bench import report, run_plan
 from tubelet.bench.device import environment
 from tubelet.files import replacing
 
-SUITES = ("attention", "blocks", "models", "navit", "overhead", "papers", "samplers", "video_dit")
+SUITES = ("attention", "blocks", "models", "navit", "overhead", "papers", "samplers", "vae", "video_dit")
 
 
 def main() -> int:
@@ -45,12 +46,16 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, help="of the videos of models and blocks, about; default 4,096")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="of models and blocks; default both")
     parser.add_argument("--backends", default="auto", help="for the suite of models, of our attention; default auto")
+    parser.add_argument("--vaes", default=",".join(vae.VAES), help="for the suite of autoencoders; default all")
+    parser.add_argument("--size", default="9x128x128", help="of their videos, frames x height x width")
     parser.add_argument("--fused", action="store_true", help="for the suite of models: ours with fused kernels")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write one JSON file a suite there")
     arguments = parser.parse_args()
     chosen = arguments.suites or list(SUITES)
     if strange := sorted(set(arguments.models.split(",")) - set(models.FAMILIES)):
         parser.error(f"unknown models {strange}; the models are {', '.join(models.FAMILIES)}")
+    if strange := sorted(set(arguments.vaes.split(",")) - set(vae.VAES)):
+        parser.error(f"unknown autoencoders {strange}; they are {', '.join(vae.VAES)}")
     if unknown := sorted(set(chosen) - set(SUITES)):
         parser.error(f"unknown suites {unknown}; the suites are {', '.join(SUITES)}")
     if arguments.rounds < 2 or arguments.threads < 1:
@@ -65,6 +70,7 @@ def main() -> int:
         "overhead": run_overhead,
         "papers": run_papers,
         "samplers": run_samplers,
+        "vae": partial(run_vae, arguments.vaes.split(","), lists[1], arguments.size),
         "video_dit": run_video_dit,
     }
     right = [runs[name](arguments.device, arguments.rounds, arguments.out) for name in chosen]
@@ -147,6 +153,20 @@ def run_samplers(device: str, rounds: int, out: Path | None) -> bool:
             steps = f"{1000 * ours.ms / samplers.STEPS:.0f} against {1000 * theirs.ms / samplers.STEPS:.0f} µs"
             print(f"{ours.group}: {ours.ms / theirs.ms:.2f} of theirs, {steps} a step", flush=True)
     return all(result.right for result in results)
+
+
+def run_vae(names: list[str], dtypes: list[str], size: str, device: str, rounds: int, out: Path | None) -> bool:
+    frames, height, width = map(int, size.split("x"))
+    lines: list[vae.Timed] = []
+    for line in vae.compare_vaes(names, dtypes, rounds, (frames, height, width), device):
+        lines.append(line)
+        print(vae.report_vaes([line]).splitlines()[-1], flush=True)
+        if out is not None:
+            document = {"environment": environment(torch.device(device)), "results": [asdict(each) for each in lines]}
+            with replacing(out / "vae.json") as temporary:
+                temporary.write_text(json.dumps(document, indent=1) + "\n")
+    print("\n" + vae.report_vaes(lines), flush=True)
+    return True
 
 
 def run_video_dit(device: str, rounds: int, out: Path | None) -> bool:
