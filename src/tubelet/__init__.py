@@ -7,7 +7,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from tubelet import packing, vae
+from tubelet import packing
 from tubelet._version import __version__
 from tubelet.attention import (
     Attention,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tubelet import hub as hub
     from tubelet import models as models
     from tubelet import testing as testing
+    from tubelet import vae as vae
 
 __all__ = [
     "MLP",
@@ -91,7 +92,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """On first use: diffusion, whole models, their checkpoints and the conformance kit; so importing is quick."""
-    if name in ("diffusion", "hub", "models", "testing"):
+    """On first use: diffusion, autoencoders, whole models, checkpoints, the conformance kit; so importing is quick."""
+    if name in ("diffusion", "hub", "models", "testing", "vae"):
         return importlib.import_module(f"tubelet.{name}")
     raise AttributeError(f"module 'tubelet' has no attribute {name!r}")
