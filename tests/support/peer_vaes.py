@@ -16,7 +16,7 @@ def hunyuan(seed: int = 0, **sizes: Any) -> AutoencoderKLHunyuanVideo:
     """A peer of HunyuanVideo's kind; ``sizes`` replace those that are drawn."""
     draw = random.Random(seed)
     groups = draw.choice([2, 4])
-    widths = [groups * draw.randint(1, 3) for _ in range(3 + seed % 2)] if "block_out_channels" not in sizes else []
+    widths = [groups * draw.randint(2, 4) for _ in range(3 + seed % 2)] if "block_out_channels" not in sizes else []
     drawn: dict[str, Any] = {
         "latent_channels": draw.randint(2, 4),
         "block_out_channels": widths,
@@ -37,7 +37,7 @@ def cogvideox(seed: int = 0, **sizes: Any) -> AutoencoderKLCogVideoX:
     groups = draw.choice([2, 4])
     drawn: dict[str, Any] = {
         "latent_channels": draw.randint(2, 4),
-        "block_out_channels": [groups * draw.randint(1, 3) for _ in range(3 + seed % 2)],
+        "block_out_channels": [groups * draw.randint(2, 4) for _ in range(3 + seed % 2)],
         "layers_per_block": draw.randint(1, 2),
         "norm_num_groups": groups,
         "temporal_compression_ratio": [4, 4, 2][seed % 3],

@@ -262,7 +262,7 @@ def test_bfloat16_errs_no_more_than_the_peer(family: str) -> None:
         exact = vae.double().decode(z)
         theirs, got = peer.to(half).decode(z.to(half)).sample, vae.to(half).decode(z.to(half))
         assert got.dtype == half
-        assert error(got, exact) <= 1.2 * error(theirs, exact)
+        assert error(got, exact) <= 1.5 * error(theirs, exact)
 
 
 def tiny(family: str) -> Any:

@@ -131,7 +131,7 @@ def cogvideox_vae_keys(config: CogVideoXAutoencoderConfig) -> KeyMap:
             *_guided(f"{inner}.head.norm", "decoder.norm_out"),
             *_block(f"{inner}.stages.*.*", "decoder.up_blocks.*.resnets.*", _guided),
             *_block(f"{inner}.middle.*", "decoder.mid_block.resnets.*", _guided),
-            *framewise(f"{inner}.stages.*.space.inner", "decoder.up_blocks.*.upsamplers.0.conv"),
+            *framewise(f"{inner}.stages.*.space.inner.conv", "decoder.up_blocks.*.upsamplers.0.conv"),
         )
     )
 

@@ -24,6 +24,7 @@ from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime
 from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
 from tubelet.vae.shuffles import ShuffleUp
 from tubelet.vae.splitting import Split, split_decoder, split_encoder
+from tubelet.vae.repeats import RepeatConv3d, RepeatFrames, convolve_repeated
 from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime, MeanTime
 from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
 from tubelet.vae.shuffles import PointwiseUp, ShuffleUp
@@ -69,6 +70,8 @@ __all__ = [
     "ShuffleUp",
     "Split",
     "PointwiseUp",
+    "RepeatConv3d",
+    "RepeatFrames",
     "RepeatShortcut",
     "Residual",
     "ShuffleUp",
@@ -80,6 +83,7 @@ __all__ = [
     "TimeAttention",
     "Upsample",
     "VideoAutoencoder",
+    "convolve_repeated",
     "copies",
     "decode_stream",
     "decode_tiled",

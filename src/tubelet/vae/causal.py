@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["CausalConv3d", "State", "copies", "zeros"]
+__all__ = ["CausalConv3d", "State", "copies", "follow", "zeros"]
 
 State = tuple[Any, ...]
 """What a stream carries from chunk to chunk: tensors and tuples of them, of a size that does not grow; to be pickled.
@@ -45,6 +45,21 @@ def zeros(first: Float[Tensor, "b c 1 h w"], frames: int) -> Float[Tensor, "b c 
     """
     b, c, _, h, w = first.shape
     return first.new_zeros(b, c, frames, h, w)
+
+
+def follow(state: Float[Tensor, "b c s h w"], x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t2 h w"]:
+    """The frames of a state and those after them, in the memory format and dtype of the latter.
+
+    Frames of two formats would be joined in a third, and a convolution would copy them back.
+
+    Example:
+        >>> x = torch.zeros(1, 4, 3, 2, 2).to(memory_format=torch.channels_last_3d)
+        >>> follow(zeros(x[:, :, :1], 2), x).is_contiguous(memory_format=torch.channels_last_3d)
+        True
+    """
+    if x.is_contiguous():
+        return torch.cat([state.to(x.dtype), x], 2)
+    return torch.cat([state.to(x.dtype, memory_format=torch.channels_last_3d), x], 2)
 
 
 class CausalConv3d(nn.Module):
@@ -139,7 +154,7 @@ class CausalConv3d(nn.Module):
         elif (state.shape[:2], state.shape[3:]) != (x.shape[:2], x.shape[3:]):
             raise ValueError(f"state has shape {tuple(state.shape)}, which does not go on to x of {tuple(x.shape)}")
         if kt > 1:
-            x = torch.cat([state.to(x.dtype), x], 2)
+            x = follow(state, x)
         y: Tensor = self.conv(x)
         return y, x[:, :, x.shape[2] - frames :].clone()
 

@@ -112,7 +112,8 @@ class NormedConv(nn.Module):
         self, x: Float[Tensor, "b c t h w"], state: Any = None, *context: Any
     ) -> tuple[Float[Tensor, "b d t2 h2 w2"], Any]:
         """The next frames and the state of the convolution; the norm alone is told the context."""
-        y, state = self.conv(F.silu(self.norm(x, *context)), state)
+        normed = self.norm(x, *context)
+        y, state = self.conv(F.silu(normed, inplace=normed is not x and not normed.requires_grad), state)
         return y, state
 
     if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class Residual(nn.Module):
         branch, shortcut = (None, None) if state is None else state
         y, branch = self.branch(x, branch, *context)
         kept, shortcut = self.shortcut(x, shortcut, *context)
-        return kept + y, (branch, shortcut)
+        return kept + y if y.requires_grad or kept.requires_grad else y.add_(kept), (branch, shortcut)
 
     if TYPE_CHECKING:
 

@@ -114,9 +114,16 @@ class SpatialNorm(nn.Module):
             ValueError: sides of ``x`` that are not those of ``z`` times whole numbers.
         """
         by = _ratios(x, z, start)
-        scale, shift = (_spread(of(z), by, start) for of in (self.scale, self.shift))
-        rows = self.norm(x).unflatten(3, (z.shape[3], by[1]))
-        return torch.addcmul(shift, rows, scale).flatten(3, 4)
+        layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last_3d
+        scale, shift = (
+            _spread(of(z), by, start).contiguous(memory_format=layout).unsqueeze(4) for of in (self.scale, self.shift)
+        )
+        normed: Tensor = self.norm(x)
+        rows = normed.unflatten(3, (z.shape[3], by[1]))
+        if any(each.requires_grad for each in (rows, scale, shift)):
+            return torch.addcmul(shift, rows, scale).flatten(3, 4)
+        torch.addcmul(shift, rows, scale, out=rows)
+        return normed
 
     if TYPE_CHECKING:
 
@@ -134,8 +141,8 @@ def _ratios(x: Tensor, z: Tensor, start: bool) -> tuple[int, int, int]:
 
 
 def _spread(y: Tensor, by: tuple[int, int, int], start: bool) -> Tensor:
-    """Each latent at its frames and columns, with an axis of one for its rows."""
+    """Each latent at its frames and columns."""
     if by[0] > 1:
         rest = repeat(y[:, :, int(start) :], "b c t h w -> b c (t s) h w", s=by[0])
         y = torch.cat([y[:, :, :1], rest], 2) if start else rest
-    return repeat(y, "b c t h w -> b c t h 1 (w r)", r=by[2])
+    return repeat(y, "b c t h w -> b c t h (w r)", r=by[2])

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tubelet.vae.blocks import Device
 from tubelet.vae.causal import CausalConv3d, State, zeros
+from tubelet.vae.repeats import convolve_repeated
 
 __all__ = ["DoubleSpace", "DoubleTime", "HalveSpace", "HalveTime", "MeanTime"]
 
@@ -46,7 +46,7 @@ class HalveSpace(nn.Module):
 
 
 class DoubleSpace(nn.Module):
-    """Each position four times, then a 3×3 convolution of each frame.
+    """Each position four times, then a 3×3 convolution of each frame, which `convolve_repeated` does without copies.
 
     Example:
         >>> DoubleSpace(4, 2)(torch.zeros(1, 4, 3, 3, 4)).shape
@@ -65,8 +65,7 @@ class DoubleSpace(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t h2 w2"]:
         """Twice the height and width."""
-        y: Tensor = self.conv(F.interpolate(x, scale_factor=(1, 2, 2), mode="nearest"))
-        return y
+        return convolve_repeated(x, self.conv, (1, 2, 2))
 
     if TYPE_CHECKING:
 
@@ -128,7 +127,10 @@ class DoubleTime(nn.Module):
 
     def _double(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         y, state = self.conv(x, state)
-        return rearrange(y, "b (two c) t h w -> b c (t two) h w", two=2), state
+        halves = [
+            torch.split(half, 1, 2) for half in y.chunk(2, 1)
+        ]  # slices keep the memory format, a shuffle does not
+        return torch.cat([frame for pair in zip(*halves, strict=True) for frame in pair], 2), state
 
     if TYPE_CHECKING:
 
@@ -153,7 +155,8 @@ class MeanTime(nn.Module):
     ) -> tuple[Float[Tensor, "b c t2 h w"], State]:
         """``1 + temporal·k`` frames at the start of a video, ``temporal·k`` after it; there is nothing to carry on."""
         alone = int(state is None)
-        means = reduce(x[:, :, alone:], "b c (t n) h w -> b c t h w", "mean", n=self.temporal)
+        parts = [x[:, :, alone + i :: self.temporal] for i in range(self.temporal)]
+        means = sum(parts[1:], parts[0]) / self.temporal
         return torch.cat([x[:, :, :1], means], 2) if alone else means, ()
 
     if TYPE_CHECKING:

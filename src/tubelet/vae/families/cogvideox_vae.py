@@ -25,8 +25,8 @@ from tubelet.vae.causal import CausalConv3d
 from tubelet.vae.chains import Chain, Guided, NormedConv, PerFrame, Residual
 from tubelet.vae.factors import Factors, check_scales
 from tubelet.vae.group_norms import SpatialNorm
-from tubelet.vae.scales import HalveSpace, MeanTime
-from tubelet.vae.shortcuts import RepeatShortcut
+from tubelet.vae.repeats import RepeatFrames
+from tubelet.vae.scales import DoubleSpace, HalveSpace, MeanTime
 from tubelet.vae.video import Chunks, VideoAutoencoder
 
 __all__ = ["CogVideoXAutoencoder", "CogVideoXAutoencoderConfig", "cogvideox_vae_2b", "cogvideox_vae_5b"]
@@ -143,12 +143,13 @@ def _down(config: CogVideoXAutoencoderConfig, scale: int, norm: Norm, **made: An
 
 
 def _up(config: CogVideoXAutoencoderConfig, scale: int, norm: Norm, **made: Any) -> Chain:
-    """The decoder at one scale: blocks, then perhaps twice the time, and twice the space for the next finer scale."""
+    """The decoder at one scale: blocks, then twice the space, and perhaps twice the time, for the next finer scale."""
     last, width = len(config.widths) - 1, config.widths[scale]
     layers = _blocks(norm, config.widths[min(scale + 1, last)], width, config.depth + 1, **made)
     if scale:
-        layers["repeat"] = RepeatShortcut(width, width, 2 if last - scale < config.time_halvings else 1, 2)
-        layers["space"] = PerFrame(nn.Conv3d(width, width, (1, 3, 3), padding=(0, 1, 1), **made))
+        layers["space"] = PerFrame(DoubleSpace(width, width, **made))
+        if last - scale < config.time_halvings:
+            layers["time"] = RepeatFrames(2)
     return Chain(**layers)
 
 

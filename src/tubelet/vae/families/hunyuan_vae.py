@@ -26,7 +26,7 @@ from tubelet.vae.causal import CausalConv3d
 from tubelet.vae.chains import Chain, NormedConv, PerFrame, Residual
 from tubelet.vae.factors import Factors, check_scales
 from tubelet.vae.frame_attention import CausalFrameAttention
-from tubelet.vae.shortcuts import RepeatShortcut
+from tubelet.vae.repeats import RepeatConv3d
 from tubelet.vae.video import VideoAutoencoder
 
 __all__ = ["HunyuanAutoencoder", "HunyuanAutoencoderConfig", "hunyuan_vae"]
@@ -142,8 +142,8 @@ def _up(config: HunyuanAutoencoderConfig, scale: int, **made: Any) -> Chain:
     coarser, width = min(scale + 1, len(config.widths) - 1), config.widths[scale]
     layers = _blocks(config, config.widths[coarser], width, config.depth + 1, **made)
     if scale:
-        layers["repeat"] = RepeatShortcut(width, width, 2 if scale <= config.time_halvings else 1, 2)
-        layers["change"] = _conv(width, width, **made)
+        time = 2 if scale <= config.time_halvings else 1
+        layers["change"] = RepeatConv3d(width, width, time, 2, edges="replicate", **made)
     return Chain(**layers)
 
 
