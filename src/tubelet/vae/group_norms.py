@@ -119,7 +119,7 @@ class SpatialNorm(nn.Module):
             _spread(of(z), by, start).contiguous(memory_format=layout).unsqueeze(4) for of in (self.scale, self.shift)
         )
         normed: Tensor = self.norm(x)
-        rows = normed.unflatten(3, (z.shape[3], by[1]))
+        rows = torch.unflatten(normed, 3, (z.shape[3], by[1]))
         if any(each.requires_grad for each in (rows, scale, shift)):
             return torch.addcmul(shift, rows, scale).flatten(3, 4)
         torch.addcmul(shift, rows, scale, out=rows)
