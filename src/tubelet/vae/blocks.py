@@ -49,13 +49,20 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         """Normalise over axis 1."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = torch.rsqrt(wide.square().mean(1, keepdim=True) + self.eps)
-        return (wide * scale).to(x.dtype) * self.weight.to(x.dtype).reshape(-1, 1, 1, 1)
+        y = x * torch.rsqrt(_mean_square(x) + self.eps).to(x.dtype)
+        weight = self.weight.to(x.dtype).reshape(-1, 1, 1, 1)
+        return y * weight if y.requires_grad or weight.requires_grad else y.mul_(weight)
 
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor) -> Tensor: ...
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    """Over the channels, in at least float32; a narrow ``x`` is not copied in it."""
+    if x.dtype in (torch.float32, torch.float64):
+        return x.square().mean(1, keepdim=True)
+    return torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).square() / x.shape[1]
 
 
 class CausalResBlock(nn.Module):

@@ -61,7 +61,7 @@ class AutoencoderSizes(Protocol):
 
 @dataclass(frozen=True)
 class Chunks:
-    """Into which chunks a whole video is cut where they are part of the answer; None for one chunk.
+    """Into which chunks a whole video is cut, to hold less or because they are part of the answer; None for one chunk.
 
     Chunks of so many frames, the first of which takes what is left over as well: 9 and 8 of 17 frames in eights. That
     is CogVideoX's way, whose norms see one chunk at a time.
@@ -98,7 +98,7 @@ class VideoAutoencoder(nn.Module):
         encoder: a streaming layer, ``encoder(video, state) -> (moments, state)``.
         decoder: a streaming layer, ``decoder(latents, state) -> (video, state)``.
         posterior: what the moments say of the latents.
-        chunks: how `encode` and `decode` cut a whole, where what comes out depends on it.
+        chunks: how `encode` and `decode` cut a whole.
 
     Example:
         >>> from tubelet.vae import Chain, PerFrame, Patch, Depatch

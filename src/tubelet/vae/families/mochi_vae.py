@@ -30,12 +30,13 @@ from tubelet.vae.features import FourierFeatures
 from tubelet.vae.frame_attention import TimeAttention
 from tubelet.vae.group_norms import FrameGroupNorm
 from tubelet.vae.shuffles import PointwiseUp
-from tubelet.vae.video import VideoAutoencoder
+from tubelet.vae.video import Chunks, VideoAutoencoder
 
 __all__ = ["MochiAutoencoder", "MochiAutoencoderConfig", "mochi_vae"]
 
 _GROUPS, _HEAD = 32, 32
 _FREQUENCIES = (6, 7)
+_CHUNKS = Chunks(decode=1)  # any are equal, and these hold the least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ class MochiAutoencoder(VideoAutoencoder):
         self, config: MochiAutoencoderConfig, *, device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
         made: dict[str, Any] = {"device": device, "dtype": dtype}
-        super().__init__(config, _encoder(config, **made), _decoder(config, **made), **made)
+        super().__init__(config, _encoder(config, **made), _decoder(config, **made), chunks=_CHUNKS, **made)
 
 
 def _encoder(config: MochiAutoencoderConfig, **made: Any) -> Chain:

@@ -23,10 +23,11 @@ from tubelet.vae.factors import Factors
 from tubelet.vae.frame_attention import FrameAttention
 from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime
 from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
-from tubelet.vae.video import VideoAutoencoder
+from tubelet.vae.video import Chunks, VideoAutoencoder
 
 __all__ = ["WanAutoencoder", "WanAutoencoderConfig", "wan_vae_2_1", "wan_vae_2_2"]
 
+_CHUNKS = Chunks(encode=4, decode=1)  # any are equal, and these hold the least
 _EPS = 1e-24  # their norm divides by the length of a position's channels, which only an empty position needs
 
 
@@ -116,7 +117,7 @@ class WanAutoencoder(VideoAutoencoder):
         self, config: WanAutoencoderConfig, *, device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
         made: dict[str, Any] = {"device": device, "dtype": dtype}
-        super().__init__(config, _encoder(config, **made), _decoder(config, **made), **made)
+        super().__init__(config, _encoder(config, **made), _decoder(config, **made), chunks=_CHUNKS, **made)
 
 
 def _encoder(config: WanAutoencoderConfig, **made: Any) -> Chain:
