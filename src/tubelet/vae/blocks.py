@@ -62,7 +62,8 @@ def _mean_square(x: Tensor) -> Tensor:
     """Over the channels, in at least float32; a narrow ``x`` is not copied in it."""
     if x.dtype in (torch.float32, torch.float64):
         return x.square().mean(1, keepdim=True)
-    return torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).square() / x.shape[1]
+    norm: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+    return norm.square() / x.shape[1]
 
 
 class CausalResBlock(nn.Module):
