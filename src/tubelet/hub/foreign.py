@@ -17,23 +17,29 @@ from torch import Tensor, nn
 
 from tubelet.files import parsing
 from tubelet.hub.allegro import ALLEGRO, ALLEGRO_ORIGINAL
+from tubelet.hub.allegro_vae import ALLEGRO_VAE
 from tubelet.hub.cogvideox import COGVIDEOX
 from tubelet.hub.cogvideox_original import COGVIDEOX_ORIGINAL
 from tubelet.hub.cogvideox_vae import COGVIDEOX_VAE
 from tubelet.hub.cosmos import COSMOS, COSMOS_ORIGINAL
+from tubelet.hub.cosmos_vae import COSMOS_VAE
 from tubelet.hub.dit import DIT
 from tubelet.hub.dit_original import DIT_ORIGINAL
 from tubelet.hub.hunyuan import HUNYUAN_VIDEO
 from tubelet.hub.hunyuan_original import HUNYUAN_VIDEO_ORIGINAL
 from tubelet.hub.hunyuan_vae import HUNYUAN_VAE
 from tubelet.hub.keys import Family
+from tubelet.hub.kl_vae import KL_VAE
 from tubelet.hub.latte import LATTE
 from tubelet.hub.latte_original import LATTE_CLASS_ORIGINAL
 from tubelet.hub.ltx import LTX, LTX_ORIGINAL
+from tubelet.hub.ltx_vae import LTX_VAE
+from tubelet.hub.magvit_vae import MAGVIT_VAE
 from tubelet.hub.mochi import MOCHI
 from tubelet.hub.mochi_original import MOCHI_ORIGINAL
 from tubelet.hub.mochi_vae import MOCHI_VAE
 from tubelet.hub.open_sora import OPEN_SORA
+from tubelet.hub.svd_vae import SVD_VAE
 from tubelet.hub.tensors import SHARD_SIZE, Tensors, fetch, held, opened, weight_files, write, write_json
 from tubelet.hub.translation import to_ours, to_theirs
 from tubelet.hub.uvit import UVIT_ORIGINAL
@@ -59,24 +65,30 @@ __all__ = [
 _FAMILIES = (
     ALLEGRO,
     ALLEGRO_ORIGINAL,
+    ALLEGRO_VAE,
     COGVIDEOX,
     COGVIDEOX_ORIGINAL,
     COGVIDEOX_VAE,
     COSMOS,
     COSMOS_ORIGINAL,
+    COSMOS_VAE,
     DIT,
     DIT_ORIGINAL,
     HUNYUAN_VIDEO,
     HUNYUAN_VIDEO_ORIGINAL,
     HUNYUAN_VAE,
+    KL_VAE,
     LATTE,
     LATTE_CLASS_ORIGINAL,
     LTX,
     LTX_ORIGINAL,
+    LTX_VAE,
+    MAGVIT_VAE,
     MOCHI,
     MOCHI_ORIGINAL,
     MOCHI_VAE,
     OPEN_SORA,
+    SVD_VAE,
     UVIT_ORIGINAL,
     VIVIT,
     VIT,

@@ -8,13 +8,17 @@ carries the state from one call to the next, so any number of streams can share 
 from tubelet.vae.autoencoder import CausalAutoencoder
 from tubelet.vae.blocks import CausalResBlock, ChannelNorm, Downsample, FrameGroups, FrameUngroups, Upsample
 from tubelet.vae.causal import CausalConv3d, State, copies, zeros
+from tubelet.vae.cells import CellsToChannels, ChannelsToCells, TileChannels
 from tubelet.vae.chains import Chain, Guided, NormedConv, PerFrame, Residual, SkipFrames
+from tubelet.vae.clips import Around, ClipConv3d, EveryFrame, FramesOfChannels, RepeatFrames
 from tubelet.vae.coders import Decoder, Encoder, Stage
 from tubelet.vae.config import CausalAutoencoderConfig, digits
 from tubelet.vae.factors import Factors
 from tubelet.vae.features import FourierFeatures
 from tubelet.vae.frame_attention import CausalFrameAttention, FrameAttention, TimeAttention
+from tubelet.vae.gates import SigmoidGate
 from tubelet.vae.group_norms import FrameGroupNorm, SpatialNorm
+from tubelet.vae.leads import Lead
 from tubelet.vae.losses import kl_loss, reconstruction_loss
 from tubelet.vae.memory import predicted_peak
 from tubelet.vae.plan import DecodePlan, plan_decode
@@ -25,24 +29,35 @@ from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
 from tubelet.vae.shuffles import ShuffleUp
 from tubelet.vae.splitting import Split, split_decoder, split_encoder
 from tubelet.vae.repeats import RepeatConv3d, RepeatFrames, convolve_repeated
+from tubelet.vae.noise import FrameNoise
+from tubelet.vae.over_channels import OverChannels
+from tubelet.vae.posterior import DiagonalGaussian, Point
 from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime, MeanTime
 from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
 from tubelet.vae.shuffles import PointwiseUp, ShuffleUp
 from tubelet.vae.streaming import StreamingAutoencoder, decode_stream, encode_stream
 from tubelet.vae.tiling import decode_tiled, encode_tiled
+from tubelet.vae.timed import ModulatedConv, ShiftsAndScales, TimedBlock, TimedDecoder, TimedHead, TimedStage
 from tubelet.vae.video import AutoencoderSizes, Chunks, VideoAutoencoder
+from tubelet.vae.wavelets import BandsToCells, CellsToBands
 
 __all__ = [
+    "Around",
     "AutoencoderSizes",
+    "BandsToCells",
     "CausalAutoencoder",
     "CausalAutoencoderConfig",
     "CausalConv3d",
     "CausalFrameAttention",
     "CausalResBlock",
+    "CellsToBands",
+    "CellsToChannels",
     "Chain",
     "ChannelNorm",
+    "ChannelsToCells",
     "Chunks",
     "DecodePlan",
+    "ClipConv3d",
     "Decoder",
     "Depatch",
     "DiagonalGaussian",
@@ -50,18 +65,24 @@ __all__ = [
     "DoubleTime",
     "Downsample",
     "Encoder",
+    "EveryFrame",
     "Factors",
     "FourierFeatures",
     "FrameAttention",
     "FrameGroupNorm",
     "FrameGroups",
+    "FrameNoise",
     "FrameUngroups",
+    "FramesOfChannels",
     "Guided",
     "HalveSpace",
     "HalveTime",
+    "Lead",
     "MeanShortcut",
     "MeanTime",
+    "ModulatedConv",
     "NormedConv",
+    "OverChannels",
     "Patch",
     "PerFrame",
     "Reach",
@@ -69,18 +90,26 @@ __all__ = [
     "Residual",
     "ShuffleUp",
     "Split",
+    "Point",
     "PointwiseUp",
     "RepeatConv3d",
     "RepeatFrames",
     "RepeatShortcut",
     "Residual",
+    "ShiftsAndScales",
     "ShuffleUp",
+    "SigmoidGate",
     "SkipFrames",
     "SpatialNorm",
     "Stage",
     "State",
     "StreamingAutoencoder",
+    "TileChannels",
     "TimeAttention",
+    "TimedBlock",
+    "TimedDecoder",
+    "TimedHead",
+    "TimedStage",
     "Upsample",
     "VideoAutoencoder",
     "convolve_repeated",

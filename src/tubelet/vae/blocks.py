@@ -27,7 +27,7 @@ class ChannelNorm(nn.Module):
     """Root-mean-square norm over the channels of each position: ``x / sqrt(mean_c x² + eps) · weight``.
 
     It has no statistics over time or space, so a chunk is normalised as the whole is (arXiv:1910.07467, per position).
-    The mean is taken in at least float32.
+    The mean is taken in at least float32. Without ``affine`` there is no weight.
 
     Example:
         >>> x = 7 * torch.ones(1, 4, 1, 2, 2)
@@ -35,21 +35,33 @@ class ChannelNorm(nn.Module):
         1.0
     """
 
+    weight: nn.Parameter | None
+
     def __init__(
-        self, channels: int, eps: float = 1e-6, *, device: Device = None, dtype: torch.dtype | None = None
+        self,
+        channels: int,
+        eps: float = 1e-6,
+        *,
+        affine: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
+        weight = nn.Parameter(torch.empty(channels, device=device, dtype=dtype)) if affine else None
+        self.register_parameter("weight", weight)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """All ones."""
-        nn.init.ones_(self.weight)
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         """Normalise over axis 1."""
         y = x * torch.rsqrt(_mean_square(x) + self.eps).to(x.dtype)
+        if self.weight is None:
+            return y
         weight = self.weight.to(x.dtype).reshape(-1, 1, 1, 1)
         return y * weight if y.requires_grad or weight.requires_grad else y.mul_(weight)
 

@@ -70,6 +70,7 @@ class CausalConv3d(nn.Module):
         out_channels: channels of the output.
         kernel: any size over time, odd over height and width or as large as the stride there, as ``(t, h, w)``.
         stride: steps from one output to the next, as ``(t, h, w)``; over time no more than the kernel.
+        padding: positions added on each side of a frame along height and width; None for half the kernel.
         before: makes the frames before a video from its first frame and their number: `copies` or `zeros`.
         edges: what stands round a frame, ``"zeros"`` or its own edge, ``"replicate"`` (``nn.Conv3d``'s padding mode).
         bias: whether to add one.
@@ -95,6 +96,7 @@ class CausalConv3d(nn.Module):
         kernel: tuple[int, int, int] = (3, 3, 3),
         stride: tuple[int, int, int] = (1, 1, 1),
         *,
+        padding: tuple[int, int] | None = None,
         before: Callable[[Tensor, int], Tensor] = copies,
         edges: Literal["zeros", "replicate"] = "zeros",
         bias: bool = True,
@@ -110,12 +112,13 @@ class CausalConv3d(nn.Module):
         if min(stride) < 1 or stride[0] > kernel[0]:
             raise ValueError(f"stride must be positive, and over time within kernel {kernel}, not {stride}")
         self.before = before
+        around = ((kernel[1] - 1) // 2, (kernel[2] - 1) // 2) if padding is None else padding
         self.conv = nn.Conv3d(
             in_channels,
             out_channels,
             kernel,
             stride,
-            padding=(0, (kernel[1] - 1) // 2, (kernel[2] - 1) // 2),
+            padding=(0, *around),
             bias=bias,
             padding_mode=edges,
             device=device,

@@ -61,7 +61,7 @@ class Chain(nn.Module):
 
 
 class PerFrame(nn.Module):
-    """A module that treats each frame alone, as a streaming layer; its state is empty.
+    """A module that treats each frame alone, or whole groups of frames, as a streaming layer; its state is empty.
 
     Example:
         >>> PerFrame(nn.SiLU())(torch.zeros(1, 2, 3, 4, 4))[1]

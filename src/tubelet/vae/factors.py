@@ -1,10 +1,10 @@
 """By how much a video autoencoder shrinks time and space, and what sizes follow.
 
-``T = 1 + temporal·(t - 1)`` frames are t latent frames, the first frame standing alone; ``H = spatial·h``,
-``W = spatial·w``.
+``T = first + temporal·(t - 1)`` frames are t latent frames; where ``first`` is 1, the first frame stands alone.
+``H = spatial·h``, ``W = spatial·w``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Float
@@ -20,40 +20,45 @@ __all__ = ["Factors"]
 class Factors:
     """Frames to one latent frame after the first, and pixels to one latent position along height and width.
 
+    ``first`` frames are the first latent frame: one, or ``temporal`` where the first frame has no place of its own.
+
     Example:
         >>> Factors(4, 8).latent_grid(17, 32, 48), Factors(4, 8).video_size(Grid(5, 4, 6))
         (Grid(t=5, h=4, w=6), (17, 32, 48))
+        >>> Factors(4, 8, first=4).latent_grid(16, 32, 48)
+        Grid(t=4, h=4, w=6)
     """
 
     temporal: int
     spatial: int
+    first: int = field(default=1, repr=False)
 
     def latent_grid(self, frames: int, height: int, width: int) -> Grid:
         """The latent sides of a video.
 
         Raises:
-            ValueError: frames other than ``1 + temporal·k``, or sides that ``spatial`` does not divide.
+            ValueError: frames other than ``first + temporal·k``, or sides that ``spatial`` does not divide.
         """
         self.check(frames, height, width, start=True)
-        return Grid(1 + (frames - 1) // self.temporal, height // self.spatial, width // self.spatial)
+        return Grid(1 + (frames - self.first) // self.temporal, height // self.spatial, width // self.spatial)
 
     def video_size(self, grid: Grid) -> tuple[int, int, int]:
         """Frames, height and width of the video of a latent grid."""
-        return 1 + self.temporal * (grid.t - 1), self.spatial * grid.h, self.spatial * grid.w
+        return self.first + self.temporal * (grid.t - 1), self.spatial * grid.h, self.spatial * grid.w
 
     def check(self, frames: int, height: int, width: int, *, start: bool) -> None:
         """Whether these frames can begin a video (``start``) or go on with one.
 
         Raises:
-            ValueError: frames other than ``1 + temporal·k`` at the start and ``temporal·k`` after it, or sides that
+            ValueError: frames other than ``first + temporal·k`` at the start and ``temporal·k`` after it, or sides that
                 ``spatial`` does not divide.
 
         Example:
             >>> Factors(4, 8).check(8, 16, 16, start=False)
         """
-        grouped = frames - start
+        grouped = frames - self.first * start
         if frames < 1 or grouped < 0 or grouped % self.temporal:
-            form = f"1 + {self.temporal}·k" if start else f"{self.temporal}·k"
+            form = f"{self.first} + {self.temporal}·k" if start else f"{self.temporal}·k"
             raise ValueError(f"frames must be {form}, not {frames} (temporal factor {self.temporal})")
         for name, side in (("height", height), ("width", width)):
             if side < 1 or side % self.spatial:
@@ -72,7 +77,7 @@ class Factors:
         frames, height, width = video.shape[2:]
         return F.pad(
             video,
-            (0, -width % self.spatial, 0, -height % self.spatial, 0, (1 - frames) % self.temporal),
+            (0, -width % self.spatial, 0, -height % self.spatial, 0, (self.first - frames) % self.temporal),
             mode="replicate",
         )
 

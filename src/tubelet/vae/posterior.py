@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["DiagonalGaussian"]
+__all__ = ["DiagonalGaussian", "Point"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,18 @@ class DiagonalGaussian:
         mean, logvar = moments.chunk(2, 1)
         return cls(mean, logvar.clamp(-30.0, 20.0))
 
+    @classmethod
+    def shared(cls, moments: Float[Tensor, "b z1 t h w"]) -> "DiagonalGaussian":
+        """All channels but the last are means; the last is the log variance of each, clamped to [-30, 20] (LTX-Video).
+
+        Raises:
+            ValueError: one channel alone.
+        """
+        if moments.shape[1] < 2:
+            raise ValueError(f"moments must have a mean and a log variance, got shape {tuple(moments.shape)}")
+        mean, logvar = moments[:, :-1], moments[:, -1:]
+        return cls(mean, logvar.clamp(-30.0, 20.0).expand_as(mean))
+
     def mode(self) -> Float[Tensor, "b z t h w"]:
         """The likeliest latents: the mean."""
         return self.mean
@@ -51,3 +63,24 @@ class DiagonalGaussian:
         """Divergence from the standard normal in nats, summed over all latents of each sample."""
         terms = self.mean.square() + self.logvar.exp() - 1.0 - self.logvar
         return 0.5 * terms.sum((1, 2, 3, 4))
+
+
+@dataclass(frozen=True)
+class Point:
+    """Latents that are certain, of an encoder that gives no variance; like `DiagonalGaussian` with `mode` and `sample`.
+
+    Example:
+        >>> z = torch.ones(1, 4, 2, 3, 3)
+        >>> torch.equal(Point(z).sample(), Point(z).mode())
+        True
+    """
+
+    mean: Float[Tensor, "b z t h w"]
+
+    def mode(self) -> Float[Tensor, "b z t h w"]:
+        """The latents."""
+        return self.mean
+
+    def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "b z t h w"]:
+        """The latents: there is nothing to draw."""
+        return self.mean

@@ -5,6 +5,7 @@ averaged to the width that is wanted, and back. As everywhere here, the first fr
 Activations are ``(b, c, t, h, w)``.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ __all__ = ["Depatch", "MeanShortcut", "Patch", "RepeatShortcut"]
 class MeanShortcut(nn.Module):
     """``temporal × spatial × spatial`` positions of all channels, averaged to ``out_channels``.
 
-    Zeros fill the group of the first frame.
+    ``before`` fills the group of the first frame, with :func:`tubelet.vae.zeros` or :func:`tubelet.vae.copies`.
 
     Raises:
         ValueError: channels that do not divide.
@@ -30,18 +31,26 @@ class MeanShortcut(nn.Module):
         torch.Size([1, 8, 3, 2, 2])
     """
 
-    def __init__(self, in_channels: int, out_channels: int, temporal: int, spatial: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        temporal: int,
+        spatial: int,
+        *,
+        before: Callable[[Tensor, int], Tensor] = zeros,
+    ) -> None:
         super().__init__()
         if (found := in_channels * temporal * spatial**2) % out_channels:
             raise ValueError(f"out_channels {out_channels} must divide the {found} numbers of a group of in_channels")
-        self.channels, self.temporal, self.spatial = out_channels, temporal, spatial
+        self.channels, self.temporal, self.spatial, self.before = out_channels, temporal, spatial, before
 
     def forward(
         self, x: Float[Tensor, "b c t h w"], state: State | None = None, *_: Any
     ) -> tuple[Float[Tensor, "b d t2 h2 w2"], State]:
         """The next frames; there is nothing to carry on."""
         if state is None:
-            x = torch.cat([zeros(x[:, :, :1], self.temporal - 1), x], 2)
+            x = torch.cat([self.before(x[:, :, :1], self.temporal - 1), x], 2)
         sides = {"pt": self.temporal, "ph": self.spatial, "pw": self.spatial}
         grouped = rearrange(x, "b c (t pt) (h ph) (w pw) -> b (c pt ph pw) t h w", **sides)
         return reduce(grouped, "b (d group) t h w -> b d t h w", "mean", d=self.channels), ()

@@ -43,7 +43,7 @@ def encode_stream(vae: StreamingAutoencoder, clips: Iterable[Float[Tensor, "b c 
 
     Args:
         vae: the autoencoder.
-        clips: of any numbers of frames, together ``1 + temporal·k``.
+        clips: of any numbers of frames, together ``first + temporal·k`` (`tubelet.vae.Factors`).
 
     Raises:
         ValueError: after the last clip, frames are left over.
@@ -54,17 +54,20 @@ def encode_stream(vae: StreamingAutoencoder, clips: Iterable[Float[Tensor, "b c 
         >>> [p.mode().shape[2] for p in encode_stream(CausalAutoencoder(digits()), clips)]
         [1, 1, 1]
     """
-    temporal, state, waiting = vae.config.factors.temporal, None, None
+    factors, state, waiting = vae.config.factors, None, None
     for clip in clips:
         frames = clip if waiting is None else torch.cat([waiting, clip], 2)
         count = frames.shape[2]
-        ready = count - (count - (state is None)) % temporal
+        first = factors.first if state is None else 0
+        ready = count - (count - first) % factors.temporal if count >= first else 0
         waiting = frames[:, :, ready:].clone()
         if ready:
             posterior, state = vae.encode_chunk(frames[:, :, :ready], state)
             yield posterior
     if waiting is not None and waiting.shape[2]:
-        raise ValueError(f"frames must be 1 + {temporal}·k together, but {waiting.shape[2]} are left over")
+        raise ValueError(
+            f"frames must be {factors.first} + {factors.temporal}·k together, but {waiting.shape[2]} are left over"
+        )
 
 
 def decode_stream(

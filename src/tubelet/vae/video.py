@@ -28,6 +28,8 @@ __all__ = ["AutoencoderSizes", "Chunks", "VideoAutoencoder"]
 class AutoencoderSizes(Protocol):
     """What `VideoAutoencoder` asks of a config; empty statistics stand for zeros and ones.
 
+    Statistics are a number for each latent channel, or for each of its first frames, side by side (Cosmos has these).
+
     Example:
         >>> from tubelet.vae.families import wan_vae_2_1
         >>> sizes: AutoencoderSizes = wan_vae_2_1()
@@ -99,6 +101,7 @@ class VideoAutoencoder(nn.Module):
         decoder: a streaming layer, ``decoder(latents, state) -> (video, state)``.
         posterior: what the moments say of the latents.
         chunks: how `encode` and `decode` cut a whole.
+        stored: whether the statistics are stored with the weights; otherwise they are the config's alone.
 
     Example:
         >>> from tubelet.vae import Chain, PerFrame, Patch, Depatch
@@ -122,6 +125,7 @@ class VideoAutoencoder(nn.Module):
         *,
         posterior: Callable[[Tensor], Any] = DiagonalGaussian.of,
         chunks: Chunks = Chunks(),
+        stored: bool = False,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -130,8 +134,9 @@ class VideoAutoencoder(nn.Module):
         self.encoder, self.decoder = encoder, decoder
         self.posterior, self.chunks = posterior, chunks
         for name in ("latent_mean", "latent_std"):
-            blank = torch.empty(config.latent_channels, device=device, dtype=dtype)
-            self.register_buffer(name, blank, persistent=False)
+            count = len(getattr(config, name)) or config.latent_channels
+            blank = torch.empty(count, device=device, dtype=dtype)
+            self.register_buffer(name, blank, persistent=stored)
         self._fill_statistics()
 
     def reset_parameters(self) -> None:
@@ -216,19 +221,26 @@ class VideoAutoencoder(nn.Module):
         """Latents to unit variance: ``(z - latent_mean) / latent_std``.
 
         Raises:
-            ValueError: a channel count other than the config's.
+            ValueError: a channel count other than the config's, or more frames than there are statistics of frames.
         """
         check_channels("z", z, self.config.latent_channels)
-        return (z - self.latent_mean.reshape(-1, 1, 1, 1)) / self.latent_std.reshape(-1, 1, 1, 1)
+        return (z - self._spread(self.latent_mean, z)) / self._spread(self.latent_std, z)
 
     def unscale(self, z: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b z t h w"]:
         """The inverse of `scale`: ``z · latent_std + latent_mean``.
 
         Raises:
-            ValueError: a channel count other than the config's.
+            ValueError: as in `scale`.
         """
         check_channels("z", z, self.config.latent_channels)
-        return z * self.latent_std.reshape(-1, 1, 1, 1) + self.latent_mean.reshape(-1, 1, 1, 1)
+        return z * self._spread(self.latent_std, z) + self._spread(self.latent_mean, z)
+
+    def _spread(self, values: Tensor, z: Tensor) -> Tensor:
+        """Statistics of the channels, or of their frames, along latents that begin a video."""
+        spread, frames = values.reshape(z.shape[1], -1, 1, 1), z.shape[2]
+        if 1 < spread.shape[1] < frames:
+            raise ValueError(f"z has {frames} frames, but there are statistics of the first {spread.shape[1]}")
+        return spread[:, :frames]
 
     def _check_video(self, video: Tensor, *, start: bool) -> None:
         check_channels("video", video, self.config.in_channels)

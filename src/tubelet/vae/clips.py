@@ -1,0 +1,174 @@
+"""Convolution that sees the frames on both sides of its own, and changes of the frame rate, for whole clips.
+
+Output frame i sees the input frames i - kt // 2 … i + kt // 2. Before the first frame and behind the last stand copies
+of them or zeros. Since frames see later ones, a clip cannot go through in chunks: what stood behind a chunk's last
+frame was not the clip's. A layer that is given a state says so.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tubelet.vae.causal import State, copies
+
+__all__ = ["Around", "ClipConv3d", "EveryFrame", "FramesOfChannels", "RepeatFrames"]
+
+
+class ClipConv3d(nn.Module):
+    """Convolution over time and space that sees both sides in time; the same size out as in.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel: odd sizes, as ``(t, h, w)``; zeros stand around each frame.
+        around: makes the frames before a clip from its first frame and their number, and those behind it from its last:
+            :func:`tubelet.vae.copies` or :func:`tubelet.vae.zeros`.
+
+    Raises:
+        ValueError: a kernel that is not positive and odd; at the call, a state.
+
+    Example:
+        >>> y, _ = ClipConv3d(2, 4)(torch.zeros(1, 2, 5, 4, 4))
+        >>> y.shape
+        torch.Size([1, 4, 5, 4, 4])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, int, int] = (3, 3, 3),
+        *,
+        around: Callable[[Tensor, int], Tensor] = copies,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if min(kernel) < 1 or not all(side % 2 for side in kernel):
+            raise ValueError(f"kernel must be positive and odd, not {kernel}")
+        self.around = around
+        padding = (0, kernel[1] // 2, kernel[2] // 2)
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, padding=padding, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew (uniform, as ``nn.Conv3d``)."""
+        self.conv.reset_parameters()
+
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], state: Any = None, *_: Any
+    ) -> tuple[Float[Tensor, "b d t h w"], State]:
+        """Convolve a whole clip; the state that comes back serves only to be refused.
+
+        Raises:
+            ValueError: a state.
+        """
+        y: Tensor = self.conv(_whole(x, state, self.conv.kernel_size[0] // 2, self.around))
+        return y, ()
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, state: Any = None, *_: Any) -> tuple[Tensor, State]: ...
+
+
+class Around(nn.Module):
+    """Frames put before a clip and behind it, for a norm that is to count them and a convolution without padding.
+
+    Args:
+        frames: how many on each side.
+        around: as in `ClipConv3d`.
+
+    Raises:
+        ValueError: at the call, a state.
+
+    Example:
+        >>> Around(1)(torch.zeros(1, 2, 5, 4, 4))[0].shape
+        torch.Size([1, 2, 7, 4, 4])
+    """
+
+    def __init__(self, frames: int, around: Callable[[Tensor, int], Tensor] = copies) -> None:
+        super().__init__()
+        self.frames, self.around = frames, around
+
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], state: Any = None, *_: Any
+    ) -> tuple[Float[Tensor, "b c t2 h w"], State]:
+        """The longer clip; the state that comes back serves only to be refused."""
+        return _whole(x, state, self.frames, self.around), ()
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, state: Any = None, *_: Any) -> tuple[Tensor, State]: ...
+
+
+class EveryFrame(nn.Module):
+    """One frame of ``step``, the first of each group.
+
+    Example:
+        >>> EveryFrame(2)(torch.arange(4.0).reshape(1, 1, 4, 1, 1)).flatten().tolist()
+        [0.0, 2.0]
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t2 h w"]:
+        """Fewer frames."""
+        return x[:, :, :: self.step]
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class RepeatFrames(nn.Module):
+    """Each frame ``times`` times.
+
+    Example:
+        >>> RepeatFrames(2)(torch.arange(2.0).reshape(1, 1, 2, 1, 1)).flatten().tolist()
+        [0.0, 0.0, 1.0, 1.0]
+    """
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t2 h w"]:
+        """More frames."""
+        return x.repeat_interleave(self.times, 2)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class FramesOfChannels(nn.Module):
+    """``times`` frames of each, from as many parts of its channels.
+
+    Example:
+        >>> FramesOfChannels(2)(torch.arange(4.0).reshape(1, 2, 2, 1, 1)).flatten().tolist()
+        [0.0, 2.0, 1.0, 3.0]
+    """
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, x: Float[Tensor, "b d t h w"]) -> Float[Tensor, "b c t2 h w"]:
+        """More frames of fewer channels."""
+        return rearrange(x, "b (n c) t h w -> b c (t n) h w", n=self.times)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
+
+def _whole(x: Tensor, state: Any, frames: int, around: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """A clip with frames on both sides, that has not begun before."""
+    if state is not None:
+        raise ValueError("state must be None: this layer sees later frames, so a clip goes through it whole")
+    return torch.cat([around(x[:, :, :1], frames), x, around(x[:, :, -1:], frames)], 2) if frames else x
