@@ -8,6 +8,7 @@ import pytest
 import torch
 import vae_parity as vaes
 from diffusers import AutoencoderKL
+from safetensors.torch import save_file
 
 from tubelet.hub import load_diffusers, save_diffusers, to_diffusers
 from tubelet.hub.kl_vae import kl_vae_config_from_diffusers, kl_vae_config_to_diffusers
@@ -53,6 +54,23 @@ def test_folders_both_ways(tmp_path: Path) -> None:
     z = torch.randn(1, 4, 2, 3)
     with torch.no_grad():
         assert torch.equal(again.decode(z).sample, theirs.decode(z).sample)
+
+
+def test_files_with_the_names_of_stable_diffusion_1_load(tmp_path: Path) -> None:
+    theirs = vaes.drawn(AutoencoderKL(**SIZES))
+    theirs.save_pretrained(tmp_path)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = {}
+    for name, tensor in theirs.state_dict().items():
+        parts = name.rpartition(".attentions.0.")
+        then = next((then for now, then in old.items() if parts[2].startswith(now)), None)
+        leaf = name.rpartition(".")[2]
+        state[name if then is None else f"{parts[0]}.attentions.0.{then}.{leaf}"] = tensor
+    assert "encoder.mid_block.attentions.0.proj_attn.bias" in state
+    save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
+    z = torch.randn(1, 4, 1, 2, 3)
+    with torch.no_grad():
+        assert torch.equal(load_diffusers(tmp_path).decode(z), vaes.ours(theirs).decode(z))
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,7 @@ class Family:
     says too little, ``complete`` takes it (it may be empty) with the shapes of all tensors, and returns the config that
     ``read_config`` reads. ``prefixes`` are what may stand before every name of a file, such as
     ``"model.diffusion_model."``, and names that begin with one of ``others`` belong to other models in the same file.
+    ``older`` are parts of names in files of older versions, each with the part that stands there now.
     ``stem`` is what their files of weights are called. A class of ours that is several of theirs is written by the
     first of its families; the others have a name of their own, ``known_as``.
 
@@ -205,6 +206,7 @@ class Family:
     complete: Callable[[Mapping[str, Any], Shapes], Mapping[str, Any]] = field(default_factory=lambda: _as_it_is)
     prefixes: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    older: tuple[tuple[str, str], ...] = ()
     stem: str = "diffusion_pytorch_model"
     known_as: str = ""
 

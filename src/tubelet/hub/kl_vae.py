@@ -1,7 +1,8 @@
 """The checkpoints of latent diffusion's image autoencoder in the form of diffusers' ``AutoencoderKL``, both ways.
 
 Theirs has convolutions of images where ours has those of single frames. What steers their pipelines alone
-(``force_upcast``) is read and written as the class has it.
+(``force_upcast``) is read and written as the class has it. Files of Stable Diffusion 1 and 2 have older names of the
+attention, which are read too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -150,11 +151,13 @@ def side_keys(side: str, blocks: str, change: str) -> Sequence[Entry]:
     )
 
 
+_OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 KL_VAE = Family(
     KLAutoencoder,
     "AutoencoderKL",
     kl_vae_keys,
     kl_vae_config_from_diffusers,
     kl_vae_config_to_diffusers,
+    older=tuple((f".attentions.0.{then}.", f".attentions.0.{now}.") for then, now in _OLDER.items()),
 )
 """The adapter between :class:`tubelet.vae.families.KLAutoencoder` and theirs. Example: ``KL_VAE.keys(config)``."""

@@ -114,11 +114,17 @@ def recast(tensors: Tensors, dtype: torch.dtype | None, stays_wide: Callable[[st
 
 
 def _own(family: Family, tensors: Tensors) -> Tensors:
-    """The tensors of the model alone, without what stands before all of their names where that is a known prefix."""
+    """The tensors of the model alone, without a known prefix of all their names, and under the names of today."""
     own = [name for name in tensors.like if not name.startswith(family.others)]
     prefix = next((prefix for prefix in family.prefixes if all(name.startswith(prefix) for name in own)), "")
-    like = {name.removeprefix(prefix): tensors.like[name] for name in own}
-    return Tensors(like, lambda name: tensors.read(prefix + name))
+    names = {_of_today(family, name.removeprefix(prefix)): name for name in own}
+    return Tensors({today: tensors.like[name] for today, name in names.items()}, lambda name: tensors.read(names[name]))
+
+
+def _of_today(family: Family, name: str) -> str:
+    for then, now in family.older:
+        name = name.replace(then, now)
+    return name
 
 
 def _check(
