@@ -112,9 +112,9 @@ def test_sizes_that_diffusers_changes_are_refused_or_padded() -> None:
     vae = vaes.ours(theirs)
     odd = torch.rand(1, vae.config.in_channels, 4, 36, 8) * 2 - 1
     with torch.no_grad():
-        assert theirs(odd).sample.shape[3] == 32, "the edges are gone"
+        assert theirs(odd[:, :, :1]).sample.shape[3] == 32, "the edges are gone"
         with pytest.raises(ValueError, match="non-empty"):
-            theirs(odd[:, :, :2, :32])
+            theirs(odd)
         assert vae(vae.config.factors.padded(odd))[:, :, :4, :36].shape == odd.shape
         with pytest.raises(ValueError, match="frames must be 1 \\+ 4·k, not 4"):
             vae.encode(odd)
