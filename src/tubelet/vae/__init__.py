@@ -10,7 +10,7 @@ from tubelet.vae.blocks import CausalResBlock, ChannelNorm, Downsample, FrameGro
 from tubelet.vae.causal import CausalConv3d, State, copies, zeros
 from tubelet.vae.cells import CellsToChannels, ChannelsToCells, TileChannels
 from tubelet.vae.chains import Chain, Guided, NormedConv, PerFrame, Residual, SkipFrames
-from tubelet.vae.clips import Around, ClipConv3d, EveryFrame, FramesOfChannels, RepeatFrames
+from tubelet.vae.clips import Around, ClipConv3d, CopyFrames, EveryFrame, FramesOfChannels
 from tubelet.vae.coders import Decoder, Encoder, Stage
 from tubelet.vae.config import CausalAutoencoderConfig, digits
 from tubelet.vae.factors import Factors
@@ -32,6 +32,7 @@ from tubelet.vae.repeats import RepeatConv3d, RepeatFrames, convolve_repeated
 from tubelet.vae.noise import FrameNoise
 from tubelet.vae.over_channels import OverChannels
 from tubelet.vae.posterior import DiagonalGaussian, Point
+from tubelet.vae.repeats import RepeatConv3d, RepeatFrames, convolve_repeated
 from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime, MeanTime
 from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
 from tubelet.vae.shuffles import PointwiseUp, ShuffleUp
@@ -58,6 +59,7 @@ __all__ = [
     "Chunks",
     "DecodePlan",
     "ClipConv3d",
+    "CopyFrames",
     "Decoder",
     "Depatch",
     "DiagonalGaussian",

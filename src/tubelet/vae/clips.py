@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tubelet.vae.causal import State, copies
 
-__all__ = ["Around", "ClipConv3d", "EveryFrame", "FramesOfChannels", "RepeatFrames"]
+__all__ = ["Around", "ClipConv3d", "CopyFrames", "EveryFrame", "FramesOfChannels"]
 
 
 class ClipConv3d(nn.Module):
@@ -125,11 +125,11 @@ class EveryFrame(nn.Module):
         def __call__(self, x: Tensor) -> Tensor: ...
 
 
-class RepeatFrames(nn.Module):
+class CopyFrames(nn.Module):
     """Each frame ``times`` times.
 
     Example:
-        >>> RepeatFrames(2)(torch.arange(2.0).reshape(1, 1, 2, 1, 1)).flatten().tolist()
+        >>> CopyFrames(2)(torch.arange(2.0).reshape(1, 1, 2, 1, 1)).flatten().tolist()
         [0.0, 0.0, 1.0, 1.0]
     """
 

@@ -16,7 +16,7 @@ from torch import nn
 from tubelet.vae.blocks import Device
 from tubelet.vae.causal import zeros
 from tubelet.vae.chains import Chain, NormedConv, PerFrame, Residual
-from tubelet.vae.clips import Around, ClipConv3d, EveryFrame, FramesOfChannels, RepeatFrames
+from tubelet.vae.clips import Around, ClipConv3d, CopyFrames, EveryFrame, FramesOfChannels
 from tubelet.vae.factors import Factors
 from tubelet.vae.frame_blocks import frame_attention_block, frame_conv, frame_res_block
 from tubelet.vae.group_norms import FrameGroupNorm
@@ -153,7 +153,7 @@ def _up(config: AllegroAutoencoderConfig, scale: int, **made: Any) -> Chain:
         widen = nn.Conv3d(width, 2 * width, (1, 3, 3), padding=(0, 1, 1), **made)
         double = Chain(conv=PerFrame(widen), frames=PerFrame(FramesOfChannels(2)))
         first = NormedConv(nn.GroupNorm(groups, width, _TIME_EPS, **made), double)
-        layers["doubled"] = Residual(_four(first, width, groups, 3, **made), PerFrame(RepeatFrames(2)))
+        layers["doubled"] = Residual(_four(first, width, groups, 3, **made), PerFrame(CopyFrames(2)))
     if scale:
         layers["space"] = PerFrame(DoubleSpace(width, width, **made))
     return Chain(**layers)
