@@ -21,21 +21,16 @@ from tubelet.vae.group_norms import FrameGroupNorm, SpatialNorm
 from tubelet.vae.leads import Lead
 from tubelet.vae.losses import kl_loss, reconstruction_loss
 from tubelet.vae.memory import predicted_peak
-from tubelet.vae.plan import DecodePlan, plan_decode
-from tubelet.vae.posterior import DiagonalGaussian
-from tubelet.vae.reach import Reach, decoder_reach, encoder_reach
-from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime
-from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
-from tubelet.vae.shuffles import ShuffleUp
-from tubelet.vae.splitting import Split, split_decoder, split_encoder
-from tubelet.vae.repeats import RepeatConv3d, RepeatFrames, convolve_repeated
 from tubelet.vae.noise import FrameNoise
 from tubelet.vae.over_channels import OverChannels
+from tubelet.vae.plan import DecodePlan, plan_decode
 from tubelet.vae.posterior import DiagonalGaussian, Point
+from tubelet.vae.reach import Reach, decoder_reach, encoder_reach
 from tubelet.vae.repeats import RepeatConv3d, RepeatFrames, convolve_repeated
 from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime, MeanTime
 from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
 from tubelet.vae.shuffles import PointwiseUp, ShuffleUp
+from tubelet.vae.splitting import Split, split_decoder, split_encoder
 from tubelet.vae.streaming import StreamingAutoencoder, decode_stream, encode_stream
 from tubelet.vae.tiling import decode_tiled, encode_tiled
 from tubelet.vae.timed import ModulatedConv, ShiftsAndScales, TimedBlock, TimedDecoder, TimedHead, TimedStage
@@ -57,9 +52,9 @@ __all__ = [
     "ChannelNorm",
     "ChannelsToCells",
     "Chunks",
-    "DecodePlan",
     "ClipConv3d",
     "CopyFrames",
+    "DecodePlan",
     "Decoder",
     "Depatch",
     "DiagonalGaussian",
@@ -87,13 +82,9 @@ __all__ = [
     "OverChannels",
     "Patch",
     "PerFrame",
-    "Reach",
-    "RepeatShortcut",
-    "Residual",
-    "ShuffleUp",
-    "Split",
     "Point",
     "PointwiseUp",
+    "Reach",
     "RepeatConv3d",
     "RepeatFrames",
     "RepeatShortcut",
@@ -103,6 +94,7 @@ __all__ = [
     "SigmoidGate",
     "SkipFrames",
     "SpatialNorm",
+    "Split",
     "Stage",
     "State",
     "StreamingAutoencoder",
