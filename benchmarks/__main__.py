@@ -28,7 +28,7 @@ from benchmarks import (
     vae,
     video_dit,
 )
-from tubelet.bench import report, run_plan
+from tubelet.bench import report, run_plan, summary
 from tubelet.bench.device import environment
 from tubelet.files import replacing
 
@@ -120,7 +120,14 @@ def run_blocks(dtypes: list[str], tokens: int | None, device: str, rounds: int, 
 
 
 def run_navit(device: str, rounds: int, out: Path | None) -> bool:
-    return all(result.right for result in run_groups("navit", navit.cases(device), device, rounds, out))
+    results = run_groups("navit", navit.cases(device), device, rounds, out)
+    print("\nTimes the first of the group, round by round: median (quartiles)", flush=True)
+    for first in (result for result in results if result.name == "packed, fused"):
+        for other in (result for result in results if result.group == first.group and result is not first):
+            if first.seconds is not None and other.seconds is not None:
+                found = summary([a / b for a, b in zip(other.seconds, first.seconds, strict=True)])
+                print(f"{other.name}: {found.median:.2f} ({found.low:.2f} to {found.high:.2f})", flush=True)
+    return all(result.right for result in results)
 
 
 def run_overhead(device: str, rounds: int, out: Path | None) -> bool:
