@@ -34,7 +34,7 @@ from tubelet.packing import (
     pack_offline,
     pack_stream,
 )
-from tubelet.patchify import fold_packed
+from tubelet.patchify import central_frame_, fold_packed, inflate_
 from tubelet.positions import Stretched
 from tubelet.protocols import AttentionRequest, Pattern
 
@@ -125,6 +125,42 @@ def test_a_clip_of_one_frame_is_an_image_at_time_zero() -> None:
     with torch.no_grad():
         video.positions.time.zero_()
     torch.testing.assert_close(video(x, layout), image(x, layout), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("classes", [5, 3])
+def test_a_model_of_videos_starts_from_one_of_images(classes: int, bias: bool) -> None:
+    """It sees the central frame of each patch, or their mean; each frame of patches as an image, under Spatial()."""
+    image = tiny(grid=(1, 6, 8), bias=bias)
+    config = dataclasses.replace(image.config, grid=(4, 6, 8), patch=(3, 2, 2), classes=classes)
+    clip = torch.randn(1, 6, 6, 8, generator=torch.Generator().manual_seed(0), **F64)
+    for embed, frames in ((central_frame_, clip[:, 1::3]), (inflate_, clip.unflatten(1, (2, 3)).mean(2))):
+        video = randomise(NaViT(config, pattern=Spatial(), **F64), seed=1)
+        head = video.head.weight.clone()
+        models.navit_from_image_(video, image, embed)
+        patches, grids = fold_packed([clip], (3, 2, 2))
+        stills, images = fold_packed(list(frames.split(1, dim=1)), (1, 2, 2))
+        got = video.tokens(patches, TokenLayout.packed(grids))
+        torch.testing.assert_close(got, image.tokens(stills, TokenLayout.packed(images)), rtol=1e-11, atol=1e-11)
+        assert torch.equal(video.head.weight, image.head.weight if classes == 5 else head)
+        torch.testing.assert_close(video.pool.state_dict(), image.pool.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("video", "image", "says"),
+    [
+        ({}, {}, r"image must be a model of single frames .*grid=\(4, 6, 8\)"),
+        ({}, {"grid": (1, 6, 8), "patch_norms": True}, "image must be .*patch_norms=True"),
+        ({}, {"grid": (1, 6, 8), "dim": 16}, "same sizes but for time, got dim=32 and 16"),
+        ({"grid": (4, 6, 9)}, {"grid": (1, 6, 8)}, r"got grid=\(1, 6, 9\) and \(1, 6, 8\)"),
+    ],
+)
+def test_images_that_do_not_fit_are_named(video: dict[str, Any], image: dict[str, Any], says: str) -> None:
+    model = tiny(**video)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=says):
+        models.navit_from_image_(model, tiny(**image))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def lengths(count: int) -> list[int]:

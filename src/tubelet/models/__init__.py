@@ -47,7 +47,7 @@ from tubelet.models.latte_class import (
 from tubelet.models.latte_variants import LatteArrangement, LatteVariant, latte_arrangement, latte_blocks
 from tubelet.models.ltx import LTXConfig, LTXTransformer, ltx_2b, ltx_13b, ltx_places
 from tubelet.models.mochi import MochiConfig, MochiTransformer, mochi_10b
-from tubelet.models.navit import NaViT, NaViTConfig, navit_b, navit_l, navit_s
+from tubelet.models.navit import NaViT, NaViTConfig, navit_b, navit_from_image_, navit_l, navit_s
 from tubelet.models.open_sora import OpenSoraConfig, OpenSoraTransformer, open_sora_2
 from tubelet.models.patch_conv import PatchConv
 from tubelet.models.space_time import SpaceTime, space_time
@@ -167,6 +167,7 @@ __all__ = [
     "ltx_places",
     "mochi_10b",
     "navit_b",
+    "navit_from_image_",
     "navit_l",
     "navit_s",
     "open_sora_2",

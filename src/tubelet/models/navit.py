@@ -15,8 +15,8 @@ numbers a patch.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -29,11 +29,12 @@ from tubelet.layout import LayoutIndex, TokenLayout
 from tubelet.mlp import MLP
 from tubelet.models.inputs import check_dtypes, check_fields, check_patch, check_tokens, on, reset_children
 from tubelet.norms import LayerNorm, RMSNorm
+from tubelet.patchify import Patchify, central_frame_, linear_weight_to_conv3d
 from tubelet.pooling import AttentionPool
 from tubelet.positions import LearnedPositions, Stretched
 from tubelet.protocols import Pattern
 
-__all__ = ["NaViT", "NaViTConfig", "navit_b", "navit_l", "navit_s"]
+__all__ = ["NaViT", "NaViTConfig", "navit_b", "navit_from_image_", "navit_l", "navit_s"]
 
 _QK_NORMS: Final[dict[str, Callable[..., nn.Module]]] = {"rms": RMSNorm, "layer": LayerNorm}
 
@@ -215,6 +216,64 @@ class NaViT(nn.Module):
     if TYPE_CHECKING:
 
         def __call__(self, x: Float[Tensor, "*lead p"], layout: TokenLayout | LayoutIndex) -> Float[Tensor, "s d"]: ...
+
+
+@torch.no_grad()
+def navit_from_image_(
+    model: NaViT,
+    image: NaViT,
+    embed: Callable[[Patchify, Tensor, Tensor | None], None] = central_frame_,
+) -> None:
+    """Start a model of videos from one of images: at first it sees the central frame of each patch, and no time.
+
+    Everything but the head comes along, the head where both have the same classes.
+
+    Args:
+        model: changed in place; :func:`dataclasses.replace` makes its config from the image model's, with another
+            ``grid[0]`` and ``patch[0]``.
+        image: of single frames.
+        embed: how an embedding of images becomes one of tubelets, :func:`tubelet.patchify.central_frame_` or
+            :func:`tubelet.patchify.inflate_` (ViViT, arXiv:2103.15691, section 3.4).
+
+    Raises:
+        ValueError: ``image`` is no image model, or the two differ in what they share; nothing is changed then.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from tubelet.patchify import fold_packed
+        >>> sizes = NaViTConfig(dim=32, depth=1, heads=2, mlp_dim=64, patch=(1, 4, 4))
+        >>> image, model = NaViT(sizes), NaViT(replace(sizes, grid=(8, 64, 64), patch=(2, 4, 4)))
+        >>> navit_from_image_(model, image)
+        >>> clip = torch.randn(3, 2, 8, 8)
+        >>> (tubelets, grids), (patches, _) = fold_packed([clip], (2, 4, 4)), fold_packed([clip[:, 1:]], (1, 4, 4))
+        >>> layout = TokenLayout.packed(grids)
+        >>> torch.allclose(model(tubelets, layout), image(patches, layout), atol=1e-5)
+        True
+    """
+    _check_image(model.config, image.config)
+    same_head = model.config.classes == image.config.classes
+    state = image.state_dict()
+    own = {"embed.weight", "positions.time"} | (set() if same_head else {"head.weight", "head.bias"})
+    model.load_state_dict(
+        {name: state.get(name, x) if name not in own else x for name, x in model.state_dict().items()}
+    )
+    shell = Patchify(model.config.patch, model.config.channels, model.config.dim, device="meta")
+    shell.proj = cast(nn.Linear, model.embed)
+    embed(shell, linear_weight_to_conv3d(state["embed.weight"], image.config.patch)[:, :, 0], state.get("embed.bias"))
+    if isinstance(model.positions.time, nn.Parameter):
+        nn.init.zeros_(model.positions.time)
+
+
+def _check_image(config: NaViTConfig, image: NaViTConfig) -> None:
+    if image.grid[0] != 1 or image.patch[0] != 1 or image.patch_norms:
+        raise ValueError(
+            f"image must be a model of single frames without norms around its embedding, got grid={image.grid}, "
+            f"patch={image.patch}, patch_norms={image.patch_norms}"
+        )
+    ours = replace(config, grid=(1, *config.grid[1:]), patch=(1, *config.patch[1:]), classes=image.classes)
+    if differing := [name for name, value in vars(image).items() if getattr(ours, name) != value]:
+        found = ", ".join(f"{name}={getattr(ours, name)} and {getattr(image, name)}" for name in differing)
+        raise ValueError(f"model and image must have the same sizes but for time, got {found}")
 
 
 def _as_they_are(coords: Tensor, _extent: Tensor) -> Tensor:
