@@ -13,6 +13,7 @@ from tubelet.kernels import aot
 from tubelet.kernels._grouped import cases as grouped
 from tubelet.kernels._modulation.cases import WIDTHS
 from tubelet.kernels._rotation.cases import HEAD_DIMS
+from tubelet.kernels._tiled import cases as tiled
 
 GOOD = aot.Resources("modulation.forward", "layer bfloat16 384", 90, 4, 40, 0, 0, 64)
 
@@ -27,6 +28,7 @@ def _own_cache(tmp_path, monkeypatch) -> None:
     "word",
     [
         "grouped.forward time bfloat16 64",
+        "tiled.forward boxes bfloat16 128",
         "modulation.forward layer bfloat16 1536",
         "rotation.forward half float16 128",
     ],
@@ -37,7 +39,7 @@ def test_a_kernel_compiles_for_both_architectures(word: str) -> None:
     for each in found:
         assert each.passes, each.fault
         assert 16 <= each.registers <= 255
-        assert (each.products is not None) == word.startswith("grouped")
+        assert (each.products is not None) == word.startswith(("grouped", "tiled"))
 
 
 def test_real_spills_are_read_from_the_machine_code() -> None:
@@ -100,6 +102,9 @@ def test_every_case_is_launched_once() -> None:
         for kernel in ("forward time", "forward frame", "backward_together time", "backward_keys frame"):
             assert f"grouped.{kernel} bfloat16 {head_dim}" in names
     assert "grouped.backward_together clip float32 128" in names
+    for head_dim in tiled.HEAD_DIMS:
+        for kernel in ("forward lines", "forward boxes", "backward_queries boxes", "backward_keys lines"):
+            assert f"tiled.{kernel} bfloat16 {head_dim}" in names
     assert "grouped.forward text bfloat16 128, launch 2" in names  # the text joins the result of the groups
     assert {"float16", "float32", "bfloat16"} == {word for name in names for word in name.split() if "float" in word}
 

@@ -25,7 +25,7 @@ from tubelet.attention.places import Affine, Places
 from tubelet.attention.tiles import Run, Sample, Table, Value, affine_runs
 from tubelet.protocols import Pattern
 
-__all__ = ["PLANS", "Plan", "make_plan", "offers", "pieces"]
+__all__ = ["PLANS", "Plan", "Tiling", "is_value", "make_plan", "offers", "pieces", "table_of", "text_only"]
 
 _LOOPED = 8
 """From how many groups on a call on views is worth more than a gather."""
@@ -65,6 +65,20 @@ class Plan:
         return sum(shared.values()) + 1024 * len(self.runs)
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """A request for tiled attention: a pattern of spans, or None for whole segments, on host tables.
+
+    Example:
+        >>> Tiling(None, b"", None).keys is None
+        True
+    """
+
+    pattern: Value
+    table: bytes
+    keys: bytes | None
+
+
 def _list(places: Places) -> torch.Tensor | None:
     return None if isinstance(places, Affine) else places.places
 
@@ -98,15 +112,19 @@ def make_plan(
         >>> [(run.q.groups, run.q.length) for run in plan.runs]
         [(2, 4)]
     """
-    make = PLANS if _is_value(pattern) else _made
+    make = PLANS if is_value(pattern) else _made
     return make(pattern, queries, keys, kept, kept_keys, heads, limit, views)
 
 
-def _is_value(pattern: object) -> bool:
+def is_value(pattern: object) -> bool:
     """Whether equal patterns are equal for good: known by their fields, not by what object they are.
 
     An object that is only equal to itself may change; its plan is made anew each time. A spec is all that there is to
     know of a pattern.
+
+    Example:
+        >>> is_value(Joint()), is_value(object())
+        (True, False)
     """
     if type(pattern).__hash__ is object.__hash__:
         return False
@@ -114,7 +132,7 @@ def _is_value(pattern: object) -> bool:
         return True
     fields = getattr(pattern, "__dataclass_fields__", {})
     parts = itertools.chain.from_iterable(_parts(getattr(pattern, name)) for name in fields)
-    return all(_is_value(part) for part in parts if hasattr(part, "attends"))
+    return all(is_value(part) for part in parts if hasattr(part, "attends"))
 
 
 def _parts(value: object) -> tuple[object, ...]:
@@ -132,7 +150,7 @@ def _made(
     views: bool,
 ) -> Plan:
     with torch.device("cpu"):  # whatever the default device is: plans are the host's
-        tables = _table(queries), None if keys is None else _table(keys)
+        tables = table_of(queries), None if keys is None else table_of(keys)
         whole = _whole(pattern, *tables, _places(kept), _places(kept_keys), heads)
         if isinstance(whole, Asked) and whole.pairs > _REMEMBERED:
             return Plan(replace(whole, alike=False), queries=0, keys=0, merges=False, once=False)
@@ -157,7 +175,13 @@ def _different(places: list[Places]) -> int:
     return len(torch.bincount(named).nonzero())
 
 
-def _table(data: bytes) -> Table:
+def table_of(data: bytes) -> Table:
+    """The samples of a host table.
+
+    Example:
+        >>> table_of(torch.tensor([[0, 4, 0, 1, 2, 2]]).numpy().tobytes())[0].length
+        4
+    """
     rows = struct.iter_unpack("=6q", data)
     return tuple(Sample(*row) for row in rows)
 
@@ -175,7 +199,7 @@ def _whole(
     heads: int,
 ) -> Iterable[Run]:
     """The runs, however large."""
-    if isinstance(pattern, Joint) or (keys is not None and _text_only(pattern, keys)):
+    if isinstance(pattern, Joint) or (keys is not None and text_only(pattern, keys)):
         return _segments(queries, queries if keys is None else keys)
     ruled = hasattr(pattern, "text_sees_grid")
     if keys is None and kept is None and ruled and offers(pattern, "axes"):
@@ -240,8 +264,13 @@ def _reads_no_sample(pattern: Pattern) -> bool:
     return offers(pattern, "axes")
 
 
-def _text_only(pattern: Pattern, keys: Table) -> bool:
-    """Keys that every query of the sample attends: text, by the rule that patterns with ``text_sees_grid`` declare."""
+def text_only(pattern: Pattern, keys: Table) -> bool:
+    """Keys that every query of the sample attends: text, by the rule that patterns with ``text_sees_grid`` declare.
+
+    Example:
+        >>> text_only(Joint(), (Sample(0, 4, 4, 0, 0, 0),))
+        True
+    """
     return offers(pattern, "text_sees_grid") and all(sample.grid is None for sample in keys)
 
 

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from tubelet.attention import chunks, runs
 from tubelet.attention.patterns import from_spec
-from tubelet.attention.plan import Plan, make_plan
+from tubelet.attention.plan import Plan, Tiling, make_plan
 from tubelet.attention.tiles import Run
 from tubelet.protocols import Pattern
 
@@ -85,7 +85,7 @@ def planned_attention(
     return _forward(q, k, v, plan, scale, False, kernel)[0]
 
 
-def _plan(pattern: Any, tables: Tables, q: Tensor, kernel: str) -> Plan:
+def _plan(pattern: Any, tables: Tables, q: Tensor, kernel: str) -> Plan | Tiling:
     table, *others = [None if x is None else as_bytes(x) for x in tables]
     if kernel == "triton":
         from tubelet.attention import in_place
@@ -128,13 +128,14 @@ def as_bytes(x: Int[Tensor, "..."]) -> bytes:
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, statistics: bool, kernel: str
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan | Tiling, scale: float, statistics: bool, kernel: str
 ) -> tuple[Tensor, Tensor]:
     """The output ``(n, h, e)`` and, for the backward and for merging, the queries' log-sum-exp ``(n, h, 1)``."""
     if kernel == "triton":
         from tubelet.attention import in_place
 
         return in_place.forward(q, k, v, plan, scale)
+    assert isinstance(plan, Plan)
     q, k, v = _readable(q), _readable(k), _readable(v)
     attention = KERNELS[kernel]
     statistics = statistics or plan.merges
@@ -183,12 +184,21 @@ def _keeps(run: Run, plan: Plan, q: Tensor, v: Tensor) -> bool:
 
 
 def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: Plan, scale: float, kernel: str
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    plan: Plan | Tiling,
+    scale: float,
+    kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if kernel == "triton":
         from tubelet.attention import in_place
 
         return in_place.backward(grad, q, k, v, out, lse, plan, scale)
+    assert isinstance(plan, Plan)
     wide = runs.wide(q) if runs.widens(q) else q.dtype
     covered = plan.once and (plan.queries, plan.keys) == (q.shape[0], k.shape[0])
     make = torch.empty if covered else torch.zeros
@@ -209,7 +219,9 @@ class _Planned(torch.autograd.Function):
     """The eager form of the operator."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, kernel: str) -> tuple[Tensor, Tensor]:
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, plan: Plan | Tiling, scale: float, kernel: str
+    ) -> tuple[Tensor, Tensor]:
         return _forward(q, k, v, plan, scale, True, kernel)
 
     @staticmethod

@@ -12,6 +12,15 @@ from tubelet.kernels._linear.reference import Activation
 from tubelet.kernels._modulation.op import norm_modulate
 from tubelet.kernels._modulation.reference import Norm
 from tubelet.kernels._rotation.op import qk_norm_rope
+from tubelet.kernels._tiled.op import (
+    tiled_attention,
+    tiled_backward,
+    tiled_forward,
+    tiled_refusal,
+    tiled_sizes,
+    varlen_attention,
+)
+from tubelet.kernels._tiled.table import Tiles, TileSizes, line_tiles, segment_tiles, tile_rows
 
 __all__ = [
     "SERVED",
@@ -20,13 +29,24 @@ __all__ = [
     "LayerNormBackend",
     "LinearBackend",
     "Norm",
+    "TileSizes",
+    "Tiles",
     "absence",
     "grouped_attention",
     "grouped_backward",
     "grouped_forward",
     "grouped_refusal",
     "layer_norm",
+    "line_tiles",
     "linear",
     "norm_modulate",
     "qk_norm_rope",
+    "segment_tiles",
+    "tile_rows",
+    "tiled_attention",
+    "tiled_backward",
+    "tiled_forward",
+    "tiled_refusal",
+    "tiled_sizes",
+    "varlen_attention",
 ]

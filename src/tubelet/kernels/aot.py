@@ -23,6 +23,7 @@ from tubelet.kernels._grouped import cases as grouped
 from tubelet.kernels._launching import Launcher
 from tubelet.kernels._modulation import cases as modulation
 from tubelet.kernels._rotation import cases as rotation
+from tubelet.kernels._tiled import cases as tiled
 
 __all__ = ["SHARED_BYTES", "Resources", "as_json", "check", "from_json", "launches", "table"]
 
@@ -34,7 +35,7 @@ REGISTERS = 128
 """That a thread may have: half of what it could, so that a multiprocessor holds at least 512 threads."""
 MULTIPLYING_REGISTERS = 255
 """The same where matrices are multiplied, whose tiles live in registers: all that a thread can have."""
-_MULTIPLY = ("grouped",)
+_MULTIPLY = ("grouped", "tiled")
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,11 @@ def launches() -> Iterator[tuple[str, str, tuple[Any, Mapping[str, Any], int]]]:
     Example:
         >>> sorted({name for name, _, _ in launches()})
         ['grouped.backward_keys', 'grouped.backward_queries', 'grouped.backward_together', 'grouped.forward',
-         'modulation.backward', 'modulation.combine', 'modulation.forward', 'rotation.backward', 'rotation.forward']
+         'modulation.backward', 'modulation.combine', 'modulation.forward', 'rotation.backward', 'rotation.forward',
+         'tiled.backward_keys', 'tiled.backward_queries', 'tiled.forward']
     """
     seen = set()
-    for operation in (grouped, modulation, rotation):
+    for operation in (grouped, modulation, rotation, tiled):
         folder = operation.__name__.split(".")[-2].removeprefix("_")
         for case, run in operation.cases():
             found: list[tuple[Any, Mapping[str, Any], int]] = []
@@ -196,8 +198,9 @@ def _compiled(name: str, case: str, arch: int, kernel: Any, arguments: Mapping[s
     source = ASTSource(kernel, signature, constants, attributes)
     options = {"num_warps": warps, "enable_fp_fusion": True}
     compiled = compile_kernel(source, target=GPUTarget("cuda", arch, 32), options=options)
-    registers, spills, stack, products = _read(compiled.asm["cubin"], arch)
     meant = name.startswith(_MULTIPLY) and arguments["Q"].dtype != torch.float32
+    small = meant and max(arguments["ROWS"], arguments["KEYS"]) < 64  # no whole warp group's: as on sm_80
+    registers, spills, stack, products = _read(compiled.asm["cubin"], _PRODUCTS[80 if small else arch])
     shared = compiled.metadata.shared
     return Resources(name, case, arch, warps, registers, spills, stack, shared, products if meant else None)
 
@@ -222,7 +225,7 @@ def _described(kernel: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, str
     return signature, constants, attributes
 
 
-def _read(cubin: bytes, arch: int) -> tuple[int, int, int, int]:
+def _read(cubin: bytes, product: str) -> tuple[int, int, int, int]:
     """Registers, spills, bytes of stack and local memory, and products of tensor cores, from the machine code."""
     import triton
 
@@ -233,7 +236,7 @@ def _read(cubin: bytes, arch: int) -> tuple[int, int, int, int]:
         command = [str(tool), "--dump-resource-usage", "--dump-sass", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     sizes = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    spills, products = (len(re.findall(rf"\b(?:{name})\b", text)) for name in ("STL|LDL", _PRODUCTS[arch]))
+    spills, products = (len(re.findall(rf"\b(?:{name})\b", text)) for name in ("STL|LDL", product))
     return sizes["REG"], spills, sizes["STACK"] + sizes["LOCAL"], products
 
 

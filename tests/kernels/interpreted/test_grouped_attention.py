@@ -6,20 +6,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rounding import near
+from rounding import HALF, TOLERANCE, near
+from strides import place
 from torch import Tensor
 
 from tubelet import attend
-from tubelet.attention import FrameCausal, Joint, Neighborhood, Spatial, Strided, Temporal, Window, explain
+from tubelet.attention import FrameCausal, Joint, Spatial, Strided, Temporal, Window, explain
+from tubelet.attention.in_place import groups
 from tubelet.attention.places import Affine
 from tubelet.attention.plan import make_plan
 from tubelet.attention.tiles import Run
 from tubelet.kernels import grouped_attention
 from tubelet.kernels._grouped.places import pairs
 from tubelet.layout import Grid, TokenLayout
-
-TOLERANCE = 2e-6
-HALF = {"output": 8e-4, "gradient": 3e-3}
 
 
 class Case(NamedTuple):
@@ -62,13 +61,11 @@ cases = st.builds(
 )
 
 
-def place(n: int, heads: int, width: int, memory: str) -> Tensor:
-    """Random numbers of a shape ``(n, h, d)`` in some memory."""
-    if memory == "packed qkv":
-        return torch.randn(n, 3, heads, width)[:, 1]
-    if memory == "heads first":
-        return torch.randn(heads, n, width).transpose(0, 1)
-    return torch.randn(n, width, heads).mT if memory == "features apart" else torch.randn(n, heads, width)
+def in_groups(q: Tensor, k: Tensor, v: Tensor, pattern: Any, layout: TokenLayout) -> Tensor:
+    """Attention by the groups of a plan, whatever else would serve it."""
+    table = layout.on("cpu").table.numpy().tobytes()
+    runs: Any = groups(pattern, table, None, None, None, heads=q.shape[1]).runs
+    return grouped_attention(q, k, v, runs, backend="triton")
 
 
 @given(cases)
@@ -84,7 +81,7 @@ def test_values_and_gradients_equal_the_definition(case: Case) -> None:
         leaf[used:] = torch.nan
     ours = [leaf.detach().requires_grad_() for leaf in leaves]
     exact = [leaf.double().detach().nan_to_num().requires_grad_() for leaf in leaves]
-    got = attend(*ours, pattern=case.pattern, layout=layout, backend="triton")
+    got = in_groups(*ours, case.pattern, layout)
     expected = attend(*exact, pattern=case.pattern, layout=layout, backend="reference")
     near(got, expected, "output", TOLERANCE)
     assert got.is_contiguous()
@@ -105,8 +102,13 @@ def test_half_precision_in_tiles_of_its_own_size(t: int, text: int) -> None:
     exact = [x.detach().double().requires_grad_() for x in leaves]
     grad = torch.randn_like(exact[0]).half()
     results = []
-    for inputs, backend in ((leaves, "triton"), (exact, "reference")):
-        out = attend(*inputs, pattern=Temporal(), layout=layout, backend=backend)
+    for inputs in (leaves, exact):
+        ours = inputs is leaves
+        out = (
+            in_groups(*inputs, Temporal(), layout)
+            if ours
+            else attend(*inputs, pattern=Temporal(), layout=layout, backend="reference")
+        )
         results.append((out, *torch.autograd.grad(out, inputs, grad.to(out.dtype))))
     for name, got, expected in zip(("output", "q", "k", "v"), *results, strict=True):
         assert got.dtype == torch.float16
@@ -201,12 +203,12 @@ def test_what_cannot_be_served_says_why() -> None:
     refused(x.bfloat16(), "interpreter computes bfloat16 wrongly")
     refused(x.double(), "not torch.float64")
     refused(x, "takes no bias", bias=torch.zeros(48, 48))
-    refused(torch.randn(48, 1, 136), "at most 128 features")
+    refused(torch.randn(48, 1, 136), "at most 128 features", pattern=Strided(2))
+    refused(torch.randn(48, 1, 264), "at most 256 features")
     kept = TokenLayout.packed([Grid(3, 4, 4)]).keep(torch.tensor([0, 1, 5, 17, 33]))
     refused(x[:5], "lists of tokens.*backend='sdpa' or 'flex' serves it", layout=kept, pattern=Temporal())
     refused(x, "lists of tokens.*backend='sdpa' or 'flex' serves it", pattern=Strided(3, run=5))
-    refused(x, "pairs inside groups are masked.*serves it", pattern=Neighborhood((3, 3, 3)))
-    refused(x.requires_grad_(), "triton reads affine groups", pattern=Neighborhood((3, 3, 3)))
+    refused(x, "pairs inside groups are masked.*serves it", pattern=Temporal() | Spatial())
     assert "triton     yes" in explain(x, x, x, layout=layout, pattern=FrameCausal())
 
 

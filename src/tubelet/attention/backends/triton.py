@@ -1,4 +1,4 @@
-"""Our own kernels for patterns whose groups are affine in raster order: every group is read where it lies."""
+"""Our own kernels: tiles of lines and boxes, and groups that are affine in raster order, read where they lie."""
 
 from typing import Any
 
@@ -14,10 +14,12 @@ __all__ = ["TritonBackend"]
 
 
 class TritonBackend:
-    """:func:`tubelet.kernels.grouped_attention` behind the contract: temporal, spatial, strided, windows, joint.
+    """:func:`tubelet.kernels.tiled_attention` and :func:`tubelet.kernels.grouped_attention` behind the contract.
 
-    One launch for each run of the plan, on packed mixtures with text too; nothing is permuted or gathered. No GPU time
-    has been measured, so ``auto`` does not take it.
+    Tiles serve joint attention, self and cross, and patterns of spans (neighbourhoods, sliding tiles, windows, causal
+    frames, time, space) in one launch, whatever the mixture of grids and text. Equal groups in one run share tiles;
+    strides take a launch a run. Nothing is permuted or gathered. No GPU time has been measured, so ``auto`` does not
+    take it (:mod:`tubelet.attention.in_place` says which of the two serves).
 
     Example:
         >>> from tubelet.attention import backends
@@ -28,7 +30,9 @@ class TritonBackend:
     name = "triton"
 
     def supports(self, request: AttentionRequest) -> Answer:
-        """Plans of affine groups without masks, heads up to 128 wide, float32 and half precisions on CUDA; no bias.
+        """Patterns of spans, and plans of affine groups without masks, float32 and half precisions on CUDA; no bias.
+
+        Heads are up to 256 wide, those of groups 128.
 
         In compiled code the plan is made where it runs, and one that cannot be served is an error there.
         """
@@ -68,7 +72,7 @@ def _readable(request: AttentionRequest) -> Answer:
     assert table is not None
     plan = in_place.plan(pattern, table, *others, heads=request.shape[-2])
     width = request.shape[-1]
-    reason = in_place.refusal(plan, width, request.v_dim or width, request.grad)
+    reason = in_place.refusal(plan, width, request.v_dim or width, request.scale, request.grad)
     return (
         Answer() if reason is None else Answer(f"triton reads affine groups in place, but {reason}; {in_place.INSTEAD}")
     )
