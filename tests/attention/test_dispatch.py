@@ -3,14 +3,16 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from tubelet.attention import attend, backends, explain
+from tubelet.attention import Spatial, attend, backends, explain
 from tubelet.layout import Grid, TokenInfo, TokenLayout
 
 Pair = tuple[TokenLayout | None, TokenLayout | None]
@@ -323,3 +325,22 @@ def test_a_boolean_bias_is_refused() -> None:
     q = torch.zeros(4, 2, 4)
     with pytest.raises(ValueError, match=r"float32.*torch\.bool"):
         attend(q, q, q, bias=torch.ones(4, 4, dtype=torch.bool))
+
+
+def test_a_function_mode_sees_a_call_with_all_its_arguments() -> None:
+    class Listener(TorchFunctionMode):
+        calls: ClassVar[list[dict[str, Any]]] = []
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is attend:
+                self.calls.append(kwargs)
+            return func(*args, **(kwargs or {}))
+
+    layout, x = TokenLayout.dense(1, Grid(2, 2, 2)), torch.randn(1, 8, 2, 4)
+    expected = attend(x, x, x, pattern=Spatial(), layout=layout, scale=0.3, backend="reference")
+    with Listener():
+        got = attend(x, x, x, pattern=Spatial(), layout=layout, scale=0.3, backend="reference")
+    assert torch.equal(got, expected)
+    (call,) = Listener.calls
+    assert call.pop("layout") is layout
+    assert call == {"pattern": Spatial(), "kv_layout": None, "backend": "reference", "scale": 0.3, "bias": None}

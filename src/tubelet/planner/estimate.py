@@ -162,7 +162,7 @@ def plan(
     Example:
         >>> found = plan("wan_14b", Grid(21, 45, 80), text=512)
         >>> found.tokens, round(found.flops / 1e15, 2), found.memory.weights
-        (75600, 7.36, 28576983168)
+        (75600, 6.52, 28576983168)
     """
     preset = find_preset(model) if isinstance(model, str) else model
     built = preset.build(dtype=dtype)
