@@ -1,16 +1,11 @@
-"""Tiny ViViTs, all five by their definition in plain operations on ``(frames, places, width)``, and counted costs."""
-
-import dataclasses
-from typing import Any
+"""A tiny ViViT, and all five by their definition in plain operations on ``(frames, places, width)``."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from tubelet.attention import Attention, HeadSplit, Joint, Spatial, Temporal
-from tubelet.layout import Grid, LayoutIndex, TokenLayout
+from tubelet.layout import Grid
 from tubelet.models import ViViT, ViViTConfig
-from tubelet.protocols import Pattern
 
 TINY = ViViTConfig(
     dim=16,
@@ -90,37 +85,3 @@ def defined(model: ViViT, tubelets: Tensor, grid: Grid, over_time: bool = True) 
         pooled = tokens.flatten(0, 1).mean(0)
     logits = pooled if config.classes is None else linear(pooled, "head")
     return logits, tokens.reshape(-1, config.dim)
-
-
-def pairs(pattern: Pattern, index: LayoutIndex) -> float:
-    """How many queries and keys meet, on average over the heads; a class token is text before a grid."""
-    t, places = index.table[:, 3], index.table[:, 4] * index.table[:, 5]
-    if isinstance(pattern, HeadSplit):
-        parts = zip(pattern.patterns, pattern.heads, strict=True)
-        return sum(pairs(part, index) * heads for part, heads in parts) / sum(pattern.heads)
-    rows = {Joint: index.table[:, 1] ** 2, Spatial: t * places**2, Temporal: places * t**2}
-    return float(rows[type(pattern)].sum())
-
-
-def multiply_adds(config: ViViTConfig) -> float:
-    """Billions for one video of the size of the positions, counted where they happen."""
-    model, total = ViViT(config, device="meta"), 0.0
-
-    def count(module: nn.Module, args: Any, kwargs: Any, out: Tensor) -> None:
-        nonlocal total
-        if isinstance(module, nn.Linear):
-            total += out.numel() * module.in_features
-        elif isinstance(module, Attention):
-            total += 2 * pairs(module.pattern, kwargs["layout"]) * config.dim  # scores, and the sum of values
-
-    for module in model.modules():
-        module.register_forward_hook(count, with_kwargs=True)
-    layout = TokenLayout.dense(1, Grid(*config.grid)).on("meta")
-    model(torch.zeros(1, layout.shape[1], config.patch_dim, device="meta"), layout)
-    return total / 1e9
-
-
-def per_depth(measure: Any, config: ViViTConfig) -> float:
-    """What grows by the same amount with every block over space, from two models of one and of two."""
-    one, two = (measure(dataclasses.replace(config, depth=depth)) for depth in (1, 2))
-    return float(one + (config.depth - 1) * (two - one))
