@@ -85,7 +85,7 @@ def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
         >>> from tubelet.conditioning import AdaLNZero
         >>> block = nn.ModuleList([Branch(nn.Linear(8, 8), LayerNorm(8), modulation=AdaLNZero(8, 8))])
         >>> use_kernels(block), use_eager(block)
-        (['0', '0.inner', '0.modulation.proj'], ['0', '0.inner', '0.modulation.proj'])
+        (['0', '0.inner', '0.norm', '0.modulation.proj'], ['0', '0.inner', '0.norm', '0.modulation.proj'])
     """
     changed = []
     for name, module in model.named_modules():
