@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from tubelet._version import __version__
 from tubelet.cli import bench as bench
+from tubelet.cli import cache_latents as cache_latents
 from tubelet.cli import conformance as conformance
 from tubelet.cli import convert as convert
 from tubelet.cli import demo as demo
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="tubelet", description="Composable video-diffusion building blocks.")
     parser.add_argument("--version", action="version", version=f"tubelet {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (demo, train, sample, convert, bench, conformance, info, kernels):
+    for command in (demo, train, cache_latents, sample, convert, bench, conformance, info, kernels):
         command.add(commands)
     arguments = parser.parse_args(argv)
     try:

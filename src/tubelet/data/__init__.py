@@ -10,15 +10,19 @@ does not.
 
 from tubelet.data.captions import Caption, read_captions
 from tubelet.data.clips import Clip, ClipFolder
+from tubelet.data.latents import CachedLatents, LatentClip, cache_latents
 from tubelet.data.sheets import contact_sheet, write_contact_sheet
 from tubelet.data.video import VideoInfo, probe_video, read_video
 from tubelet.data.writing import write_video
 
 __all__ = [
+    "CachedLatents",
     "Caption",
     "Clip",
     "ClipFolder",
+    "LatentClip",
     "VideoInfo",
+    "cache_latents",
     "contact_sheet",
     "probe_video",
     "read_captions",

@@ -31,6 +31,7 @@ from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime, M
 from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
 from tubelet.vae.shuffles import PointwiseUp, ShuffleUp
 from tubelet.vae.splitting import Split, split_decoder, split_encoder
+from tubelet.vae.statistics import ChannelStatistics
 from tubelet.vae.streaming import StreamingAutoencoder, decode_stream, encode_stream
 from tubelet.vae.tiling import decode_tiled, encode_tiled
 from tubelet.vae.timed import ModulatedConv, ShiftsAndScales, TimedBlock, TimedDecoder, TimedHead, TimedStage
@@ -51,6 +52,7 @@ __all__ = [
     "Chain",
     "ChannelNorm",
     "ChannelsToCells",
+    "ChannelStatistics",
     "Chunks",
     "ClipConv3d",
     "CopyFrames",
