@@ -1,12 +1,13 @@
 """``python -m benchmarks.gpu --out DIR``: what a GPU can do, and how near our kernels come to it.
 
-Four tables, each as JSON and Markdown: the ceilings (matrix product, copy), norm + modulate, QK-norm + RoPE, and
-attention over time against eager code and ``torch.compile``, forward and backward, with the error of the timed call
-beside its time.
+Tables, each as JSON and Markdown: the ceilings (matrix product, copy), norm + modulate, QK-norm + RoPE, and attention
+over time against eager code and ``torch.compile``; joint attention against cuDNN, and windows, causal frames and packed
+mixtures against FlexAttention. Forward and backward, with the error of the timed call beside its time.
 ``--dry`` runs the same code on the CPU with tiny shapes. Exit status 1: a result was wrong.
 
-Times are medians of Triton's ``do_bench``: CUDA events, second-level cache flushed before each call. "of copy" is bytes
-that must be moved over the time, as a share of the measured copy.
+Times are medians of Triton's ``do_bench``: CUDA events, second-level cache flushed before each call. "of floor" is the
+time that the bytes which must be moved take at the measured copy's pace, or the products at the measured product's,
+whichever is longer, as a share of the time. Products are those of pairs that count: 4 and 10 operations a feature.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,17 +24,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tubelet.attention import FrameCausal, Joint, Neighborhood, SlidingTile, Temporal, attend
 from tubelet.attention.places import Affine
 from tubelet.attention.tiles import Run
 from tubelet.bench.device import environment
 from tubelet.blocks import modulate
 from tubelet.kernels import grouped_attention, norm_modulate, qk_norm_rope
-from tubelet.layout import Rows
+from tubelet.layout import Grid, LayoutIndex, Rows, TokenLayout
 from tubelet.norms import LayerNorm
 from tubelet.positions import Rotary, apply_rope
 
-SCHEMA = 2
+SCHEMA = 3
 TOLERANCE = 1.5e-2
 """Of bfloat16 results, relative to the norm."""
 
@@ -49,7 +53,7 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Line:
-    """One timed call; ``floor_ms`` is the bytes that it must move over the copy's bandwidth."""
+    """One timed call; ``floor_ms``: bytes that it must move at the copy's pace, or products at the matrix product's."""
 
     operation: str
     shape: str
@@ -67,7 +71,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Problem:
-    """An operation at one shape: leaves in bf16, ways to compute it, bytes that forward and backward must move."""
+    """An operation at one shape: leaves in bf16, ways to compute it, bytes that forward and backward must move.
+
+    ``operations``: what tensor cores must do in both directions. ``part``: of leaves and results, what is compared with
+    ``exact`` where all of it in float64 would not fit (attention: one head, which no other one touches).
+    """
 
     operation: str
     shape: str
@@ -76,6 +84,8 @@ class Problem:
     exact: Way
     forward_bytes: int
     backward_bytes: int
+    operations: tuple[float, float] = (0.0, 0.0)
+    part: Callable[[Tensor], Tensor] = lambda x: x
 
 
 def main() -> int:
@@ -94,10 +104,16 @@ def main() -> int:
     text = f"bf16 matrix product {top.matmul_tflops:.0f} TFLOP/s, copy {top.copy_gbs:.0f} GB/s (read + written)"
     save(arguments.out / "ceilings", {**about, **asdict(top)}, text, about)
     wrong = 0
-    for name, problems in (("norm_modulate", modulation), ("qk_norm_rope", rotation), ("grouped_attention", over_time)):
+    tables = {"norm_modulate": modulation, "qk_norm_rope": rotation, "grouped_attention": over_time}
+    tables |= {"joint_attention": jointly, "tiled_attention": in_tiles}
+    for name, problems in tables.items():
         lines: list[Line] = []
         for problem in problems(device, arguments.dry):
-            lines += measure(problem, top, device)
+            try:
+                lines += measure(problem, top, device)
+            except (RuntimeError, ValueError) as error:  # the rest is still worth its time
+                print(f"{problem.operation}, {problem.shape}: {error}", file=sys.stderr)
+                wrong += 1
             torch.compiler.reset()
         found = [{**asdict(line), "right": line.right} for line in lines]
         save(arguments.out / name, {**about, "ceilings": asdict(top), "lines": found}, table(lines), about)
@@ -229,20 +245,104 @@ def _in_place(q: Tensor, k: Tensor, v: Tensor, groups: Affine, backend: Any) -> 
     return (grouped_attention(q, k, v, [Run(groups, groups)], backend=backend),)
 
 
+def jointly(device: str, dry: bool) -> Iterator[Problem]:
+    """Dense joint attention of known models: PyTorch's own choice and cuDNN, which is the one to beat on Hopper."""
+    problems = [("wan-1.3b-480p", 32_760, 12, 128), ("cogvideox-5b", 17_776, 48, 64), ("ltx-2b", 6_144, 32, 64)]
+    for name, n, heads, head_dim in [("tiny", 40, 2, 16)] if dry else problems:
+        ways: dict[str, Way] = {
+            "default": partial(_dense, kernel=None),
+            "cudnn": partial(_dense, kernel=None if dry else SDPBackend.CUDNN_ATTENTION),
+            "ours": partial(_attend, pattern=Joint(), layout=None, backend="reference" if dry else "triton"),
+        }
+        yield _attention("joint_attention", f"{name}: {n} x {heads} x {head_dim}", Joint(), None, n * n, ways, n,
+                         (heads, head_dim), device)  # fmt: skip
+
+
+def in_tiles(device: str, dry: bool) -> Iterator[Problem]:
+    """Windows and causal frames of one grid, and joint attention of a packed mixture with text."""
+    wan, ltx = Grid(21, 30, 52), Grid(16, 16, 24)
+    mixed = [Grid(13, 16, 16), Grid(1, 32, 32), Grid(9, 24, 24), Grid(1, 16, 16), Grid(1, 40, 24)] * 2
+    problems: list[tuple[str, Any, list[Grid], int, tuple[int, int], int]] = [
+        ("window of wan-1.3b-480p", Neighborhood((7, 15, 27)), [wan], 0, (12, 128), wan.tokens * 7 * 15 * 27),
+        ("tiles of ltx-2b", SlidingTile((8, 8, 8), (4, 4, 4)), [ltx], 0, (32, 64), ltx.tokens * 512),
+        ("frames of ltx-2b", FrameCausal(), [ltx], 0, (32, 64), 384 * 384 * 16 * 17 // 2),
+        ("mixture", Joint(), mixed, 77, (12, 128), sum((grid.tokens + 77) ** 2 for grid in mixed)),
+        ("mixture over time", Temporal(), mixed, 0, (12, 128), sum(grid.tokens * grid.t for grid in mixed)),
+    ]
+    tiny = [("tiny", Neighborhood((1, 3, 3)), [Grid(2, 4, 4)], 2, (2, 16), 400)]
+    for name, pattern, grids, text, heads, pairs in tiny if dry else problems:
+        layout = TokenLayout.packed(grids, [text] * len(grids)).on(device)
+        ways: dict[str, Way] = {
+            way: partial(_attend, pattern=pattern, layout=layout, backend="reference" if dry else backend)
+            for way, backend in (("flex", "flex"), ("sdpa", "sdpa"), ("ours", "triton"))
+        }
+        shape = f"{name}: {layout.shape[0]} x {heads[0]} x {heads[1]}, {pattern}"
+        yield _attention("tiled_attention", shape, pattern, layout, pairs, ways, layout.shape[0], heads, device)
+
+
+def _attention(
+    operation: str,
+    shape: str,
+    pattern: Any,
+    layout: LayoutIndex | None,
+    pairs: int,
+    ways: dict[str, Way],
+    n: int,
+    heads: tuple[int, int],
+    device: str,
+) -> Problem:
+    """Attention of views into a packed qkv; one head is compared with the definition."""
+    qkv = torch.randn(n, 3, *heads, device=device, dtype=torch.bfloat16)
+    leaves = tuple(qkv[:, i].requires_grad_() for i in range(3))
+    exact = partial(_attend, pattern=pattern, layout=layout, backend="reference")
+    moved, products = leaves[0].numel() * 2, float(pairs * heads[0] * heads[1])
+    return Problem(
+        operation,
+        shape,
+        leaves,
+        ways,
+        exact,
+        forward_bytes=4 * moved,
+        backward_bytes=8 * moved,
+        operations=(4 * products, 10 * products),
+        part=lambda x: x[:, :1],
+    )
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Any, layout: LayoutIndex | None, backend: str
+) -> Sequence[Tensor]:
+    return (attend(q, k, v, pattern=pattern, layout=layout, backend=backend),)
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, kernel: SDPBackend | None) -> Sequence[Tensor]:
+    rows = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    with nullcontext() if kernel is None else sdpa_kernel(kernel):
+        return (torch.nn.functional.scaled_dot_product_attention(*rows)[0].transpose(0, 1),)
+
+
 def measure(problem: Problem, top: Ceilings, device: str) -> Iterator[Line]:
     """Forward and backward of every way; the error is that of the results which the timed call gives."""
-    leaves, wide = problem.leaves, tuple(leaf.detach().double().requires_grad_() for leaf in problem.leaves)
+    leaves, part = problem.leaves, problem.part
+    wide = tuple(part(leaf.detach()).double().requires_grad_() for leaf in leaves)
     exact = problem.exact(*wide)
-    grads = tuple(torch.randn_like(out, dtype=torch.bfloat16) for out in exact)
-    exact_grads = torch.autograd.grad(exact, wide, [grad.double() for grad in grads])
+    grads = tuple(torch.randn_like(out) for out in _forward(problem.ways["ours"], leaves))
+    exact_grads = torch.autograd.grad(exact, wide, [part(grad).double() for grad in grads])
+    exact = tuple(out.detach() for out in exact)
     for name, way in problem.ways.items():
-        out = way(*leaves)
+        try:
+            out = way(*leaves)
+        except (RuntimeError, ValueError) as error:
+            if name == "ours":
+                raise
+            print(f"{problem.shape}, {name}: {error}", file=sys.stderr)  # a peer that does not serve here
+            continue
         back = partial(torch.autograd.grad, out, leaves, grads, retain_graph=True)
-        results = {"forward": (partial(_forward, way, leaves), exact, problem.forward_bytes),
-                   "backward": (back, exact_grads, problem.backward_bytes)}  # fmt: skip
-        for direction, (call, expected, moved) in results.items():
-            error = max(_error(a, b) for a, b in zip(call(), expected, strict=True))
-            floor = moved / top.copy_gbs / 1e6
+        results = {"forward": (partial(_forward, way, leaves), exact, problem.forward_bytes, problem.operations[0]),
+                   "backward": (back, exact_grads, problem.backward_bytes, problem.operations[1])}  # fmt: skip
+        for direction, (call, expected, moved, operations) in results.items():
+            error = max(_error(part(a), b) for a, b in zip(call(), expected, strict=True))
+            floor = max(moved / top.copy_gbs / 1e6, operations / top.matmul_tflops / 1e9)
             taken = milliseconds(call, device)
             yield Line(problem.operation, problem.shape, direction, name, taken, floor, error, peak(call, device))
 
@@ -284,13 +384,12 @@ def milliseconds(call: Callable[[], Any], device: str) -> float:
 
 def table(lines: Sequence[Line]) -> str:
     """The lines as a Markdown table; ratios are to the other ways of the same shape and direction."""
-    rows = [
-        "| operation | shape | direction | way | ms | of copy | × eager | × compiled | error | peak MB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    others = [way for way in dict.fromkeys(line.way for line in lines) if way != "ours"]
+    names = ["operation", "shape", "direction", "way", "ms", "of floor", *(f"× {way}" for way in others), "error"]
+    rows = ["| " + " | ".join([*names, "peak MB"]) + " |", "|---" * (len(names) + 1) + "|"]
     for line in lines:
         same = {o.way: o.ms for o in lines if (o.shape, o.direction) == (line.shape, line.direction)}
-        ratios = f"{same['eager'] / line.ms:.2f} | {same['compiled'] / line.ms:.2f}"
+        ratios = " | ".join(f"{same[way] / line.ms:.2f}" if way in same else "" for way in others)
         error = f"{line.error:.1e}{'' if line.right else ' WRONG'}"
         rows.append(
             f"| {line.operation} | {line.shape} | {line.direction} | {line.way} | {line.ms:.4f} | "

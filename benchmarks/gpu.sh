@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything there is to know about one GPU, in one command and at most ten minutes: the GPU tests, then the tables.
+# Everything there is to know about one GPU, in one command and about ten minutes: the GPU tests, then the tables.
 #
 #   benchmarks/gpu.sh              results in benchmarks/results/<date>-<gpu>/, exit 1 where a test or a result is wrong
 #   DRY=1 benchmarks/gpu.sh        the same code on the CPU with tiny shapes; the numbers mean nothing
@@ -45,11 +45,11 @@ if [ "$DRY" = 1 ]; then
 else
     # only files with GPU tests: the others may need packages that this machine lacks
     mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests)
-    step tests 220 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider "${files[@]}"
+    step tests 280 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider "${files[@]}"
     if [ "${TUNE:-0}" = 1 ]; then
         step tune 60 "$PYTHON" -m tubelet kernels tune --widths 1536 3072 5120 --head-dims 64 128
     fi
-    step tables 220 "$PYTHON" -m benchmarks.gpu --out "$OUT"
+    step tables 360 "$PYTHON" -m benchmarks.gpu --out "$OUT"
 fi
 if [ "$DRY" = 0 ] && "$PYTHON" -c 'import diffusers' 2>/dev/null; then
     step blocks 90 "$PYTHON" -m benchmarks blocks --device cuda --dtypes bfloat16 --rounds 5 --out "$OUT"

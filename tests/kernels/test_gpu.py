@@ -8,10 +8,10 @@ import rounding
 import torch
 from torch import Tensor
 
-from tubelet.attention import Joint, Spatial, Strided, Temporal, Window, attend
+from tubelet.attention import FrameCausal, Joint, Neighborhood, SlidingTile, Spatial, Strided, Temporal, Window, attend
 from tubelet.fused import use_kernels
 from tubelet.kernels import _measuring as measuring
-from tubelet.kernels import norm_modulate, qk_norm_rope
+from tubelet.kernels import norm_modulate, qk_norm_rope, varlen_attention
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.models import VideoDiT, VideoDiTConfig
 from tubelet.positions import Rope3d, Rotary
@@ -63,6 +63,22 @@ def grouped(pattern: Any, head_dim: int, dtype: torch.dtype) -> tuple[Operation,
     return run, [qkv]
 
 
+def segments(head_dim: int, dtype: torch.dtype, cross: bool) -> tuple[Operation, list[Tensor]]:
+    torch.manual_seed(0)
+    lengths = torch.tensor([[300, 300], [1, 1], [0, 5], [64, 64], [411, 411]])
+    if cross:
+        lengths[:, 1] = torch.tensor([77, 1, 5, 0, 129])
+    cu_q, cu_k = (torch.cat([torch.zeros(1).long(), side.cumsum(0)]).cuda() for side in lengths.unbind(1))
+    tokens = [int(side.sum()) + 3 for side in lengths.unbind(1)]
+    q = torch.randn(tokens[0], 4, head_dim, device="cuda", dtype=dtype, requires_grad=True)
+    kv = torch.randn(tokens[1], 2, 2, head_dim, device="cuda", dtype=dtype, requires_grad=True)
+
+    def run(q: Tensor, kv: Tensor, backend: Any = "triton") -> tuple[Tensor, ...]:
+        return (varlen_attention(q, *kv.unbind(1), cu_q, cu_k, backend=backend),)
+
+    return run, [q, kv]
+
+
 def near(run: Operation, leaves: list[Tensor], tolerance: float, compiled: bool = False) -> None:
     got = (torch.compile(run, fullgraph=True) if compiled else run)(*leaves)
     exact_leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
@@ -101,9 +117,35 @@ def test_grouped_attention(pattern: Any, head_dim: int, dtype: torch.dtype) -> N
     near(*grouped(pattern, head_dim, dtype), TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize(
+    ("head_dim", "dtype"),
+    [(64, BF16), (72, BF16), (80, BF16), (96, BF16), (128, BF16), (256, BF16), (128, FP16), (64, FP32), (128, FP32)],
+)
+@pytest.mark.parametrize("cross", [False, True])
+def test_varlen_attention(head_dim: int, dtype: torch.dtype, cross: bool) -> None:
+    near(*segments(head_dim, dtype, cross), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("head_dim", "dtype"), [(64, BF16), (72, BF16), (128, BF16), (256, BF16), (64, FP32)])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        Neighborhood((5, 3, 3)),
+        Neighborhood((4, 3, 4), causal=(True, False, False)),
+        SlidingTile((9, 6, 6), (3, 2, 2)),
+        FrameCausal(),
+        FrameCausal(3, 2),
+    ],
+    ids=str,
+)
+def test_tiled_attention(pattern: Any, head_dim: int, dtype: torch.dtype) -> None:
+    near(*grouped(pattern, head_dim, dtype), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("pattern", [Temporal(), Joint(), Neighborhood((5, 3, 3))], ids=str)
 @pytest.mark.parametrize("dtype", [BF16, FP16])
-def test_grouped_attention_errs_hardly_more_than_pytorchs(dtype: torch.dtype) -> None:
-    run, (qkv,) = grouped(Temporal(), 128, dtype)
+def test_attention_errs_hardly_more_than_pytorchs(pattern: Any, dtype: torch.dtype) -> None:
+    run, (qkv,) = grouped(pattern, 128, dtype)
     exact = run(qkv.detach().double(), backend="reference")[0]
     ours, theirs = ((run(qkv, backend=name)[0].double() - exact).norm() for name in ("triton", "sdpa"))
     assert ours <= 1.5 * theirs
@@ -112,7 +154,9 @@ def test_grouped_attention_errs_hardly_more_than_pytorchs(dtype: torch.dtype) ->
 CASES = {
     "norm_modulate": lambda: modulated(1536, torch.bfloat16, 40, "layer"),
     "qk_norm_rope": lambda: turned(128, torch.bfloat16, "interleaved"),
-    "grouped_attention": lambda: grouped(Temporal(), 128, torch.bfloat16),
+    "grouped_attention": lambda: grouped(Strided(2), 128, torch.bfloat16),
+    "tiled_attention": lambda: grouped(Neighborhood((5, 3, 3)), 128, torch.bfloat16),
+    "varlen_attention": lambda: segments(128, torch.bfloat16, False),
 }
 
 
@@ -157,8 +201,9 @@ def test_a_cuda_graph_replays_forward_and_backward(name: str) -> None:
         assert torch.equal(got, expected)
 
 
-def test_gradients_repeat_to_the_bit() -> None:
-    run, leaves = CASES["norm_modulate"]()
+@pytest.mark.parametrize("name", ["norm_modulate", "tiled_attention", "varlen_attention"])
+def test_gradients_repeat_to_the_bit(name: str) -> None:
+    run, leaves = CASES[name]()
     first, second = (torch.autograd.grad(run(*leaves)[0].sum(), leaves) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
