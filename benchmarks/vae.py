@@ -43,6 +43,7 @@ VAES = {
     "hunyuan-video": Peer("AutoencoderKLHunyuanVideo"),
     "cogvideox": Peer("AutoencoderKLCogVideoX"),
     "mochi": Peer("AutoencoderKLMochi"),
+    "ltx": Peer("AutoencoderKLLTXVideo"),
 }
 """The autoencoders by name."""
 
@@ -104,6 +105,8 @@ def _pair(peer: Peer, dtype: torch.dtype, layout: torch.memory_format, device: s
     for parameter in theirs.parameters():
         fan = parameter[0].numel() if parameter.ndim > 1 else 1
         nn.init.normal_(parameter, std=fan**-0.5 if fan > 1 else 0.5, generator=generator)
+    for buffer in theirs.buffers():
+        nn.init.ones_(buffer)
     ours = from_diffusers({"_class_name": peer.name, **theirs.config}, theirs.state_dict()).requires_grad_(False)
     for model in (theirs, ours):
         model.to(device=device, dtype=dtype)

@@ -16,6 +16,12 @@ TINY = {
         "decoder_block_out_channels": [32, 32, 32, 32],
         "layers_per_block": [1, 1, 1, 1, 1],
     },
+    "ltx": {
+        "block_out_channels": [4, 6, 8, 8],
+        "decoder_block_out_channels": [4, 6, 8, 8],
+        "layers_per_block": [1, 1, 1, 1, 1],
+        "decoder_layers_per_block": [1, 1, 1, 1, 1],
+    },
 }
 
 
@@ -28,9 +34,12 @@ def suite(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize(("name", "frames"), [("wan-2.1", 5), ("hunyuan-video", 5), ("cogvideox", 9), ("mochi", 7)])
+@pytest.mark.parametrize(
+    ("name", "frames"), [("wan-2.1", 5), ("hunyuan-video", 5), ("cogvideox", 9), ("mochi", 7), ("ltx", 9)]
+)
 def test_both_answer_alike(suite, name: str, frames: int) -> None:
-    lines = list(suite.compare_vaes([name], ["float32", "bfloat16"], 2, (frames, 16, 16)))
+    side = 32 if name == "ltx" else 16
+    lines = list(suite.compare_vaes([name], ["float32", "bfloat16"], 2, (frames, side, side)))
     assert [(line.dtype, line.direction) for line in lines] == [
         ("float32", "decode"), ("float32", "encode"), ("bfloat16", "decode"), ("bfloat16", "encode")
     ]  # fmt: skip

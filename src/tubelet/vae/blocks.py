@@ -59,7 +59,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         """Normalise over axis 1."""
-        y = x * torch.rsqrt(_mean_square(x) + self.eps).to(x.dtype)
+        y = (x * torch.rsqrt(_mean_square(x) + self.eps)).to(x.dtype)
         if self.weight is None:
             return y
         weight = self.weight.to(x.dtype).reshape(-1, 1, 1, 1)
