@@ -10,10 +10,11 @@ does not.
 
 from tubelet.data.captions import Caption, read_captions
 from tubelet.data.clips import Clip, ClipFolder
+from tubelet.data.coding import decode_file, encode_file
 from tubelet.data.latents import CachedLatents, LatentClip, cache_latents
 from tubelet.data.sheets import contact_sheet, write_contact_sheet
-from tubelet.data.video import VideoInfo, probe_video, read_video
-from tubelet.data.writing import write_video
+from tubelet.data.video import VideoInfo, probe_video, read_clips, read_video
+from tubelet.data.writing import write_clips, write_video
 
 __all__ = [
     "CachedLatents",
@@ -24,9 +25,13 @@ __all__ = [
     "VideoInfo",
     "cache_latents",
     "contact_sheet",
+    "decode_file",
+    "encode_file",
     "probe_video",
     "read_captions",
+    "read_clips",
     "read_video",
+    "write_clips",
     "write_contact_sheet",
     "write_video",
 ]

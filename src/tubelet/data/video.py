@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from tubelet.data.source import Source, Timed
 
-__all__ = ["VideoInfo", "probe_video", "read_video"]
+__all__ = ["VideoInfo", "probe_video", "read_clips", "read_video"]
 
 Crop = Literal["center", "stretch", "pad"] | tuple[float | int, float | int]
 _LUMA = (0.299, 0.587, 0.114)
@@ -131,16 +131,64 @@ def read_video(
         torch.Size([1, 4, 8, 8])
     """
     _check_request(start, start_frame, frames, fps, size, crop)
-    pictures: list[UInt8[Tensor, "c h w"]] = []
     with Source(path) as source:
-        stretch = _stretch(source, start, start_frame)
-        picked = stretch if fps is None else _resample(stretch, fps, source, start)
-        for _, picture in itertools.islice(picked, frames):
-            pictures.append(picture if size is None else _fit(picture, size, crop))
+        pictures = list(itertools.islice(_pictures(source, start, start_frame, fps, size, crop), frames))
     if not pictures or len(pictures) < (frames or 1):
         place = f"frame {start_frame}" if start_frame is not None else f"{start or 0:g} s"
         raise ValueError(f"{os.fspath(path)} has {len(pictures)} frames from {place} on, but {frames or 1} are needed")
     return _to_float(torch.stack(pictures, dim=1), gray)
+
+
+def read_clips(
+    path: str | os.PathLike[str],
+    clip: int,
+    *,
+    start: float | int | None = None,
+    fps: float | int | None = None,
+    size: tuple[int, int] | None = None,
+    crop: Crop = "center",
+    gray: bool = False,
+) -> Iterator[Float[Tensor, "c _ h w"]]:
+    """A video in clips that follow each other, however long it is: no more than one clip is held.
+
+    Args:
+        path, start, fps, size, crop, gray: as in `read_video`.
+        clip: frames of each; the last may have fewer.
+
+    Returns:
+        Clips ``(c, t, h, w)``, c = 3 or 1, float32 in [-1, 1].
+
+    Raises:
+        ValueError: a bad argument; a file that is empty or without video, or damaged where the clips have come to.
+        FileNotFoundError: there is no such file.
+        ImportError: PyAV is missing (extra ``tubelet[video]``).
+
+    Example:
+        >>> import tempfile, tubelet.data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     tubelet.data.write_video(f"{folder}/a.mp4", torch.zeros(3, 10, 16, 32), fps=10)
+        ...     [part.shape[1] for part in read_clips(f"{folder}/a.mp4", 4)]
+        [4, 4, 2]
+    """
+    _check_request(start, None, clip, fps, size, crop)
+    with Source(path) as source:
+        pictures = _pictures(source, start, None, fps, size, crop)
+        while found := list(itertools.islice(pictures, clip)):
+            yield _to_float(torch.stack(found, dim=1), gray)
+
+
+def _pictures(
+    source: Source,
+    start: float | int | None,
+    start_frame: int | None,
+    fps: float | int | None,
+    size: tuple[int, int] | None,
+    crop: Crop,
+) -> Iterator[UInt8[Tensor, "c h w"]]:
+    """The frames from the asked place on, at the asked rate and size."""
+    stretch = _stretch(source, start, start_frame)
+    picked = stretch if fps is None else _resample(stretch, fps, source, start)
+    return (picture if size is None else _fit(picture, size, crop) for _, picture in picked)
 
 
 def _check_request(

@@ -5,7 +5,7 @@ A video is ``(c, t, h, w)`` in [-1, 1], c = 3 or 1; level = round(127.5 (x + 1))
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from tubelet.files import replacing, require
 
-__all__ = ["write_video"]
+__all__ = ["write_clips", "write_video"]
 
 Levels = UInt8[np.ndarray, "n _ _ k"]
 
@@ -60,16 +60,51 @@ def write_video(
     suffix = path.suffix.lower()
     if suffix not in writers:
         raise ValueError(f"path must end in {', '.join(writers)}, got {str(path)!r}")
-    if not 0 < fps < float("inf"):
-        raise ValueError(f"fps must be positive, got {fps}")
+    rate = _rate(fps)
     if suffix == ".gif" and fps > 50:
         raise ValueError(f"fps may be at most 50 in a GIF, got {fps}")
-    rate = Fraction(fps).limit_denominator(100_000)
-    if not rate:
-        raise ValueError(f"fps must be at least 0.00001, got {fps}")
     levels = to_levels(video, scale)
     with replacing(path) as temporary:
         writers[suffix](temporary, levels, rate)
+
+
+def write_clips(
+    path: str | os.PathLike[str], clips: Iterable[Float[Tensor, "c _ h w"]], fps: float | int = 8.0
+) -> None:
+    """Write clips that follow each other as one MP4, as `write_video` does; no more than one clip is held.
+
+    Args:
+        path: where to; ``.mp4``.
+        clips: ``(c, t, h, w)`` in [-1, 1], c = 3 (RGB) or 1 (grey), all of one size.
+        fps: frames per second.
+
+    Raises:
+        ValueError: another suffix, no clip, clips of different sizes, or as in `write_video`.
+        ImportError: PyAV is missing (extra ``tubelet[video]``).
+
+    Example:
+        >>> import tempfile
+        >>> from tubelet.data import probe_video
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_clips(f"{folder}/a.mp4", (torch.zeros(3, 4, 16, 16) for _ in range(3)), fps=8)
+        ...     probe_video(f"{folder}/a.mp4").frames
+        12
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".mp4":
+        raise ValueError(f"path must end in .mp4, got {str(path)!r}")
+    rate = _rate(fps)
+    with replacing(path) as temporary:
+        _stream_mp4(temporary, (to_levels(clip) for clip in clips), rate)
+
+
+def _rate(fps: float | int) -> Fraction:
+    if not 0 < fps < float("inf"):
+        raise ValueError(f"fps must be positive, got {fps}")
+    rate = Fraction(fps).limit_denominator(100_000)
+    if not rate:
+        raise ValueError(f"fps must be at least 0.00001, got {fps}")
+    return rate
 
 
 def to_levels(video: Float[Tensor, "c t h w"], scale: int = 1) -> Levels:
@@ -92,16 +127,36 @@ def to_levels(video: Float[Tensor, "c t h w"], scale: int = 1) -> Levels:
 
 
 def _write_mp4(path: Path, levels: Levels, fps: Fraction) -> None:
-    av = require("av")
+    _stream_mp4(path, [levels], fps)
+
+
+def _stream_mp4(path: Path, parts: Iterable[Levels], fps: Fraction) -> None:
+    av, first = require("av"), None
+    with av.open(os.fspath(path), "w", options={"movflags": "faststart"}) as container:
+        for levels in parts:
+            if first is None:
+                first = levels.shape[1:3]
+                stream = container.add_stream("libx264", rate=fps, options={"crf": "10", "preset": "medium"})
+                stream.height, stream.width, stream.pix_fmt = (
+                    first[0] + first[0] % 2,
+                    first[1] + first[1] % 2,
+                    "yuv420p",
+                )
+            elif levels.shape[1:3] != first:
+                raise ValueError(f"clips must have one size, got {first} and {levels.shape[1:3]}")
+            for picture in _evened(levels):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        if first is None:
+            raise ValueError("clips must hold at least one, got none")
+        container.mux(stream.encode(None))
+
+
+def _evened(levels: Levels) -> UInt8[np.ndarray, "n _ _ 3"]:
+    """Three channels and even sides, the last row and column repeated if need be."""
     height, width = levels.shape[1:3]
     frames = torch.from_numpy(levels).permute(0, 3, 1, 2).float()
     frames = functional.pad(frames, (0, width % 2, 0, height % 2), mode="replicate").byte().permute(0, 2, 3, 1)
-    with av.open(os.fspath(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "10", "preset": "medium"})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        for picture in frames.expand(-1, -1, -1, 3).contiguous().numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
+    return frames.expand(-1, -1, -1, 3).contiguous().numpy()
 
 
 def _write_gif(path: Path, levels: Levels, fps: Fraction) -> None:
