@@ -1,6 +1,7 @@
 """Tiles of space and windows of time: equal to the whole, as far as the reach and no less; fades; errors."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tubelet.vae import (
     decoder_reach,
     encode_tiled,
     encoder_reach,
+    families,
     split_decoder,
     split_encoder,
 )
@@ -91,6 +93,37 @@ def test_layers_that_see_whole_frames_run_on_them() -> None:
         assert error(decode_tiled(vae, z, (None, 9, 3), chunk=chunk), video) <= 1e-14
     assert error(decode_tiled(vae, z, (1, 9, None)), video) <= 1e-14
     assert error(encode_tiled(vae, video, (None, 9, None)).mean, vae.encode(video).mean) <= 1e-13
+
+
+LTX: dict[str, Any] = {"widths": (4, 8), "depths": (1, 1), "changes": ("conv",), "decoder_widths": (8,)}
+LTX |= {"decoder_depths": (1, 1), "doubles": (True,), "narrows": (1,), "shortcuts": (True,), "noise": (False, False)}
+FAMILIES: dict[str, tuple[Any, Any]] = {
+    "ltx": (families.LTXAutoencoder, families.LTXAutoencoderConfig(latent_channels=3, **LTX)),
+    "walt": (families.WaltAutoencoder, families.WaltAutoencoderConfig(widths=(3, 4), depth=1, halve_time=(True,))),
+    "kl": (families.KLAutoencoder, families.KLAutoencoderConfig(widths=(4, 4), depth=1, groups=2)),
+    "svd": (families.SVDAutoencoder, families.SVDAutoencoderConfig(widths=(4, 4), depth=1, groups=2)),
+}
+
+
+@pytest.mark.parametrize("name", ["ltx", "walt"])
+def test_families_without_a_sight_of_frames_are_tiled_exactly(name: str) -> None:
+    family, config = FAMILIES[name]
+    vae = randomised(family(config, dtype=F64))
+    z = noise(1, config.latent_channels, 4, 26, 3)
+    video = vae.decode(z)
+    assert error(decode_tiled(vae, z, (None, 7, None)), video) <= 1e-14
+    assert error(decode_tiled(vae, z, (2, 13, 2)), video) <= 1e-14
+    assert error(encode_tiled(vae, video, (1, 7, None)).mode(), vae.encode(video).mode()) <= 1e-14
+
+
+@pytest.mark.parametrize("name", ["kl", "svd"])
+def test_families_with_norms_over_frames_say_so(name: str) -> None:
+    family, config = FAMILIES[name]
+    vae, z = randomised(family(config, dtype=F64)), noise(1, config.latent_channels, 2, 12, 8)
+    with pytest.raises(ValueError, match=r"height cannot be divided exactly, since all of it counts everywhere"):
+        decode_tiled(vae, z, (None, 6, None))
+    errors = [error(decode_tiled(vae, z, (None, 6, None), overlap=overlap), vae.decode(z)) for overlap in (0, 3)]
+    assert errors[0] > errors[1] > 0
 
 
 def test_fades_add_up_and_their_error_falls_with_the_overlap() -> None:

@@ -9,6 +9,7 @@ import itertools
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from tubelet.layout import Grid
 from tubelet.vae.memory import predicted_peak
-from tubelet.vae.reach import Reach, blank
+from tubelet.vae.reach import Reach, blank, decoder_reach
 from tubelet.vae.splitting import Layer, Split, split_decoder
 from tubelet.vae.tiling import decode_tiled, lengths, pieces, spans_of
 from tubelet.vae.video import Chunks
@@ -130,8 +131,14 @@ class _Dry:
         self.own = getattr(vae, "chunks", Chunks()).decode
         self.itemsize = blank(vae, 1).element_size()
         self.video = self._bytes(vae.config.in_channels, *vae.config.factors.video_size(Grid(*shape[2:])))
-        halves = [2**i for i in reversed(range(shape[2].bit_length())) if 2**i < max(shape[2], 2)]
-        self.chunks = halves if self.own is None else [self.own]
+
+    @cached_property
+    def chunks(self) -> list[int | None]:
+        """Latent frames at a time, the most first: fewer than all or than the autoencoder's own, if any are equal."""
+        if not _streams(self.vae):
+            return [self.own]
+        most = self.shape[2] if self.own is None else min(self.shape[2], self.own + 1)
+        return [2**i for i in reversed(range(most.bit_length())) if 2**i < max(most, 2)]
 
     def whole(self) -> int:
         return predicted_peak(self.vae, self.vae.decode, self.shape)
@@ -168,6 +175,12 @@ class _Dry:
 
     def _bytes(self, *sides: int) -> int:
         return self.shape[0] * prod(sides) * self.itemsize
+
+
+def _streams(vae: Any) -> bool:
+    """Whether the answer is the same in any chunks: no frame depends on later ones, as it does behind a joint norm."""
+    time = decoder_reach(vae).time
+    return time is not None and time[1] == 0
 
 
 def _tiles(sides: Sequence[int], overlap: int | None, reach: Reach | None) -> list[tuple[int, int]]:

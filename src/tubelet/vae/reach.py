@@ -85,22 +85,23 @@ def shrinking(call: Callable[[Tensor], Tensor], factors: Factors) -> Callable[[T
 
     def copied(x: Tensor) -> Tensor:
         wide = x.repeat_interleave(factors.spatial, 3).repeat_interleave(factors.spatial, 4)
-        return call(wide.repeat_interleave(factors.temporal, 2)[:, :, factors.temporal - 1 :])
+        return call(wide.repeat_interleave(factors.temporal, 2)[:, :, factors.temporal - factors.first :])
 
     return copied
 
 
 def reach_of(call: Callable[[Tensor], Tensor], like: Tensor, factors: Factors) -> Reach:
     """The reach of a call from positions to ``factors`` times as many."""
-    return Reach(*(_along(axis, call, like, factors.spatial if axis else factors.temporal) for axis in range(3)))
+    return Reach(*(_along(axis, call, like, factors) for axis in range(3)))
 
 
-def _along(axis: int, call: Callable[[Tensor], Tensor], like: Tensor, scale: int) -> tuple[int, int] | None:
+def _along(axis: int, call: Callable[[Tensor], Tensor], like: Tensor, factors: Factors) -> tuple[int, int] | None:
     """What a place depends on before and after it: as far as a mark spreads after and before its own place."""
+    scale = factors.spatial if axis else factors.temporal
     for length in _LENGTHS:
         touched = marked(call, like, axis, length)
         first, last = touched.nonzero().flatten()[[0, -1]].tolist()
-        own = scale * (length // 2) - (scale - 1 if axis == 0 else 0)
+        own = scale * (length // 2) - (0 if axis else factors.temporal - factors.first)
         if first > 0 and last < len(touched) - 1:
             return -(-max(last + 1 - own - scale, 0) // scale), -(-max(own - first, 0) // scale)
     return None

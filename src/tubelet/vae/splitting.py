@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tubelet.layout import Grid
 from tubelet.vae.causal import State
 from tubelet.vae.chains import Chain
 from tubelet.vae.factors import Factors
@@ -57,10 +58,12 @@ def split_decoder(vae: Any) -> Split:
     """
     factors, like = vae.config.factors, blank(vae, vae.config.latent_channels)
     whole, tiled = _cut(vae.decoder, like.new_zeros(1, like.shape[1], 2, 1, _LINE), last=True)
-    if tiled is None:  # the last layer sees all: then nothing can be tiled
-        whole, tiled = None, vae.decoder
     if whole is not None:
-        like = _run(whole, like.new_zeros(1, like.shape[1], 1, 1, 1))
+        features = _run(whole, like.new_zeros(1, like.shape[1], 2, 2, 2))
+        if tiled is None or features.shape[2:] != (2, 2, 2):  # a frame is seen behind the latent grid: nothing to tile
+            whole, tiled = None, vae.decoder
+        else:
+            like = features
     return Split(whole, tiled, reach_of(lambda x: _run(tiled, x), like, factors))
 
 
@@ -76,10 +79,13 @@ def split_encoder(vae: Any) -> Split:
         (1, 1)
     """
     factors, like = vae.config.factors, blank(vae, vae.config.in_channels)
-    line = like.new_zeros(1, like.shape[1], 1 + factors.temporal, factors.spatial, factors.spatial * _LINE)
+    line = like.new_zeros(1, like.shape[1], factors.first + factors.temporal, factors.spatial, factors.spatial * _LINE)
     tiled, whole = _cut(vae.encoder, line, last=False)
-    if tiled is None:  # the first layer sees all: then nothing can be tiled
-        whole, tiled = None, vae.encoder
+    sides = factors.video_size(Grid(2, 2, 2))
+    if tiled is None or (
+        whole is not None and _run(tiled, like.new_zeros(1, like.shape[1], *sides)).shape[2:] != (2, 2, 2)
+    ):
+        whole, tiled = None, vae.encoder  # a frame is seen before the latent grid: nothing to tile
     return Split(whole, tiled, reach_of(shrinking(lambda x: _run(tiled, x), factors), like, Factors(1, 1)))
 
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tubelet.vae.factors import check_channels
+from tubelet.vae.factors import Factors, check_channels
 from tubelet.vae.reach import Reach
 from tubelet.vae.splitting import Layer, Split, split_decoder, split_encoder
 from tubelet.vae.video import Chunks
@@ -38,17 +38,22 @@ class _Span:
 
 @dataclass(frozen=True)
 class _Ruler:
-    """Latent positions to pixels of one axis; in time the first latent frame has one frame alone."""
+    """Latent positions to pixels of one axis; in time the first latent frame may have fewer, of which some are missing."""
 
     scale: int
-    time: bool = False
+    missing: int = 0
+
+    @classmethod
+    def of(cls, factors: Factors) -> list["_Ruler"]:
+        """Those of time, height and width."""
+        return [cls(factors.temporal, factors.temporal - factors.first), cls(factors.spatial), cls(factors.spatial)]
 
     def edge(self, latent: int) -> int:
         """Where a latent position begins; in time the first would begin before the video."""
-        return self.scale * latent - (self.scale - 1) * self.time
+        return self.scale * latent - self.missing
 
     def first(self, latent: int) -> int:
-        """Where a run that begins at a latent position begins: in time at the last frame of that."""
+        """Where a run that begins at a latent position begins: in time without the frames that its first lacks."""
         return self.scale * latent
 
 
@@ -69,7 +74,8 @@ def decode_tiled(
         z: the latents.
         tile: the most latent frames, rows and columns of a tile without its surroundings; None for a whole axis.
         overlap: latent positions that all layers run beyond a tile on each side, to be faded; None for an exact result.
-        chunk: latent frames decoded at a time, the state carried on; not together with windows of time.
+        chunk: latent frames decoded at a time, the state carried on; not together with windows of time. None for the
+            autoencoder's own chunks, on which the answer depends where norms see all frames of a chunk.
         split: the decoder's, where it is known; it is found otherwise.
 
     Raises:
@@ -94,7 +100,7 @@ def decode_tiled(
     factors, own = vae.config.factors, getattr(vae, "chunks", Chunks()).decode
     if whole_layer is not None:
         z = gathered(whole_layer, z, lengths(z.shape[2], chunk, own))
-    rulers = _Ruler(factors.temporal, time=True), _Ruler(factors.spatial), _Ruler(factors.spatial)
+    rulers = _Ruler.of(factors)
     whole: Tensor | None = None
     for place in itertools.product(*spans):
         part, frame = _cropped(z, [span.run for span in place]), 0
@@ -146,7 +152,7 @@ def encode_tiled(
         spans, layer, whole_layer = spans_of(sides, tile, 0, split.reach), split.tiled, split.whole
     else:
         spans, layer, whole_layer = spans_of(sides, tile, overlap or 0, None), vae.encoder, None
-    rulers = _Ruler(factors.temporal, time=True), _Ruler(factors.spatial), _Ruler(factors.spatial)
+    rulers = _Ruler.of(factors)
     whole: Tensor | None = None
     for place in itertools.product(*spans):
         runs = [(ruler.first(span.run[0]), ruler.edge(span.run[1])) for ruler, span in zip(rulers, place, strict=True)]
@@ -161,11 +167,10 @@ def encode_tiled(
 
 
 def lengths(frames: int, chunk: int | None, own: int | None) -> list[int]:
-    """The numbers of frames that run together: the autoencoder's own chunks, those asked for, or all."""
-    if own is not None:
+    """The numbers of frames that run together: the chunks asked for, the autoencoder's own, or all."""
+    if chunk is None or chunk == own:
         return Chunks.lengths(frames, own)
-    size = frames if chunk is None else chunk
-    return [min(size, frames - start) for start in range(0, frames, size)]
+    return [min(chunk, frames - start) for start in range(0, frames, chunk)]
 
 
 def pieces(layer: Layer, x: Tensor, plan: Sequence[int]) -> Iterator[Tensor]:
