@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tubelet.layout import Grid
 from tubelet.vae.memory import predicted_peak
-from tubelet.vae.reach import Reach, blank, decoder_reach
+from tubelet.vae.reach import Reach, along, blank
 from tubelet.vae.splitting import Layer, Split, split_decoder
 from tubelet.vae.tiling import decode_tiled, lengths, pieces, spans_of
 from tubelet.vae.video import Chunks
@@ -179,7 +179,7 @@ class _Dry:
 
 def _streams(vae: Any) -> bool:
     """Whether the answer is the same in any chunks: no frame depends on later ones, as it does behind a joint norm."""
-    time = decoder_reach(vae).time
+    time = along(0, vae.decode, blank(vae, vae.config.latent_channels), vae.config.factors)
     return time is not None and time[1] == 0
 
 

@@ -92,10 +92,10 @@ def shrinking(call: Callable[[Tensor], Tensor], factors: Factors) -> Callable[[T
 
 def reach_of(call: Callable[[Tensor], Tensor], like: Tensor, factors: Factors) -> Reach:
     """The reach of a call from positions to ``factors`` times as many."""
-    return Reach(*(_along(axis, call, like, factors) for axis in range(3)))
+    return Reach(*(along(axis, call, like, factors) for axis in range(3)))
 
 
-def _along(axis: int, call: Callable[[Tensor], Tensor], like: Tensor, factors: Factors) -> tuple[int, int] | None:
+def along(axis: int, call: Callable[[Tensor], Tensor], like: Tensor, factors: Factors) -> tuple[int, int] | None:
     """What a place depends on before and after it: as far as a mark spreads after and before its own place."""
     scale = factors.spatial if axis else factors.temporal
     for length in _LENGTHS:

@@ -81,10 +81,8 @@ def split_encoder(vae: Any) -> Split:
     factors, like = vae.config.factors, blank(vae, vae.config.in_channels)
     line = like.new_zeros(1, like.shape[1], factors.first + factors.temporal, factors.spatial, factors.spatial * _LINE)
     tiled, whole = _cut(vae.encoder, line, last=False)
-    sides = factors.video_size(Grid(2, 2, 2))
-    if tiled is None or (
-        whole is not None and _run(tiled, like.new_zeros(1, like.shape[1], *sides)).shape[2:] != (2, 2, 2)
-    ):
+    square = like.new_zeros(1, like.shape[1], *factors.video_size(Grid(2, 2, 2)))
+    if tiled is None or (whole is not None and _run(tiled, square).shape[2:] != (2, 2, 2)):
         whole, tiled = None, vae.encoder  # a frame is seen before the latent grid: nothing to tile
     return Split(whole, tiled, reach_of(shrinking(lambda x: _run(tiled, x), factors), like, Factors(1, 1)))
 

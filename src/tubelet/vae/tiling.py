@@ -38,7 +38,7 @@ class _Span:
 
 @dataclass(frozen=True)
 class _Ruler:
-    """Latent positions to pixels of one axis; in time the first latent frame may have fewer, of which some are missing."""
+    """Latent positions to pixels of one axis; in time the first latent frame may lack some frames."""
 
     scale: int
     missing: int = 0
