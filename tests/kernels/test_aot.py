@@ -42,6 +42,16 @@ def test_a_kernel_compiles_for_both_architectures(word: str) -> None:
         assert (each.products is not None) == word.startswith(("grouped", "tiled"))
 
 
+@pytest.mark.parametrize("case", ["grouped.forward frame bfloat16 72", "tiled.forward lines bfloat16 72"])
+def test_heads_that_are_no_multiple_of_16_are_loaded_16_bytes_at_a_time(case: str, monkeypatch) -> None:
+    texts: list[str] = []
+    dumped = aot._dumped
+    monkeypatch.setattr(aot, "_dumped", lambda cubin: texts.append(dumped(cubin)) or texts[-1])
+    assert len(list(aot.check(archs=[90], word=case))) == 1
+    assert "LDGSTS.E.BYPASS.128" in texts[0]
+    assert "LDG.E.U16" not in texts[0]
+
+
 def test_real_spills_are_read_from_the_machine_code() -> None:
     """A row of 8,192 numbers with three sums in 1,024 threads of 64 registers: more than fits."""
     (launch,) = [

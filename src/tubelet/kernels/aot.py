@@ -227,6 +227,14 @@ def _described(kernel: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, str
 
 def _read(cubin: bytes, product: str) -> tuple[int, int, int, int]:
     """Registers, spills, bytes of stack and local memory, and products of tensor cores, from the machine code."""
+    text = _dumped(cubin)
+    sizes = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    spills, products = (len(re.findall(rf"\b(?:{name})\b", text)) for name in ("STL|LDL", product))
+    return sizes["REG"], spills, sizes["STACK"] + sizes["LOCAL"], products
+
+
+def _dumped(cubin: bytes) -> str:
+    """Resources and instructions as text."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -234,10 +242,7 @@ def _read(cubin: bytes, product: str) -> tuple[int, int, int, int]:
         file.write(cubin)
         file.flush()
         command = [str(tool), "--dump-resource-usage", "--dump-sass", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    sizes = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    spills, products = (len(re.findall(rf"\b(?:{name})\b", text)) for name in ("STL|LDL", product))
-    return sizes["REG"], spills, sizes["STACK"] + sizes["LOCAL"], products
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 _PRODUCTS = {80: "HMMA", 90: "HGMMA"}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tubelet.kernels._grouped.places import Axes, Pair
-from tubelet.kernels._launching import Launcher, launch, power_of_two
+from tubelet.kernels._launching import Launcher, launch, power_of_two, strides
 
 __all__ = ["LARGEST", "Given", "Tile", "backward", "forward", "tile"]
 
@@ -73,8 +73,8 @@ class Given:
         """How many queries the runs name."""
         return sum(pair.q.groups * pair.q.length for pair in self.pairs if not pair.merge)
 
-    def shared(self, pair: Pair, chosen: Tile) -> dict[str, Any]:
-        """The arguments of every kernel."""
+    def shared(self, pair: Pair, chosen: Tile, **more: Tensor) -> dict[str, Any]:
+        """The arguments of every kernel; ``more`` tensors are read as well."""
         width, v_width = self.q.shape[-1], self.v.shape[-1]
         return {
             "Q": self.q,
@@ -88,7 +88,7 @@ class Given:
             **{f"count{axis}": pair.q.count[axis] for axis in (1, 2, 3)},
             **_side("q", pair.q),
             **_side("k", pair.k),
-            **_strides({"q": self.q, "k": self.k, "v": self.v}),
+            **strides({"q": self.q, "k": self.k, "v": self.v, **more}, ("token", "head")),
             "D": width,
             "WIDTH": max(16, power_of_two(width)),
             "E": v_width,
@@ -154,7 +154,7 @@ def backward(
     for pair in given.pairs:
         chosen = tile(pair, q.dtype, q.shape[-1], backward=True, adds=not once)
         dq, dk, dv = totals
-        read = {**given.shared(pair, chosen), **_strides({"g": grad}), "GRAD": grad, "LSE": lse}
+        read = {**given.shared(pair, chosen, g=grad), "GRAD": grad, "LSE": lse}
         sets = chosen.sets(pair.q.groups)
         if chosen.together:
             arguments = {**read, "OUT": out, "DQ": dq, "DK": dk, "DV": dv}
@@ -201,8 +201,3 @@ def _side(name: str, axes: Axes) -> dict[str, int]:
         **{f"{name}_stride{axis}": step for axis, step in enumerate(axes.strides)},
         f"{name}_length": axes.length,
     }
-
-
-def _strides(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """``<name>_by_token`` and ``_by_head`` of each."""
-    return {f"{name}_by_{axis}": x.stride(i) for name, x in tensors.items() for i, axis in enumerate(("token", "head"))}

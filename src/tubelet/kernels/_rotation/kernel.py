@@ -3,7 +3,8 @@
 
 Shape suffixes: ``_ti`` a tile of ``TOKENS`` tokens and ``PAIRS`` pairs of features, of which ``D // 2`` are real.
 ``first`` and ``second`` are the members of each pair, whichever features those are. Everything is float32 between
-load and store.
+load and store. Strides of q, k and their gradients are counted in units of ``UNIT`` numbers: the compiler sees that
+what is multiplied by 8 allows 16-byte loads of half precision.
 """
 
 from typing import no_type_check
@@ -76,13 +77,6 @@ def _angles(COS, SIN, batch_t, place_t, here_t, by_batch, by_place, D: tl.conste
 
 @triton.jit
 @no_type_check
-def _multiple(stride, ALIGNED: tl.constexpr):
-    """Tell the compiler what it cannot see: strides that are multiples of 8 allow 16-byte loads of half precision."""
-    return tl.multiple_of(stride, 8) if ALIGNED else stride
-
-
-@triton.jit
-@no_type_check
 def _turn(
     X,
     OUT,
@@ -101,15 +95,15 @@ def _turn(
     D: tl.constexpr,
     PAIRS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """Normalise and turn every head that is this program's of queries, or of keys."""
     first_w, second_w = _weights(WEIGHT, D, PAIRS, INTERLEAVED)
-    from_t = batch_t * _multiple(by_batch, ALIGNED) + place_t * _multiple(by_place, ALIGNED)
+    from_t = batch_t * (by_batch * UNIT) + place_t * (by_place * UNIT)
     start = tl.program_id(1).to(tl.int64)
     for step in range(tl.cdiv(heads - tl.program_id(1), tl.num_programs(1))):
         head = start + step * tl.num_programs(1)
-        at_t = from_t + head * _multiple(by_head, ALIGNED)
+        at_t = from_t + head * (by_head * UNIT)
         first_ti, second_ti = _load(X, at_t, here_t, D, PAIRS, INTERLEAVED)
         square_t = tl.sum(first_ti * first_ti + second_ti * second_ti, axis=1)
         rstd_t = 1 / tl.sqrt(square_t / D + eps)
@@ -147,7 +141,7 @@ def forward(
     D: tl.constexpr,
     PAIRS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    UNIT: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
     """One program turns all heads, or every so manieth, of ``TOKENS`` tokens, whose angles it reads once."""
@@ -157,9 +151,9 @@ def forward(
     batch_t, place_t = token_t // length, token_t % length
     cos_ti, sin_ti = _angles(COS, SIN, batch_t, place_t, here_t, r_by_batch, r_by_place, D, PAIRS)
     _turn(Q, Q_OUT, Q_WEIGHT, cos_ti, sin_ti, token_t, batch_t, place_t, here_t, q_heads, q_by_batch, q_by_place,
-          q_by_head, eps, D, PAIRS, INTERLEAVED, ALIGNED)  # fmt: skip
+          q_by_head, eps, D, PAIRS, INTERLEAVED, UNIT)  # fmt: skip
     _turn(K, K_OUT, K_WEIGHT, cos_ti, sin_ti, token_t, batch_t, place_t, here_t, k_heads, k_by_batch, k_by_place,
-          k_by_head, eps, D, PAIRS, INTERLEAVED, ALIGNED)  # fmt: skip
+          k_by_head, eps, D, PAIRS, INTERLEAVED, UNIT)  # fmt: skip
 
 
 @triton.jit
@@ -187,21 +181,21 @@ def _turn_back(
     D: tl.constexpr,
     PAIRS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    UNIT: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
     """The gradients of this program's heads of queries, or of keys, and its own sum for the weight's."""
     first_w, second_w = _weights(WEIGHT, D, PAIRS, INTERLEAVED)
     first_sum_ti = tl.zeros([TOKENS, PAIRS], tl.float32)
     second_sum_ti = tl.zeros([TOKENS, PAIRS], tl.float32)
-    g_from_t = batch_t * _multiple(g_by_batch, ALIGNED) + place_t * _multiple(g_by_place, ALIGNED)
-    from_t = batch_t * _multiple(by_batch, ALIGNED) + place_t * _multiple(by_place, ALIGNED)
+    g_from_t = batch_t * (g_by_batch * UNIT) + place_t * (g_by_place * UNIT)
+    from_t = batch_t * (by_batch * UNIT) + place_t * (by_place * UNIT)
     start = tl.program_id(1).to(tl.int64)
     for step in range(tl.cdiv(heads - tl.program_id(1), tl.num_programs(1))):
         head = start + step * tl.num_programs(1)
-        g_at_t = g_from_t + head * _multiple(g_by_head, ALIGNED)
+        g_at_t = g_from_t + head * (g_by_head * UNIT)
         first_g, second_g = _load(GRAD, g_at_t, here_t, D, PAIRS, INTERLEAVED)
-        first_x, second_x = _load(X, from_t + head * _multiple(by_head, ALIGNED), here_t, D, PAIRS, INTERLEAVED)
+        first_x, second_x = _load(X, from_t + head * (by_head * UNIT), here_t, D, PAIRS, INTERLEAVED)
         straight_g = first_g * cos_ti + second_g * sin_ti
         second_g = second_g * cos_ti - first_g * sin_ti
         first_g = straight_g
@@ -263,7 +257,7 @@ def backward(
     D: tl.constexpr,
     PAIRS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    UNIT: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
     """The way back of :func:`forward`; ``Q_SUMS`` and ``K_SUMS`` ``(programs, D)`` get a partial sum a program."""
@@ -274,7 +268,7 @@ def backward(
     cos_ti, sin_ti = _angles(COS, SIN, batch_t, place_t, here_t, r_by_batch, r_by_place, D, PAIRS)
     _turn_back(Q_GRAD, Q, DQ, Q_WEIGHT, Q_SUMS, cos_ti, sin_ti, token_t, batch_t, place_t, here_t, q_heads,
                gq_by_batch, gq_by_place, gq_by_head, q_by_batch, q_by_place, q_by_head, eps,
-               D, PAIRS, INTERLEAVED, ALIGNED, TOKENS)  # fmt: skip
+               D, PAIRS, INTERLEAVED, UNIT, TOKENS)  # fmt: skip
     _turn_back(K_GRAD, K, DK, K_WEIGHT, K_SUMS, cos_ti, sin_ti, token_t, batch_t, place_t, here_t, k_heads,
                gk_by_batch, gk_by_place, gk_by_head, k_by_batch, k_by_place, k_by_head, eps,
-               D, PAIRS, INTERLEAVED, ALIGNED, TOKENS)  # fmt: skip
+               D, PAIRS, INTERLEAVED, UNIT, TOKENS)  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tubelet.kernels._launching import Launcher, Sizes, launch, power_of_two
+from tubelet.kernels._launching import Launcher, Sizes, launch, power_of_two, strides
 from tubelet.kernels._tuning import choose
 
 __all__ = ["LARGEST", "Given", "backward", "fixed_backward", "fixed_forward", "forward"]
@@ -45,11 +45,9 @@ class Given:
         """Of the whole batch."""
         return self.q.shape[0] * self.q.shape[1]
 
-    def shared(self, *more: Tensor) -> dict[str, object]:
-        """The arguments of both kernels; ``more`` tensors join the question whether every stride is aligned."""
+    def shared(self, **more: Tensor) -> dict[str, object]:
+        """The arguments of both kernels; ``more`` tensors are read as well."""
         width = self.q.shape[-1]
-        strided = {"q": self.q, "k": self.k}
-        aligned = all(s % 8 == 0 for tensor in (self.q, self.k, *more) for s in tensor.stride()[:-1])
         return {
             "Q": self.q,
             "K": self.k,
@@ -61,14 +59,13 @@ class Given:
             "length": self.q.shape[1],
             "q_heads": self.q.shape[2],
             "k_heads": self.k.shape[2],
-            **_strides(strided),
+            **strides({"q": self.q, "k": self.k, **more}, ("batch", "place", "head")),
             "r_by_batch": self.cos.stride(0),
             "r_by_place": self.cos.stride(1),
             "eps": self.eps,
             "D": width,
             "PAIRS": power_of_two(width // 2),
             "INTERLEAVED": self.interleaved,
-            "ALIGNED": aligned,
         }
 
 
@@ -110,8 +107,7 @@ def backward(
     grid, sizes = _grid("rotation_backward", given, fixed_backward, sizes)
     sums = [_partial(given.q, weight, grid) for weight in (given.q_weight, given.k_weight)]
     arguments = {
-        **given.shared(q_grad, k_grad),
-        **_strides({"gq": q_grad, "gk": k_grad}),
+        **given.shared(gq=q_grad, gk=k_grad),
         "Q_GRAD": q_grad,
         "K_GRAD": k_grad,
         "DQ": dq,
@@ -161,9 +157,3 @@ def _partial(x: Tensor, weight: Tensor | None, grid: tuple[int, int]) -> Tensor 
     if weight is None:
         return None
     return x.new_empty(grid[0] * grid[1] if x.numel() else 0, x.shape[-1], dtype=torch.float32)
-
-
-def _strides(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """``<name>_by_batch``, ``_by_place`` and ``_by_head`` of each."""
-    axes = ("batch", "place", "head")
-    return {f"{name}_by_{axis}": x.stride(i) for name, x in tensors.items() for i, axis in enumerate(axes)}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubelet.kernels._launching import Launcher, launch, power_of_two
+from tubelet.kernels._launching import Launcher, launch, power_of_two, strides
 from tubelet.kernels._tiled.table import Tiles, TileSizes
 
 __all__ = ["LARGEST", "Given", "backward", "fixed_sizes", "forward"]
@@ -43,8 +43,6 @@ class Given:
 
     def shared(self, table: Tensor, rows: int, keys: int, **more: Tensor) -> dict[str, Any]:
         """The arguments of every kernel; ``more`` tensors are read as well."""
-        read = {"q": self.q, "k": self.k, "v": self.v, **more}
-        aligned = all(s % 8 == 0 for x in read.values() for s in x.stride()[:-1])
         width, v_width = self.q.shape[-1], self.v.shape[-1]
         return {
             "Q": self.q,
@@ -57,7 +55,7 @@ class Given:
             "tiles": len(table),
             "heads": self.q.shape[1],
             "ratio": self.ratio,
-            **_strides(read, 8 if aligned else 1),
+            **strides({"q": self.q, "k": self.k, "v": self.v, **more}, ("token", "head")),
             "D": width,
             "WIDTH": max(16, power_of_two(width)),
             "E": v_width,
@@ -65,7 +63,6 @@ class Given:
             "ROWS": rows,
             "KEYS": keys,
             "STAGES": 2,
-            "UNIT": 8 if aligned else 1,
         }
 
 
@@ -145,9 +142,3 @@ def fixed_sizes(dtype: torch.dtype, width: int, boxes: bool) -> TileSizes:
 
 def _warps(q: Tensor, tokens: int) -> int:
     return 8 if tokens >= 128 or q.shape[-1] > 128 else 4
-
-
-def _strides(tensors: dict[str, Tensor], unit: int) -> dict[str, int]:
-    """``<name>_by_token`` and ``_by_head`` of each, in units of ``unit`` numbers."""
-    axes = enumerate(("token", "head"))
-    return {f"{name}_by_{axis}": x.stride(i) // unit for i, axis in axes for name, x in tensors.items()}
