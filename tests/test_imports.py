@@ -29,7 +29,7 @@ blocks
 streams
 fused
 diffusion
-vae
+vae metrics
 models
 text
 data

