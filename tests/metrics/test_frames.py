@@ -31,20 +31,27 @@ def ssim_of_windows(x: Tensor, y: Tensor, span: float) -> float:
     return sum(found) / len(found)
 
 
-@pytest.mark.parametrize("span", [2.0, 1.0, 255.0])
-def test_ssim_is_that_of_its_windows(span: float) -> None:
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)])
+def test_ssim_is_that_of_its_windows(low: float, high: float) -> None:
+    span = high - low
     x = video(2, 2, 2, 13, 15) * span / 2
     y = x + 0.2 * span * video(2, 2, 2, 13, 15, seed=1)
     planes = [(x[b, c, t], y[b, c, t]) for b in range(2) for c in range(2) for t in range(2)]
     expected = torch.tensor([ssim_of_windows(p, q, span) for p, q in planes], dtype=torch.float64).view(2, 4).mean(1)
-    torch.testing.assert_close(ssim(x, y, span), expected, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(ssim(x.float(), y.float(), span), expected.float(), rtol=1e-4, atol=1e-5)
+    x, y, limits = x + low, y + low, (low, high)
+    torch.testing.assert_close(ssim(x, y, limits), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ssim(x.float(), y.float(), limits), expected.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_ssim_of_opposite_videos_is_negative_and_of_equal_ones_is_one() -> None:
     x = video(2, 3, 2, 16, 16)
     assert bool((ssim(x, -x) < -0.5).all())
     torch.testing.assert_close(ssim(x, x), torch.ones(2, dtype=torch.float64))
+
+
+def test_ssim_does_not_depend_on_how_light_is_written() -> None:
+    x, y = video(1, 3, 2, 16, 16), video(1, 3, 2, 16, 16, seed=1)
+    torch.testing.assert_close(ssim(x, y), ssim(127.5 * (x + 1), 127.5 * (y + 1), (0.0, 255.0)), rtol=1e-11, atol=0.0)
 
 
 def test_ssim_is_a_training_loss() -> None:
@@ -54,7 +61,7 @@ def test_ssim_is_a_training_loss() -> None:
 
 def test_psnr_is_its_formula() -> None:
     x, y = video(2, 3, 4, 5, 6), video(2, 3, 4, 5, 6, seed=1)
-    for b, decibels in enumerate(psnr(x, y, span=3.0).tolist()):
+    for b, decibels in enumerate(psnr(x, y, (-2.0, 1.0)).tolist()):
         error = sum((p - q) ** 2 for p, q in zip(x[b].flatten().tolist(), y[b].flatten().tolist(), strict=True)) / 360
         assert decibels == pytest.approx(20 * math.log10(3.0) - 10 * math.log10(error), abs=1e-10)
     assert psnr(x, x).tolist() == [math.inf, math.inf]
@@ -67,12 +74,13 @@ def test_half_precision_is_measured_in_single() -> None:
         torch.testing.assert_close(metric(x, y), metric(x.double(), y.double()).float(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.graph  # run-time shape checks off, as for users
 def test_bad_input_is_named() -> None:
     x = video(1, 3, 2, 16, 16)
     for metric in (psnr, ssim):
         with pytest.raises(ValueError, match=r"x has shape \(1, 3, 2, 16, 16\), but y has \(1, 3, 1, 16, 16\)"):
             metric(x, x[:, :, :1])
-        with pytest.raises(ValueError, match="span must be positive, not 0"):
-            metric(x, x, span=0.0)
+        with pytest.raises(ValueError, match=r"limits must ascend, not \(1.0, 1.0\)"):
+            metric(x, x, (1.0, 1.0))
     with pytest.raises(ValueError, match=r"at least 11 pixels, got h, w = \(10, 16\)"):
         ssim(x[..., :10, :], x[..., :10, :])

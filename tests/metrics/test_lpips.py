@@ -58,6 +58,7 @@ def test_gradients_are_finite_where_features_vanish() -> None:
     assert bool(gradient.isfinite().all())
 
 
+@pytest.mark.graph  # run-time shape checks off, as for users
 def test_bad_input_is_named() -> None:
     ours, _ = network()
     x = torch.zeros(1, 3, 1, 16, 16).double()

@@ -12,55 +12,60 @@ _SIDE, _SIGMA = 11, 1.5
 _K1, _K2 = 0.01, 0.03
 
 
-def psnr(x: Float[Tensor, "b c t h w"], y: Float[Tensor, "b c t h w"], span: float = 2.0) -> Float[Tensor, " b"]:
+def psnr(
+    x: Float[Tensor, "b c t h w"], y: Float[Tensor, "b c t h w"], limits: tuple[float, float] = (-1.0, 1.0)
+) -> Float[Tensor, " b"]:
     """Peak signal-to-noise ratio of each video, ``10 log10(span² / mse)`` in decibels; infinite where they are equal.
 
-    The squared error is averaged over the whole video before the logarithm is taken.
+    The squared error is averaged over the whole video before the logarithm is taken; the span is that of the limits.
 
     Args:
         x: videos.
         y: videos of the same shape.
-        span: from the darkest to the brightest value; 2 in [-1, 1].
+        limits: the darkest and the brightest value that there can be.
 
     Returns:
         Decibels, in float32 or better.
 
     Raises:
-        ValueError: other shapes, or ``span`` is not positive.
+        ValueError: other shapes, or ``limits`` that do not ascend.
 
     Example:
         >>> video = torch.zeros(1, 3, 2, 16, 16)
         >>> round(psnr(video, video + 0.2).item(), 4)
         20.0
     """
-    x, y = _pair(x, y, span)
+    x, y, span = _pair(x, y, limits)
     return 10 * torch.log10(span**2 / (x - y).square().mean((1, 2, 3, 4)))
 
 
-def ssim(x: Float[Tensor, "b c t h w"], y: Float[Tensor, "b c t h w"], span: float = 2.0) -> Float[Tensor, " b"]:
+def ssim(
+    x: Float[Tensor, "b c t h w"], y: Float[Tensor, "b c t h w"], limits: tuple[float, float] = (-1.0, 1.0)
+) -> Float[Tensor, " b"]:
     """Structural similarity of each video: 1 where they are equal, less otherwise.
 
     Means, variances and the covariance are taken under a Gaussian of 11 × 11 pixels and deviation 1.5 that stays inside
     the frame, with ``C1 = (0.01 span)²`` and ``C2 = (0.03 span)²`` (Wang, Bovik, Sheikh and Simoncelli, *Image Quality
-    Assessment*, IEEE TIP 2004, equation 13). Each channel of each frame is compared alone, then all are averaged.
+    Assessment*, IEEE TIP 2004, equation 13). The formula is meant for light, so values are counted from the darkest.
+    Each channel of each frame is compared alone, then all are averaged.
 
     Args:
         x: videos.
         y: videos of the same shape.
-        span: from the darkest to the brightest value; 2 in [-1, 1].
+        limits: the darkest and the brightest value that there can be.
 
     Returns:
         Similarities, in float32 or better.
 
     Raises:
-        ValueError: other shapes, sides below 11 pixels, or ``span`` is not positive.
+        ValueError: other shapes, sides below 11 pixels, or ``limits`` that do not ascend.
 
     Example:
         >>> video = torch.rand(2, 3, 4, 16, 16)
         >>> ssim(video, video)
         tensor([1., 1.])
     """
-    x, y = _pair(x, y, span)
+    x, y, span = _pair(x, y, limits)
     if min(x.shape[-2:]) < _SIDE:
         raise ValueError(f"ssim needs sides of at least {_SIDE} pixels, got h, w = {tuple(x.shape[-2:])}")
     planes = (rearrange(value, "b c t h w -> (b c t) 1 h w") for value in (x, y, x * x, y * y, x * y))
@@ -78,10 +83,12 @@ def _blurred(planes: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 i j"]:
     return F.conv2d(F.conv2d(planes, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
 
 
-def _pair(x: Tensor, y: Tensor, span: float) -> tuple[Tensor, Tensor]:
+def _pair(x: Tensor, y: Tensor, limits: tuple[float, float]) -> tuple[Tensor, Tensor, float]:
+    """Both above the darkest value, in float32 or better, and the span."""
     if x.shape != y.shape:
         raise ValueError(f"x has shape {tuple(x.shape)}, but y has {tuple(y.shape)}")
-    if not span > 0:
-        raise ValueError(f"span must be positive, not {span}")
+    low, high = limits
+    if not low < high:
+        raise ValueError(f"limits must ascend, not {limits}")
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-    return x.to(dtype), y.to(dtype)
+    return x.to(dtype) - low, y.to(dtype) - low, high - low

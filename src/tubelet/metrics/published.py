@@ -3,9 +3,10 @@
 A pickle can run any code, so these are read by an unpickler that knows arrays and nothing else.
 """
 
+import io
 import pickle
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +34,11 @@ _DEPTHS = (2, 2, 3, 3, 3)
 _BATCH_NORM_EPS = 1e-3
 
 
-def read_arrays(file: IO[bytes]) -> dict[str, Any]:
+def read_arrays(stored: bytes) -> dict[str, Any]:
     """Nested dictionaries of arrays from a pickle that holds nothing else.
 
     Args:
-        file: open for reading bytes; nothing that it names is imported or called, NumPy's arrays aside.
+        stored: the pickle; nothing that it names is imported or called, NumPy's arrays aside.
 
     Returns:
         Dictionaries whose leaves are arrays of numbers.
@@ -46,23 +47,22 @@ def read_arrays(file: IO[bytes]) -> dict[str, Any]:
         ValueError: it is no pickle, it names anything else, or it holds other values.
 
     Example:
-        >>> import io
-        >>> read_arrays(io.BytesIO(pickle.dumps({"a": {"b": np.ones(2)}})))
+        >>> read_arrays(pickle.dumps({"a": {"b": np.ones(2)}}, protocol=4))
         {'a': {'b': array([1., 1.])}}
-        >>> read_arrays(io.BytesIO(pickle.dumps(print)))
+        >>> read_arrays(pickle.dumps(print))
         Traceback (most recent call last):
         ...
         ValueError: not a pickle of arrays: it names builtins.print
     """
     try:
-        tree = _ArraysOnly(file).load()
+        tree = _ArraysOnly(io.BytesIO(stored)).load()
+        if not isinstance(tree, dict):
+            raise pickle.UnpicklingError(f"it holds a {type(tree).__name__}, not a dictionary")
+        for path, leaf in _leaves(tree):
+            if not isinstance(leaf, np.ndarray) or leaf.dtype.kind not in "fiu":
+                raise pickle.UnpicklingError(f"{path} is {type(leaf).__name__} {leaf!r:.40}")
     except Exception as error:  # a damaged pickle raises nearly anything
         raise ValueError(f"not a pickle of arrays: {error}") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"not a pickle of arrays: it holds a {type(tree).__name__}, not a dictionary")
-    for path, leaf in _leaves(tree):
-        if not isinstance(leaf, np.ndarray) or leaf.dtype.kind not in "fiu":
-            raise ValueError(f"not a pickle of arrays: {path} is {type(leaf).__name__} {leaf!r:.40}")
     return tree
 
 
