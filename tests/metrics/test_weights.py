@@ -1,7 +1,6 @@
 """Published weights: nothing but arrays is read, and loading names what is wrong."""
 
 import importlib.util
-import io
 import os
 import pickle
 import re
