@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tubelet.cli import main
+from tubelet.cli.info import _bytes, _short
 from tubelet.planner import presets
 
 NEEDED = ("dit_s", "wan_1_3b", "digits")
@@ -30,7 +31,12 @@ def test_the_list_has_a_row_for_each(few, capsys) -> None:
     assert run() == 0
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert [row.split()[1] for row in rows] == list(NEEDED)
-    assert "GMACs" in head
+    assert [title.strip() for title in head.strip("| ").split("|")][-5:] == [
+        "dense GMACs", "attention GMACs", "total GMACs", "weights", "training",
+    ]  # fmt: skip
+    dense, attention, total = (float(cell) for cell in rows[0].split("|")[-6:-3])
+    assert (dense + attention, total) == (pytest.approx(6.06, abs=0.01), 6.06)
+    assert "65.73 MB" in rows[0]
     assert "32,865,056" in rows[0]
     assert "6.06" in rows[0]
     assert "21x30x52" in rows[1]
@@ -69,6 +75,42 @@ def test_an_autoencoder_has_latents_and_no_steps(capsys) -> None:
     assert "steps" not in out
 
 
+def test_a_classifier_has_no_steps(capsys) -> None:
+    assert run("navit_s", "--grid", "1,4,4") == 0
+    out = capsys.readouterr().out
+    assert "16 tokens; one forward" in out
+    assert "steps" not in out
+
+
+def test_parts_add_up_to_the_total(capsys) -> None:
+    assert run("dit_s", "--grid", "1,64,64") == 0
+    lines = [line.strip("| ").split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    head, *parts = ([cell.strip() for cell in line] for line in lines)
+    assert head == ["part", "parameters", "dense GMACs", "attention GMACs", "total GMACs"]
+    together = next([float(cell) for cell in part[2:]] for part in parts if part[0] == "together")
+    assert together[1] > 1
+    assert together[0] + together[1] == pytest.approx(together[2], abs=0.02)
+
+
+def test_a_size_is_named_with_its_argument(capsys) -> None:
+    assert run("DiT-S/4") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("dit_s(patch=4): DiT, ")
+    assert "  patch = (1, 4, 4)\n" in out
+    assert "grid 1x8x8: 64 tokens" in out
+
+
+def test_little_memory_has_digits_and_a_long_tuple_has_few(capsys) -> None:
+    assert [_bytes(n) for n in (0, 40, 123_456, 7_654_321, 28_576_983_168)] == [
+        "0.00 kB", "0.04 kB", "123.46 kB", "7.65 MB", "28.58 GB",
+    ]  # fmt: skip
+    assert _short((1,) * 16) == repr((1,) * 16)
+    assert run("cosmos_vae", "--grid", "1,2,2") == 0
+    out = capsys.readouterr().out
+    assert "... 256 in all)\n" in out
+    assert max(map(len, out.splitlines())) < 200
+
+
 FIELDS = {
     "name", "architecture", "kind", "config", "grid", "tokens", "text_tokens", "batch", "parameters", "macs",
     "attention_macs", "parts", "reason", "memory_bytes",
@@ -100,6 +142,12 @@ def test_json_has_one_form(few, capsys) -> None:
         (("dit_s", "--grid", "1,2"), "'1,2'"),
         (("dit_s", "--grid", "0,2,2"), "'0,2,2'"),
         (("dit_s", "--text", "0"), "'0'"),
+        (
+            ("uvit_coco", "--text", "5"),
+            "text of uvit_coco must be 77, the number of tokens that the model reads, got 5",
+        ),
+        (("dit_s", "--text", "5"), "text of dit_s must be 0"),
+        (("dit_s(size=4)",), "dit_s takes the arguments patch, got size=4"),
         (("uvit_cifar10", "--grid", "9,99,99"), "grid"),
         (("dit_s", "wan_14b"), "wan_14b"),
     ],

@@ -9,7 +9,7 @@ from torch import nn
 
 from tubelet import models, planner
 from tubelet.layout import Grid
-from tubelet.planner import count_parameters, find_preset, forward_inputs, plan, presets, survey
+from tubelet.planner import count_parameters, find_preset, forward_inputs, plan, preset_of, presets, survey
 from tubelet.planner.presets import _Unfilled
 from tubelet.vae.families import wan_vae
 
@@ -23,7 +23,9 @@ def test_every_preset_of_the_models_is_found() -> None:
     names = {name for name in models.__all__ if is_preset(getattr(models, name))}
     assert names <= presets().keys()
     assert {"digits", "wan_vae_2_1", "wan_vae_2_2"} <= presets().keys()
-    assert {presets()[name].kind for name in names} == {"denoiser"}
+    classifiers = {name for name in names if presets()[name].kind == "classifier"}
+    assert classifiers == {name for name in names if name.startswith(("vivit_", "navit_"))} != set()
+    assert {presets()[name].kind for name in names - classifiers} == {"denoiser"}
 
 
 def test_the_model_is_the_one_of_the_name() -> None:
@@ -50,6 +52,88 @@ def test_a_strange_name_is_told_what_is_near(asked: str, near: str) -> None:
 def test_a_name_that_is_near_nothing() -> None:
     with pytest.raises(ValueError, match="no preset is called 'qqq': tubelet info lists them"):
         find_preset("qqq")
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "config"),
+    [
+        ("dit_xl(4)", "dit_xl(patch=4)", models.dit_xl(4)),
+        ("dit_xl( patch = 4 )", "dit_xl(patch=4)", models.dit_xl(4)),
+        ("DiT-XL/8", "dit_xl(patch=8)", models.dit_xl(8)),
+        ("DiT-XL/2", "dit_xl", models.dit_xl()),
+        ("ViViT-L/32x4", "vivit_l(patch=32, frames=4)", models.vivit_l(patch=32, frames=4)),
+        ("vivit_b(factorised_encoder)", "vivit_b(variant='factorised_encoder')", models.vivit_b("factorised_encoder")),
+        ("vivit_b('average', classes=None)", "vivit_b(variant='average', classes=None)",
+         models.vivit_b("average", classes=None)),
+        ("ViViT-B/32x2(average)", "vivit_b(variant='average', patch=32)", models.vivit_b("average", 32)),
+        ("latte_s(classes=101)", "latte_s(classes=101)", models.latte_s(101)),
+    ],
+)  # fmt: skip
+def test_arguments_may_follow_the_name(asked: str, found: str, config) -> None:
+    preset = find_preset(asked)
+    assert preset.name == found
+    assert preset.config() == config
+    assert find_preset(preset.name).config() == config
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("dit_xl(size=4)", r"dit_xl takes the arguments patch, got size=4"),
+        ("dit_xl(4, 2)", r"dit_xl takes the arguments patch, got \(4, 2\)"),
+        ("dit_xl(4, patch=2)", r"dit_xl got patch twice: 4 and 2"),
+        ("dit_xl/4(patch=2)", r"has patch twice"),
+        ("dit_xl(patch=0)", r"patch of dit_xl must be an integer of at least 1, got 0"),
+        ("dit_xl(patch=-2)", r"patch of dit_xl must be an integer of at least 1, got -2"),
+        ("dit_xl(True)", r"patch of dit_xl must be an integer of at least 1, got True"),
+        ("dit_xl(2.0)", r"patch of dit_xl must be an integer of at least 1, got 2.0"),
+        ("vivit_b(early)", r"variant of vivit_b must be 'joint' or .*, got 'early'"),
+        ("navit_b/32", r"navit_b takes no arguments, got patch=32"),
+        ("walt_l(classes=3)", r"walt_l takes no arguments, got classes=3"),
+        ("dit_xl(patch=print(4))", r"arguments are integers and words"),
+        ("dit_xl(**{'patch': 4})", r"arguments are integers and words"),
+        ("dit_xl(4)(5)", r"arguments are integers and words"),
+        ("dit_xl(4", r"a preset is written name, name\(argument=value\) or name/patch, got 'dit_xl\(4'"),
+        ("dit_xl/two", r"a preset is written"),
+        ("dit_xxl(4)", r"no preset is called 'dit_xxl\(4\)': did you mean .*dit_xl"),
+    ],
+)
+def test_strange_arguments_are_told(asked: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        find_preset(asked)
+
+
+def test_a_name_a_preset_and_a_config_are_planned_alike() -> None:
+    ways = [plan("DiT-S/4"), plan(find_preset("dit_s(4)")), plan(models.dit_s(4))]
+    assert {each.preset.name for each in ways} == {"dit_s(patch=4)", "DiTConfig"}
+    assert len({(each.grid, each.parameters, each.counts, each.memory) for each in ways}) == 1
+    assert ways[0].grid == Grid(1, 8, 8)
+    assert ways[0].counts.macs == pytest.approx(1.41e9, rel=0.006)  # the paper's DiT-S/4
+    assert json.loads(json.dumps(ways[2].as_json()))["config"]["patch"] == [1, 4, 4]
+    assert preset_of(wan_vae.wan_vae_2_1()).kind == "autoencoder"
+
+
+@pytest.mark.parametrize("other", [None, 4, models.DiTConfig, models.dit_s, Grid(1, 2, 2)])
+def test_what_is_no_config_is_not_planned(other: object) -> None:
+    with pytest.raises(ValueError, match="model must be the name of a preset, a Preset or the config of a model, got"):
+        plan(other)
+
+
+def test_text_is_what_the_model_reads() -> None:
+    grid = Grid(1, 2, 2)
+    assert [plan("wan_1_3b", grid).text, plan("wan_1_3b", grid, text=5).text] == [256, 5]
+    assert plan("uvit_coco").text == plan("uvit_coco", text=77).text == 77
+    assert plan("dit_s", text=0).text == 0
+    with pytest.raises(ValueError, match="text of uvit_coco must be 77, .*, got 5"):
+        plan("uvit_coco", text=5)
+    with pytest.raises(ValueError, match="text of dit_s must be 0, .*, got 5"):
+        plan("dit_s", text=5)
+
+
+def test_the_text_of_a_survey_is_of_those_that_take_it(monkeypatch) -> None:
+    some = {name: presets()[name] for name in ("dit_s", "uvit_coco", "wan_1_3b")}
+    monkeypatch.setattr(planner.estimate, "presets", lambda: some)
+    assert [(each.text, each.reason) for each in survey(Grid(1, 2, 2), text=5)] == [(0, None), (77, None), (5, None)]
 
 
 def test_building_fills_nothing_on_meta_and_all_elsewhere() -> None:

@@ -17,7 +17,7 @@ from tubelet.planner.memory import (
     training_state_bytes,
     weight_bytes,
 )
-from tubelet.planner.presets import Preset, find_preset, presets
+from tubelet.planner.presets import Preset, find_preset, preset_of, presets
 from tubelet.planner.rates import ACCELERATORS, Accelerator, devices_for, equivalent, hours, mfu
 from tubelet.planner.tokens import keys_per_token, token_grid
 
@@ -44,6 +44,7 @@ __all__ = [
     "mfu",
     "peak_bytes",
     "plan",
+    "preset_of",
     "presets",
     "sampling_flops",
     "saved_bytes",

@@ -12,13 +12,13 @@ from tubelet.planner.counting import Counts, Part, count, count_parameters
 from tubelet.planner.formulas import sampling_flops, training_flops
 from tubelet.planner.inputs import forward_inputs
 from tubelet.planner.memory import peak_bytes, saved_bytes, training_state_bytes, weight_bytes
-from tubelet.planner.presets import Preset, find_preset, presets
+from tubelet.planner.presets import Preset, find_preset, preset_of, presets
 from tubelet.planner.rates import hours
 
 __all__ = ["Memory", "ModelPlan", "plan", "survey"]
 
-IMAGE: Final = Grid(1, 16, 16)
-"""Of models without text: 256 pixels behind an autoencoder of 8×8 and patches of 2×2."""
+IMAGE: Final = 32
+"""Rows and columns of latents, of models without text: 256 pixels behind an autoencoder of 8×8, then patched."""
 VIDEO: Final = Grid(21, 30, 52)
 """Of models with text: 81 frames of 480×832 behind an autoencoder of 4×8×8 and patches of 2×2."""
 LATENTS: Final = Grid(5, 32, 32)
@@ -137,10 +137,10 @@ class ModelPlan:
 
 
 def plan(
-    model: str | Preset,
+    model: Any,
     grid: Grid | None = None,
     *,
-    text: int = 256,
+    text: int | None = None,
     batch: int = 1,
     dtype: torch.dtype = torch.bfloat16,
     measured: bool = False,
@@ -148,41 +148,43 @@ def plan(
     """Plan a published size on a grid of tokens (of an autoencoder: of latents), on ``meta``.
 
     Args:
-        model: the name of a preset, or one.
+        model: the name of a preset (``"dit_xl"``, ``"dit_xl(patch=4)"``, see :func:`find_preset`), a :class:`Preset`,
+            or a config of any of the models (``dit_xl(4)``).
         grid: of each sample; None for that of the config, else for an image where the model reads no text, else for 81
             frames of 480×832.
-        text: tokens of a prompt, where the model reads one.
+        text: tokens of a prompt, where the model reads one; None for the number that the model fixes, else 256.
         batch: samples together.
         dtype: of weights and activations.
         measured: measure the memory of a forward, too, which takes a second or two.
 
     Raises:
-        ValueError: no preset has the name, or the model does not take the grid.
+        ValueError: no preset has the name, nothing is planned by such a value, or the model takes no such grid or text.
 
     Example:
         >>> found = plan("wan_14b", Grid(21, 45, 80), text=512)
         >>> found.tokens, round(found.flops / 1e15, 2), found.memory.weights
         (75600, 6.52, 28576983168)
     """
-    preset = find_preset(model) if isinstance(model, str) else model
+    preset = find_preset(model) if isinstance(model, str) else model if isinstance(model, Preset) else preset_of(model)
     built = preset.build(dtype=dtype)
     config: Any = built.config
     parameters = count_parameters(built)
     grid = _checked(grid, config) if grid else _own_grid(preset, config)
-    reads = getattr(config, "text_dim", None)
-    text = getattr(config, "text_tokens", text) if reads else 0
+    text = _text(preset.name, config, text)
     kept = weight_bytes(parameters, dtype.itemsize), training_state_bytes(parameters)
     if preset.kind == "autoencoder":
         counts, lived = _autoencoder(built, grid, batch, dtype, measured)
     else:
-        counts, lived = _denoiser(built, grid, text, batch, dtype, measured)
+        counts, lived = _forward(built, grid, text, batch, dtype, measured)
     return ModelPlan(preset, config, grid, text, batch, parameters, counts, Memory(*kept, *lived))
 
 
 def survey(
-    grid: Grid | None = None, *, text: int = 256, batch: int = 1, dtype: torch.dtype = torch.bfloat16
+    grid: Grid | None = None, *, text: int | None = None, batch: int = 1, dtype: torch.dtype = torch.bfloat16
 ) -> list[ModelPlan]:
     """Every preset on one grid (None: each on its own); one that does not take it has parameters, and a ``reason``.
+
+    ``text`` is of the models that read prompts of any length; the others keep theirs.
 
     Example:
         >>> len(survey(Grid(1, 2, 2))) == len(presets())
@@ -190,8 +192,9 @@ def survey(
     """
     found = []
     for preset in presets().values():
+        asked = text if _reads_any(preset.config()) else None
         try:
-            found.append(plan(preset, grid, text=text, batch=batch, dtype=dtype))
+            found.append(plan(preset, grid, text=asked, batch=batch, dtype=dtype))
         except ValueError as error:
             found.append(_uncounted(preset, grid, batch, dtype, str(error)))
     return found
@@ -201,6 +204,20 @@ def _uncounted(preset: Preset, grid: Grid | None, batch: int, dtype: torch.dtype
     config, parameters = preset.config(), count_parameters(preset.build())
     memory = Memory(weight_bytes(parameters, dtype.itemsize), training_state_bytes(parameters), None, None)
     return ModelPlan(preset, config, grid or _own_grid(preset, config), 0, batch, parameters, None, memory, reason)
+
+
+def _reads_any(config: Any) -> bool:
+    return bool(getattr(config, "text_dim", None)) and not hasattr(config, "text_tokens")
+
+
+def _text(name: str, config: Any, text: int | None) -> int:
+    """Tokens of the prompt: those asked for, where the model lets one choose."""
+    if _reads_any(config):
+        return 256 if text is None else text
+    fixed: int = config.text_tokens if getattr(config, "text_dim", None) else 0
+    if text is not None and text != fixed:
+        raise ValueError(f"text of {name} must be {fixed}, the number of tokens that the model reads, got {text}")
+    return fixed
 
 
 def _checked(grid: Grid, config: Any) -> Grid:
@@ -224,13 +241,16 @@ def _own_grid(preset: Preset, config: Any) -> Grid:
     fixed = _fixed(config)
     if fixed is not None and fixed.tokens <= VIDEO.tokens:
         return fixed
-    return VIDEO if getattr(config, "text_dim", None) else IMAGE
+    if getattr(config, "text_dim", None):
+        return VIDEO
+    _, height, width = getattr(config, "patch", (1, 2, 2))
+    return Grid(1, max(IMAGE // height, 1), max(IMAGE // width, 1))
 
 
 _Lived = tuple[int | None, int | None]
 
 
-def _denoiser(
+def _forward(
     model: nn.Module, grid: Grid, text: int, batch: int, dtype: torch.dtype, measured: bool
 ) -> tuple[Counts, _Lived]:
     inputs = forward_inputs(model, grid, batch=batch, text=text, dtype=dtype)

@@ -11,7 +11,7 @@ import pkgutil
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -19,7 +19,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Preset", "find_preset", "presets"]
+from tubelet.planner.arguments import accepted, read_name
+
+__all__ = ["Preset", "find_preset", "preset_of", "presets"]
 
 _PACKAGES = ("tubelet.models", "tubelet.vae")
 
@@ -45,8 +47,14 @@ class Preset:
 
     @property
     def kind(self) -> str:
-        """``"autoencoder"`` where the model encodes and decodes videos, else ``"denoiser"``."""
-        return "autoencoder" if hasattr(self.model, "decode") else "denoiser"
+        """``"autoencoder"`` where the model encodes and decodes videos, ``"denoiser"`` where it takes a time ``t``.
+
+        Any other is a ``"classifier"``.
+        """
+        if hasattr(self.model, "decode"):
+            return "autoencoder"
+        takes = inspect.signature(getattr(self.model, "forward", self.model)).parameters
+        return "denoiser" if "t" in takes else "classifier"
 
     def build(self, device: torch.device | str = "meta", dtype: torch.dtype | None = None) -> nn.Module:
         """The model, by default without weights.
@@ -83,13 +91,11 @@ def presets() -> MappingProxyType[str, Preset]:
         >>> sorted(name for name in presets() if name.startswith("dit_"))
         ['dit_b', 'dit_l', 'dit_s', 'dit_xl']
     """
-    modules = [module for package in _PACKAGES for module in _modules(package)]
-    models = [pair for module in modules for pair in _models(module)]
     found = (
         Preset(name, make, model)
-        for module in modules
+        for module in _all_modules()
         for name, make, config in _makers(module)
-        if (model := _model_of(config, models)) is not None
+        if (model := _model_of(config, _all_models())) is not None
     )
     return MappingProxyType({preset.name: preset for preset in found})
 
@@ -97,19 +103,60 @@ def presets() -> MappingProxyType[str, Preset]:
 def find_preset(name: str) -> Preset:
     """The preset of a name; letters may be small or large, and dashes stand for underscores.
 
+    Arguments of the preset's function, integers and words, may follow: ``dit_xl(patch=4)``, or as papers write patches,
+    ``DiT-XL/4`` and ``ViViT-B/16x2`` (pixels, then frames).
+
     Raises:
-        ValueError: there is none; the error has names that are near.
+        ValueError: there is none (the error has names that are near), or not with such arguments.
 
     Example:
-        >>> find_preset("Wan-14B").name
-        'wan_14b'
+        >>> find_preset("Wan-14B").name, find_preset("DiT-XL/2").name
+        ('wan_14b', 'dit_xl')
+        >>> find_preset("vivit_b(factorised_encoder)").name
+        "vivit_b(variant='factorised_encoder')"
     """
-    key = name.strip().lower().replace("-", "_").replace(".", "_")
+    written = read_name(name)
+    key = written.stem.lower().replace("-", "_").replace(".", "_")
     if key in presets():
-        return presets()[key]
+        return _with_arguments(presets()[key], accepted(key, presets()[key].config, written))
     near = [*(each for each in presets() if key and key in each), *difflib.get_close_matches(key, presets(), 5, 0.5)]
     hint = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "tubelet info lists them"
     raise ValueError(f"no preset is called {name!r}: {hint}")
+
+
+def preset_of(config: Any) -> Preset:
+    """A preset around a config of one's own, under the name of its class.
+
+    Raises:
+        ValueError: no model is made of such a value.
+
+    Example:
+        >>> from tubelet.models import dit_xl
+        >>> preset_of(dit_xl(4)).architecture
+        'DiT'
+    """
+    model = _model_of(type(config), _all_models())
+    if model is None:
+        what = config.__name__ if isinstance(config, type) else type(config).__name__
+        raise ValueError(f"model must be the name of a preset, a Preset or the config of a model, got {what}")
+    return Preset(type(config).__name__, lambda: config, model)
+
+
+def _with_arguments(preset: Preset, arguments: Mapping[str, Any]) -> Preset:
+    if not arguments:
+        return preset
+    listed = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    return Preset(f"{preset.name}({listed})", partial(preset.config, **arguments), preset.model)
+
+
+@cache
+def _all_modules() -> tuple[ModuleType, ...]:
+    return tuple(module for package in _PACKAGES for module in _modules(package))
+
+
+@cache
+def _all_models() -> tuple[tuple[type, Callable[..., nn.Module]], ...]:
+    return tuple(pair for module in _all_modules() for pair in _models(module))
 
 
 def _modules(package: str) -> Iterator[ModuleType]:
