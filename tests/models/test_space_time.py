@@ -141,8 +141,8 @@ def test_other_patterns_over_space_and_time() -> None:
     ("asked", "says"),
     [
         (("axial", 2, 2), "how must be one of .*, got 'axial'"),
-        (("factorised_encoder", 3, 2), "depth must be even .*, got 3"),
-        (("factorised_dot_product", 2, 3), "heads=3 do not make two halves"),
+        (("factorised_encoder", 3, 2), "depth must be even for space_time='factorised_encoder', .*, got 3"),
+        (("factorised_dot_product", 2, 3), "heads=3 do not make two halves for space_time='factorised_dot_product'"),
     ],
 )
 def test_ways_that_do_not_fit_are_named(asked: tuple[Any, int, int], says: str) -> None:

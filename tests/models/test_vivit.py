@@ -315,6 +315,11 @@ def test_it_learns_directions_of_real_handwriting(variant: ViViTVariant) -> None
     ("variant", "change", "says"),
     [
         ("joint", {"x": torch.zeros(13, 5, **F64)}, "x is 5 wide, but the model takes 8"),
+        (
+            "joint",
+            {"x": torch.zeros(1, 2, 6, 2, 6, **F64)},
+            r"x has shape \(1, 2, 6, 2, 6\), that of videos; .* 8 wide: fold\(x, \(2, 1, 2\)\)",
+        ),
         ("joint", {"x": torch.zeros(12, 8, **F64)}, r"x has tokens \(12,\), but its layout has \(13,\)"),
         ("joint", {"x": torch.zeros(13, 8)}, "x is torch.float32, but the model's weights are torch.float64"),
         (
@@ -347,3 +352,25 @@ def test_inputs_that_do_not_fit_are_named(variant: str, change: dict[str, Any], 
 def test_configs_that_do_not_fit_are_named(change: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         dataclasses.replace(TINY, **change)
+
+
+@pytest.mark.parametrize("preset", [vivit_b, vivit_l, vivit_h])
+def test_presets_refuse_tubelets_that_do_not_divide_the_video(preset: Callable[..., ViViTConfig]) -> None:
+    assert preset(patch=28, frames=4).grid == (8, 8, 8)
+    with pytest.raises(ValueError, match="patch=15 does not divide the 224 pixels"):
+        preset(patch=15)
+    with pytest.raises(ValueError, match="frames=5 does not divide the 32 frames"):
+        preset("joint", 16, 5)
+    with pytest.raises(ValueError, match="patch=0 does not divide the 224"):
+        preset(patch=0)
+
+
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "average"])
+def test_of_a_still_video_only_the_average_is_the_image_models_vector(variant: str) -> None:
+    """The others read another vector from the same start, as the docs say."""
+    image, picture, model = image_model(), torch.randn(2, 2, 1, 2, 6, **F64), tiny(variant)
+    vivit_from_image_(model, image)
+    one = image.encode(fold(picture, image.config.patch), TokenLayout.dense(2, Grid(1, 2, 3)))
+    x = fold(picture.expand(-1, -1, 6, -1, -1), model.config.patch)
+    assert error(model.encode(x, TokenLayout.dense(2, Grid(3, 2, 3))).pooled, one.pooled) > 1e-3
+    torch.testing.assert_close(model.embed.proj(x).unflatten(1, (3, 6))[:, 1], image.embed(picture))

@@ -18,6 +18,7 @@ from tubelet.models import (
     Walt,
     upsampled,
     walt_cascade,
+    walt_l,
     walt_loss,
     walt_process,
     walt_rollout,
@@ -211,6 +212,25 @@ def test_a_cascade_is_its_stages_one_after_another() -> None:
     once = walt_upsample(stages[0], low, [5], steps=2, level=0.2)
     twice = walt_upsample(stages[1], once, further_seeds([5], 1), steps=2, level=0.2)
     assert made[0].shape == (2, 2, 4, 4) and torch.equal(made[0], twice[0])
+
+
+def test_a_stage_of_the_preset_doubles_the_base_grid() -> None:
+    """From 16×16 to 32×32 cells; windows divide these, so that what is below one quadrant reaches no other."""
+    preset = walt_l(super_resolution=True, extent=(5, 32, 32))
+    small = {"dim": 8, "depth": 2, "heads": 1, "mlp_dim": 8, "latent_channels": 2, "frequencies": 8}
+    stage = randomise(Walt(dataclasses.replace(preset, **small)))
+    low = torch.randn(2, 1, 16, 16)
+    other = low.clone()
+    other[..., 8:, :8] += 1
+    (before,), (after,) = (walt_upsample(stage, [each], [3], steps=1) for each in (low, other))
+    assert before.shape == (2, 1, 32, 32) and before.isfinite().all()
+    changed = ~torch.isclose(before, after, rtol=1e-4, atol=1e-5)
+    assert changed[..., 16:, :16].any()
+    changed[..., 16:, :16] = False
+    assert not changed.any()
+    base = randomise(Walt(dataclasses.replace(walt_l(super_resolution=True), **small)))
+    with pytest.raises(ValueError, match=r"outside extent=\(5, 16, 16\)"):
+        walt_upsample(base, [low], [3], steps=1)
 
 
 def test_upsampling_repeats_positions() -> None:

@@ -57,8 +57,10 @@ def space_time(
         raise ValueError(f"how must be one of {get_args(SpaceTime)}, got {how!r}")
     if how == "joint":
         return ((Joint(),),) * depth
+    if how == "factorised_encoder" and depth % 2:
+        raise ValueError(f"depth must be even for space_time={how!r}, half over space and half over time, got {depth}")
     if how == "factorised_dot_product" and heads % 2:
-        raise ValueError(f"heads={heads} do not make two halves for {how!r}")
+        raise ValueError(f"heads={heads} do not make two halves for space_time={how!r}")
     split = HeadSplit((spatial, temporal), (max(heads // 2, 1),) * 2)
     over: dict[str, Pattern] = {"space": spatial, "time": temporal, "both": split}
     return tuple(tuple(over[axis] for axis in block) for block in latte_arrangement(_LATTE[how], depth).blocks)

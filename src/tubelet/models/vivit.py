@@ -111,6 +111,9 @@ def vivit_b(
 ) -> ViViTConfig:
     """ViViT-B on 32 frames of 224×224: 87 to 117 million parameters; B/16x2 has tubelets of 16×16 pixels in 2 frames.
 
+    Raises:
+        ValueError: ``patch`` does not divide 224 pixels, or ``frames`` 32 frames.
+
     Example:
         >>> vivit_b().grid
         (16, 14, 14)
@@ -122,6 +125,9 @@ def vivit_l(
     variant: ViViTVariant = "joint", patch: int = 16, frames: int = 2, classes: int | None = 400
 ) -> ViViTConfig:
     """ViViT-L on 32 frames of 224×224; L/16x2 is the paper's model of Kinetics.
+
+    Raises:
+        ValueError: as :func:`vivit_b`.
 
     Example:
         >>> vivit_l("factorised_encoder").temporal_depth
@@ -135,6 +141,9 @@ def vivit_h(
 ) -> ViViTConfig:
     """ViViT-H on 32 frames of 224×224; H/14x2 is the paper's largest.
 
+    Raises:
+        ValueError: as :func:`vivit_b`.
+
     Example:
         >>> vivit_h().grid
         (16, 16, 16)
@@ -143,6 +152,9 @@ def vivit_h(
 
 
 def _of(variant: ViViTVariant, patch: int, frames: int, classes: int | None, **sizes: Any) -> ViViTConfig:
+    for name, side, whole in (("patch", patch, 224), ("frames", frames, 32)):
+        if side < 1 or whole % side:
+            raise ValueError(f"{name}={side} does not divide the {whole} {'frames' if name == 'frames' else 'pixels'}")
     grid = 32 // frames, 224 // patch, 224 // patch
     return ViViTConfig(**sizes, grid=grid, patch=(frames, patch, patch), variant=variant, classes=classes)
 
@@ -206,8 +218,8 @@ class ViViT(nn.Module):
             ``(s, classes)``; in a layout with a capacity there are rows behind those of its samples.
 
         Raises:
-            ValueError: ``x`` and the layout disagree, a grid is larger than the positions, or the layout has text or
-                dropped tokens.
+            ValueError: ``x`` and the layout disagree or ``x`` is a video, a grid is larger than the positions, or the
+                layout has text or dropped tokens.
         """
         logits: Tensor = self.head(self.encode(x, layout).pooled)
         return logits
@@ -219,6 +231,7 @@ class ViViT(nn.Module):
             ValueError: as :meth:`forward`.
         """
         index = on(layout, x)
+        _check_folded(x, self.config)
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_dtypes(self.embed.proj, x=x)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
@@ -238,7 +251,8 @@ def vivit_from_image_(
     """Start a video model from an image model: its tubelets, positions and transformer over space (section 3.4).
 
     Positions are those of the image model in every frame. A class token comes along where both have one; what is over
-    time alone and the head stay as they are.
+    time alone and the head stay as they are. On a video that stands still every tubelet is embedded as the patch of the
+    image is, and the vector of ``"average"`` is the image model's; those of the other variants are not.
 
     Args:
         model: changed in place.
@@ -272,6 +286,15 @@ def vivit_from_image_(
     for block, other in zip(ours.trunk.blocks, theirs.trunk.blocks, strict=True):
         for place in (0, -1):  # over space, and the MLP
             block.branches[place].load_state_dict(other.branches[place].state_dict())
+
+
+def _check_folded(x: Any, config: ViViTConfig) -> None:
+    """Refuse a video in the place of its tubelets."""
+    if isinstance(x, Tensor) and x.dim() in (4, 5) and x.shape[-1] != config.patch_dim:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, that of videos; the model takes tubelets {config.patch_dim} wide: "
+            f"fold(x, {config.patch}), or fold_packed of videos of several sizes"
+        )
 
 
 def _check_image(config: ViViTConfig, image: ViViTConfig) -> None:

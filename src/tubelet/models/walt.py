@@ -58,10 +58,10 @@ class WaltConfig:
 
     ``rank`` is that of adaLN-LoRA; ``classes`` does not count the null class, None without classes; ``text_dim`` is the
     width of encoded prompts, None without text; ``patch`` is ``(t, h, w)`` in latent cells; ``extent`` the largest grid
-    ``(t, h, w)`` of the learned positions; ``spatial_window`` and ``window`` are the sides of the two kinds of windows.
-    ``self_conditioning``, ``frame_prediction`` and ``super_resolution`` say what stands beside the noisy latents. A
-    noise level ``t`` in [0, 1] is fed as ``time_scale·t + time_shift``, by default the index ``i`` of the level
-    ``(i + 1)/1000``.
+    ``(t, h, w)`` of the learned positions, by default that of the base stage; ``spatial_window`` and ``window`` are the
+    sides of the two kinds of windows. ``self_conditioning``, ``frame_prediction`` and ``super_resolution`` say what
+    stands beside the noisy latents. A noise level ``t`` in [0, 1] is fed as ``time_scale·t + time_shift``, by default
+    the index ``i`` of the level ``(i + 1)/1000``.
 
     Raises:
         ValueError: a size does not divide or is not positive.
@@ -124,15 +124,18 @@ class WaltConfig:
 def walt_l(**options: Any) -> WaltConfig:
     """W.A.L.T-L, 313 million parameters; ``options`` are further fields of the config, such as ``classes=101``.
 
+    The defaults are those of the base stage, latents of up to 5×16×16 cells (17 frames of 128×128 pixels). A stage
+    that doubles its sides is ``walt_l(super_resolution=True, extent=(5, 32, 32))``.
+
     Example:
-        >>> walt_l(classes=101).rank
-        2
+        >>> walt_l(classes=101).rank, walt_l(super_resolution=True, extent=(5, 32, 32)).extent
+        (2, (5, 32, 32))
     """
     return WaltConfig(dim=1024, depth=24, heads=16, mlp_dim=4096, **options)
 
 
 def walt_xl(**options: Any) -> WaltConfig:
-    """W.A.L.T-XL, 460 million parameters.
+    """W.A.L.T-XL, 460 million parameters; ``options`` as of :func:`walt_l`.
 
     Example:
         >>> walt_xl(text_dim=2048).depth

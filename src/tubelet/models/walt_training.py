@@ -32,6 +32,10 @@ def walt_loss(
 ) -> Float[Tensor, ""]:
     """The loss of one batch over its real tokens; all is drawn where the generator is.
 
+    Classes and text are taken as they are given. Guided sampling (``walt_sample(guidance=)``) needs them missing in a
+    share of the samples: put ``model.label.null`` in the place of labels by :func:`tubelet.diffusion.draw_dropped`, and
+    leave out the tokens of dropped prompts.
+
     Args:
         model: to be trained.
         x0: clean patches of unit variance.
@@ -56,6 +60,15 @@ def walt_loss(
         >>> model = Walt(WaltConfig(dim=32, depth=2, heads=2, mlp_dim=64, frame_prediction=True))
         >>> layout, draw = TokenLayout.packed([Grid(3, 2, 2), Grid(1, 2, 2)]), torch.Generator().manual_seed(0)
         >>> walt_loss(model, torch.randn(16, 8), layout, draw, frame_prediction=0.5).shape
+        torch.Size([])
+
+        With classes, a tenth of them dropped:
+
+        >>> from tubelet.diffusion import draw_dropped
+        >>> model = Walt(WaltConfig(dim=32, depth=2, heads=2, mlp_dim=64, classes=3))
+        >>> dropped = draw_dropped({("label",): 0.1}, 2, draw)["label"]
+        >>> labels = torch.where(dropped, model.label.null, torch.tensor([0, 2]))
+        >>> walt_loss(model, torch.randn(16, 8), layout, draw, labels=labels).shape
         torch.Size([])
     """
     process = walt_process() if process is None else process
