@@ -23,6 +23,7 @@ from tubelet.hub.cogvideox_original import COGVIDEOX_ORIGINAL
 from tubelet.hub.cogvideox_vae import COGVIDEOX_VAE
 from tubelet.hub.cosmos import COSMOS, COSMOS_ORIGINAL
 from tubelet.hub.cosmos_vae import COSMOS_VAE
+from tubelet.hub.dc_vae import DC_VAE
 from tubelet.hub.dit import DIT
 from tubelet.hub.dit_original import DIT_ORIGINAL
 from tubelet.hub.hunyuan import HUNYUAN_VIDEO
@@ -41,6 +42,7 @@ from tubelet.hub.mochi_vae import MOCHI_VAE
 from tubelet.hub.open_sora import OPEN_SORA
 from tubelet.hub.svd_vae import SVD_VAE
 from tubelet.hub.tensors import SHARD_SIZE, Tensors, fetch, held, opened, weight_files, write, write_json
+from tubelet.hub.tiny_vae import TINY_VAE
 from tubelet.hub.translation import to_ours, to_theirs
 from tubelet.hub.uvit import UVIT_ORIGINAL
 from tubelet.hub.vit import VIT, VIT_MODEL
@@ -97,6 +99,8 @@ _FAMILIES = (
     WAN,
     WAN_ORIGINAL,
     WAN_VAE,
+    DC_VAE,
+    TINY_VAE,
 )
 _STEM = "diffusion_pytorch_model"
 _STEMS = {"diffusers": (_STEM,), "original": (_STEM, "model")}

@@ -19,11 +19,13 @@ from tubelet.vae.frame_attention import CausalFrameAttention, FrameAttention, Ti
 from tubelet.vae.gates import SigmoidGate
 from tubelet.vae.group_norms import FrameGroupNorm, SpatialNorm
 from tubelet.vae.leads import Lead
+from tubelet.vae.linear_attention import MultiscaleLinearAttention
 from tubelet.vae.losses import kl_loss, reconstruction_loss
 from tubelet.vae.memory import predicted_peak
 from tubelet.vae.noise import FrameNoise
 from tubelet.vae.over_channels import OverChannels
 from tubelet.vae.plan import DecodePlan, plan_decode
+from tubelet.vae.pointwise import Affine, SiluGate, SoftClamp
 from tubelet.vae.posterior import DiagonalGaussian, Point
 from tubelet.vae.reach import Reach, decoder_reach, encoder_reach
 from tubelet.vae.repeats import RepeatConv3d, RepeatFrames, convolve_repeated
@@ -39,6 +41,7 @@ from tubelet.vae.video import AutoencoderSizes, Chunks, VideoAutoencoder
 from tubelet.vae.wavelets import BandsToCells, CellsToBands
 
 __all__ = [
+    "Affine",
     "Around",
     "AutoencoderSizes",
     "BandsToCells",
@@ -80,6 +83,7 @@ __all__ = [
     "MeanShortcut",
     "MeanTime",
     "ModulatedConv",
+    "MultiscaleLinearAttention",
     "NormedConv",
     "OverChannels",
     "Patch",
@@ -94,7 +98,9 @@ __all__ = [
     "ShiftsAndScales",
     "ShuffleUp",
     "SigmoidGate",
+    "SiluGate",
     "SkipFrames",
+    "SoftClamp",
     "SpatialNorm",
     "Split",
     "Stage",

@@ -27,7 +27,7 @@ class ChannelNorm(nn.Module):
     """Root-mean-square norm over the channels of each position: ``x / sqrt(mean_c x² + eps) · weight``.
 
     It has no statistics over time or space, so a chunk is normalised as the whole is (arXiv:1910.07467, per position).
-    The mean is taken in at least float32. Without ``affine`` there is no weight.
+    The mean is taken in at least float32. Without ``affine`` there is no weight; with ``bias`` one is added.
 
     Example:
         >>> x = 7 * torch.ones(1, 4, 1, 2, 2)
@@ -36,6 +36,7 @@ class ChannelNorm(nn.Module):
     """
 
     weight: nn.Parameter | None
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class ChannelNorm(nn.Module):
         eps: float = 1e-6,
         *,
         affine: bool = True,
+        bias: bool = False,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -50,20 +52,24 @@ class ChannelNorm(nn.Module):
         self.eps = eps
         weight = nn.Parameter(torch.empty(channels, device=device, dtype=dtype)) if affine else None
         self.register_parameter("weight", weight)
+        added = nn.Parameter(torch.empty(channels, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", added)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """All ones."""
+        """Weights of one, biases of zero."""
         if self.weight is not None:
             nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         """Normalise over axis 1."""
         y = (x * torch.rsqrt(_mean_square(x) + self.eps)).to(x.dtype)
-        if self.weight is None:
-            return y
-        weight = self.weight.to(x.dtype).reshape(-1, 1, 1, 1)
-        return y * weight if y.requires_grad or weight.requires_grad else y.mul_(weight)
+        if self.weight is not None:
+            weight = self.weight.to(x.dtype).reshape(-1, 1, 1, 1)
+            y = y * weight if y.requires_grad or weight.requires_grad else y.mul_(weight)
+        return y if self.bias is None else y + self.bias.to(x.dtype).reshape(-1, 1, 1, 1)
 
     if TYPE_CHECKING:
 
