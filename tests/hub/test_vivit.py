@@ -1,6 +1,7 @@
 """ViViT against transformers' model 1 with mapped random weights, and image transformers as its start."""
 
 import dataclasses
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -118,13 +119,14 @@ def test_files_return_bit_by_bit_and_transformers_reads_ours(seed: int, tmp_path
 @pytest.mark.parametrize("config", [vivit_b(), vivit_l(patch=16, frames=4, classes=600), vivit_h(classes=5)])
 def test_our_configs_return(config: ViViTConfig) -> None:
     written = vivit_config_to_transformers(config)
-    assert vivit_config_from_transformers(written | {"num_labels": config.classes}) == config
+    assert vivit_config_from_transformers(written) == config
+    assert vivit_config_from_transformers(json.loads(json.dumps(written))) == config
     assert VivitConfig(**written).num_labels == config.classes
 
 
 def test_their_default_config_is_b_16x2() -> None:
     theirs = VivitConfig(num_labels=400)
-    assert vivit_config_from_transformers(theirs.to_dict() | {"num_labels": 400}) == vivit_b()
+    assert vivit_config_from_transformers(theirs.to_dict()) == vivit_b()
     with torch.device("meta"):
         assert VivitForVideoClassification(theirs).num_parameters() == 88_954_000
 
@@ -135,11 +137,42 @@ def test_their_default_config_is_b_16x2() -> None:
         ({"hidden_act": "relu"}, "hidden_act='relu', but this model has one of"),
         ({"image_size": 225}, r"image_size=\(225, 225\) are no multiples of tubelet_size=\(2, 16, 16\)"),
         ({"num_frames": 31}, "num_frames=31"),
+        ({"num_frames": 32.0}, r"num_frames must be 1 positive whole number, got \[32.0\]"),
+        ({"tubelet_size": (2, 16)}, r"tubelet_size must be 3 positive whole numbers, got \(2, 16\)"),
+        ({"tubelet_size": 16}, "tubelet_size must be 3 positive whole numbers, got 16"),
+        ({"tubelet_size": [2, 0, 16]}, r"tubelet_size must be 3 positive whole numbers, got \[2, 0, 16\]"),
+        ({"image_size": (224, 224, 3)}, r"image_size must be 2 positive whole numbers, got \(224, 224, 3\)"),
+        ({"image_size": 224.0}, "image_size must be 2 positive whole numbers, got 224.0"),
+        ({"hidden_act": ["gelu"]}, r"hidden_act=\['gelu'\], but this model has one of"),
+        ({"id2label": ["up"]}, r"id2label must be a mapping of numbers to names, got \['up'\]"),
     ],
 )
 def test_configs_of_other_models_are_refused(config: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         vivit_config_from_transformers(config)
+
+
+@pytest.mark.parametrize("classes", [None, 1, 2, 1000])
+def test_our_configs_of_images_return(classes: int | None) -> None:
+    config = dataclasses.replace(vit_config_from_transformers({}), classes=classes)
+    written = vit_config_to_transformers(config)
+    assert vit_config_from_transformers(json.loads(json.dumps(written))) == config
+    assert classes is None or vit_config_from_transformers(ViTConfig(num_labels=classes).to_dict()).classes == classes
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"patch_size": 0}, r"patch_size must be 2 positive whole numbers, got \[0, 0\]"),
+        ({"patch_size": (16,)}, r"patch_size must be 2 positive whole numbers, got \(16,\)"),
+        ({"image_size": 224.0}, "image_size must be 2 positive whole numbers, got 224.0"),
+        ({"image_size": (224, 224, 3)}, r"image_size must be 2 positive whole numbers, got \(224, 224, 3\)"),
+        ({"hidden_act": ["gelu"]}, r"hidden_act=\['gelu'\]"),
+    ],
+)
+def test_configs_of_images_that_do_not_fit_are_named(config: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        vit_config_from_transformers(config)
 
 
 def test_other_variants_have_no_such_file() -> None:

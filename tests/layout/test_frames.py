@@ -38,6 +38,16 @@ def test_packed(capacity: int | None) -> None:
     assert len(tokens.seqlens) == len(index.seqlens)
 
 
+def test_room_behind_the_last_sample_is_of_no_frame() -> None:
+    """Here every row for a sample is taken, so that the last one owns what is left of the rows for frames."""
+    grids, capacity = [Grid(1, 1, 2)] * 16, 40
+    index = TokenLayout.packed(grids, capacity=capacity).on("cpu")
+    assert len(index.seqlens) == 16 < len(index.frame_sample)
+    frames = frames_apart(index)
+    assert torch.equal(frames.valid, index.valid) and torch.equal(frames.sample, index.sample)
+    assert int(frames.seqlens.sum()) == 32
+
+
 def test_dense() -> None:
     index = TokenLayout.dense(2, Grid(3, 2, 2)).on("cpu")
     assert_same(frames_apart(index), TokenLayout.dense(6, Grid(1, 2, 2)).on("cpu"))

@@ -56,6 +56,26 @@ def test_rows_of_no_sample_take_no_part() -> None:
     assert contrastive_loss(images[:1], texts[:1], 9.0) == 0
 
 
+def test_a_batch_of_no_sample_loses_nothing() -> None:
+    images, texts = pairs(3)
+    loss = contrastive_loss(images, texts, 9.0, torch.zeros(3, dtype=torch.bool))
+    assert loss == 0
+    for gradient in torch.autograd.grad(loss, [images, texts]):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_what_rows_of_no_sample_hold_reaches_no_weight() -> None:
+    head = ContrastiveHead(8, 8, 4, **F64)
+    images, texts = (x.detach() for x in pairs(4))
+    real = torch.tensor([True, False, True, True, False, True])
+    wide = [torch.full((6, 8), torch.nan, **F64).index_copy(0, real.nonzero()[:, 0], x) for x in (images, texts)]
+    loss = contrastive_loss(*head(*wide, real), head.scale, real)
+    alone = contrastive_loss(*head(images, texts), head.scale)
+    torch.testing.assert_close(loss, alone, rtol=1e-13, atol=0)
+    for got, want in zip(*(torch.autograd.grad(x, list(head.parameters())) for x in (loss, alone)), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-14)
+
+
 def test_matched_pairs_lose_least() -> None:
     images, texts = pairs(5)
     matched = contrastive_loss(images, images, 20.0)
@@ -169,6 +189,14 @@ def test_two_towers_learn_to_match() -> None:
         (
             lambda: contrastive_loss(*torch.zeros(2, 2, 4), 1.0, torch.ones(3, dtype=torch.bool)),
             r"real has shape \(3,\), but there are 2 rows",
+        ),
+        (
+            lambda: contrastive_loss(*torch.zeros(2, 2, 4), 1.0, torch.ones(2)),
+            "real must be flags of torch.bool, got torch.float32 for 2 rows",
+        ),
+        (
+            lambda: ContrastiveHead(4, 4, 2)(*torch.zeros(2, 2, 4), torch.ones(2, dtype=torch.long)),
+            "real must be flags of torch.bool, got torch.int64 for 2 rows",
         ),
     ],
 )

@@ -425,6 +425,7 @@ def test_images_fold_into_patches_of_the_config() -> None:
         ({"x": torch.zeros(50, 4, **F64)}, r"x has tokens \(50,\), but its layout has \(53,\)"),
         ({"x": torch.zeros(TOTAL, 4)}, r"x is torch.float32, but the model's weights are torch.float64"),
         ({"layout": [Grid(1, 1, 1)]}, "layout must be a TokenLayout or the index of one"),
+        ({"layout": TokenLayout.packed([Grid(1, 4, 13), None], [0, 1])}, r"samples with text of \[0, 1\] tokens"),
     ],
 )
 @pytest.mark.graph

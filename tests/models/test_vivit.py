@@ -328,15 +328,34 @@ def test_it_learns_directions_of_real_handwriting(variant: ViViTVariant) -> None
             r"span \(0, 0, 0\) to \(12, 0, 0\), outside extent=\(3, 1, 1\)",
         ),
         ("joint", {"layout": TokenLayout.packed([Grid(1, 1, 13)])}, r"outside extent=\(3, 2, 3\)"),
-        ("average", {"layout": TokenLayout.packed([Grid(1, 3, 4)], [1])}, r"text of \[1\] tokens"),
-        ("joint", {"layout": TokenLayout.packed([Grid(2, 2, 4)]).keep(range(13))}, "dropped tokens"),
-        ("average", {"layout": TokenLayout.packed([Grid(2, 2, 4)]).keep(range(13))}, "dropped tokens"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(variant: str, change: dict[str, Any], says: str) -> None:
     given = {"x": tubelets(13), "layout": TokenLayout.packed(GRIDS)} | change
     with pytest.raises(ValueError, match=says):
         tiny(variant)(**given)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_text_and_dropped_tokens_are_refused(variant: str) -> None:
+    """No variant takes words for tubelets, nor what is left of a sample for the whole."""
+    model, x = tiny(variant), tubelets(13)
+    with pytest.raises(ValueError, match=r"text of \[0, 1\] tokens"):
+        model(x, TokenLayout.packed([Grid(1, 2, 3), Grid(1, 2, 3)], [0, 1]))
+    with pytest.raises(ValueError, match=r"text of \[13\] tokens"):
+        model(x, TokenLayout.packed([None], [13]))
+    with pytest.raises(ValueError, match="dropped tokens"):
+        model(x, TokenLayout.packed([Grid(2, 2, 4)]).keep(range(13)))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("samples", [1, 2])
+def test_samples_without_tokens_alone_are_answered_as_beside_others(variant: str, samples: int) -> None:
+    model = randomise(tiny(variant))
+    empty = model(tubelets(0), TokenLayout.packed([None] * samples))
+    beside = model(tubelets(6), TokenLayout.packed([*[None] * samples, Grid(1, 2, 3)]))
+    assert empty.shape == (samples, TINY.classes)
+    torch.testing.assert_close(empty, beside[:samples])
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,7 @@ def given_everything() -> dict[str, Any]:
     [
         ({"x": torch.zeros(13, 5, **F64)}, "x is 5 wide, but the model takes 4"),
         ({"layout": TokenLayout.packed(GRIDS[:2])}, r"x has tokens \(13,\), but its layout has \(7,\)"),
+        ({"layout": TokenLayout.packed([*GRIDS[:2], None], [0, 0, 6])}, r"samples with text of \[0, 0, 6\] tokens"),
         ({"labels": None}, "labels is None, but the model has classes=3"),
         ({"labels": torch.tensor([0])}, r"labels has shape \(1,\), but layout has 3 samples"),
         ({"text": None}, "text is None, but the model has text_dim=6"),
@@ -209,6 +210,12 @@ def test_inputs_that_the_config_has_not_are_refused(name: str, value: Tensor) ->
     x, t = torch.zeros(13, 4, **F64), Rows(torch.zeros(1, **F64))
     with pytest.raises(ValueError, match=rf"{name} is of shape .*, but the model has"):
         tiny(self_conditioning=False)(x, t, TokenLayout.packed(GRIDS), **{name: value})
+
+
+def test_a_layout_of_text_is_refused_without_text() -> None:
+    x, t, text_layout = torch.zeros(13, 4, **F64), Rows(torch.zeros(1, **F64)), TokenLayout.packed([None] * 3, [1] * 3)
+    with pytest.raises(ValueError, match="text_layout is TokenLayout.*, but the model has text_dim=None"):
+        tiny()(x, t, TokenLayout.packed(GRIDS), text_layout=text_layout)
 
 
 def test_a_saved_model_comes_back_with_its_patterns(tmp_path: Path) -> None:

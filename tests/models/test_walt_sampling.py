@@ -276,8 +276,10 @@ def test_the_loss_is_the_processes(config: dict[str, Any]) -> None:
         torch.testing.assert_close(got_grad, want_grad, rtol=1e-8, atol=1e-9)
 
 
-def test_padding_reaches_neither_loss_nor_gradient() -> None:
-    model, layout = tiny(frame_prediction=True), TokenLayout.packed(GRIDS, capacity=30)
+@pytest.mark.parametrize("self_conditioning", [True, False])
+def test_padding_reaches_neither_loss_nor_gradient(self_conditioning: bool) -> None:
+    model = tiny(frame_prediction=True, self_conditioning=self_conditioning)
+    layout = TokenLayout.packed(GRIDS, capacity=30)
     x0 = torch.full((30, 4), torch.nan, **F64)
     x0[:24] = torch.randn(24, 4, **F64)
     loss = walt_loss(model, x0, layout, torch.Generator().manual_seed(0), frame_prediction=1.0)
@@ -297,3 +299,14 @@ def test_shares_that_do_not_fit_are_named() -> None:
         walt_upsample(tiny(), [torch.zeros(2, 1, 2, 2, **F64)], [0])
     with pytest.raises(ValueError, match=r"level must lie in \[0, 1\], got 2.0"):
         walt_upsample(tiny(super_resolution=True), [torch.zeros(2, 1, 2, 2, **F64)], [0], level=2.0)
+
+
+@pytest.mark.parametrize("scale", [1.5, 2.0, 0, -1, True, "2"])
+def test_a_scale_is_a_positive_whole_number(scale: Any) -> None:
+    with pytest.raises(ValueError, match=f"scale must be a positive whole number, got {scale!r}"):
+        walt_upsample(tiny(super_resolution=True), [torch.zeros(2, 1, 2, 2, **F64)], [0], scale=scale, steps=1)
+
+
+def test_guidance_away_from_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="guidance=3.0, but no labels, text or known are given"):
+        walt_sample(tiny(), LAYOUT, [0, 1, 2], steps=1, guidance=3.0)

@@ -29,7 +29,6 @@ _DEFAULTS: dict[str, Any] = {
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-12,
     "qkv_bias": True,
-    "num_labels": 2,
 }
 _GELU: dict[str, Literal["none", "tanh"]] = {
     "gelu": "none", "gelu_fast": "tanh", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh",
@@ -40,7 +39,8 @@ def vit_config_from_transformers(config: Mapping[str, Any]) -> ViViTConfig:
     """Our config from transformers'; keys that are missing have its defaults, others of theirs change no number.
 
     Raises:
-        ValueError: sides that are no whole number of patches, or an activation that :class:`ViViT` does not have.
+        ValueError: sides that are no positive whole numbers, or no whole number of patches, or an activation that
+            :class:`ViViT` does not have.
 
     Example:
         >>> vit_config_from_transformers({"num_labels": 1000}).grid
@@ -52,10 +52,10 @@ def vit_config_from_transformers(config: Mapping[str, Any]) -> ViViTConfig:
         depth=c["num_hidden_layers"],
         heads=c["num_attention_heads"],
         mlp_dim=c["intermediate_size"],
-        grid=image_grid(sides_of(c["image_size"]), sides_of(c["patch_size"])),
-        classes=c["num_labels"],
+        grid=image_grid(sides_of("image_size", c["image_size"]), sides_of("patch_size", c["patch_size"])),
+        classes=classes_of(config),
         latent_channels=c["num_channels"],
-        patch=(1, *sides_of(c["patch_size"])),
+        patch=(1, *sides_of("patch_size", c["patch_size"])),
         qkv_bias=c["qkv_bias"],
         gelu=gelu_of(c["hidden_act"]),
         eps=c["layer_norm_eps"],
@@ -217,15 +217,60 @@ def gelu_of(name: Any) -> Literal["none", "tanh"]:
         >>> gelu_of("gelu_fast")
         'tanh'
     """
-    if name not in _GELU:
+    if not isinstance(name, str) or name not in _GELU:
         raise ValueError(f"hidden_act={name!r}, but this model has one of {sorted(_GELU)}")
     return _GELU[name]
 
 
-def sides_of(size: Any) -> tuple[int, int]:
-    """Height and width of what may be one number. Example: ``sides_of(224)``."""
-    height, width = (size, size) if isinstance(size, int) else size
+def classes_of(config: Mapping[str, Any]) -> int | None:
+    """How many labels transformers gives the classifier of a config; None where the class of the config has none.
+
+    Raises:
+        ValueError: the names of labels are no mapping.
+
+    Example:
+        >>> classes_of({"id2label": {"0": "still", "1": "up", "2": "down"}}), classes_of({})
+        (3, 2)
+    """
+    if "num_labels" in config:
+        classes: int | None = config["num_labels"]
+        return classes
+    names = config.get("id2label")
+    if names is None:
+        return None if config.get("architectures") == ["ViTModel"] else 2
+    if not isinstance(names, Mapping):
+        raise ValueError(f"id2label must be a mapping of numbers to names, got {names!r}")
+    return len(names)
+
+
+def sides_of(name: str, size: Any) -> tuple[int, int]:
+    """Height and width of what may be one number.
+
+    Raises:
+        ValueError: it is neither one positive whole number nor two.
+
+    Example:
+        >>> sides_of("image_size", 224)
+        (224, 224)
+    """
+    height, width = whole_sides(name, [size, size] if type(size) is int else size, 2)
     return height, width
+
+
+def whole_sides(name: str, sizes: Any, count: int) -> tuple[int, ...]:
+    """So many positive whole numbers as a tuple.
+
+    Raises:
+        ValueError: ``sizes`` is something else.
+
+    Example:
+        >>> whole_sides("tubelet_size", [2, 16, 16], 3)
+        (2, 16, 16)
+    """
+    fits = isinstance(sizes, list | tuple) and len(sizes) == count
+    if not fits or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"{name} must be {count} positive whole number{'s' * (count > 1)}, got {sizes!r}")
+    return tuple(sizes)
 
 
 def image_grid(sides: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int, int]:

@@ -82,10 +82,10 @@ def vit_config_from_timm(config: Mapping[str, Any]) -> ViViTConfig:
         depth=c["depth"],
         heads=c["num_heads"],
         mlp_dim=int(c["embed_dim"] * c["mlp_ratio"]),
-        grid=image_grid(sides_of(c["img_size"]), sides_of(c["patch_size"])),
+        grid=image_grid(sides_of("img_size", c["img_size"]), sides_of("patch_size", c["patch_size"])),
         classes=c["num_classes"] or None,
         latent_channels=c["in_chans"],
-        patch=(1, *sides_of(c["patch_size"])),
+        patch=(1, *sides_of("patch_size", c["patch_size"])),
         qkv_bias=c["qkv_bias"],
         gelu="none",
     )

@@ -10,7 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from tubelet.hub.keys import Entry, Family, KeyMap
-from tubelet.hub.vit import gelu_of, label_names, sides_of, transformers_vit_keys, with_labels
+from tubelet.hub.vit import (
+    classes_of,
+    gelu_of,
+    label_names,
+    sides_of,
+    transformers_vit_keys,
+    whole_sides,
+    with_labels,
+)
 from tubelet.models.vivit import ViViT, ViViTConfig
 from tubelet.patchify import conv3d_weight_to_linear, linear_weight_to_conv3d
 
@@ -29,7 +37,6 @@ _DEFAULTS: dict[str, Any] = {
     "hidden_act": "gelu_fast",
     "layer_norm_eps": 1e-6,
     "qkv_bias": True,
-    "num_labels": 2,
 }
 
 
@@ -37,14 +44,16 @@ def vivit_config_from_transformers(config: Mapping[str, Any]) -> ViViTConfig:
     """Our config from theirs; keys that are missing have transformers' defaults, others of theirs change no number.
 
     Raises:
-        ValueError: sizes that are no whole number of tubelets, or an activation that :class:`ViViT` does not have.
+        ValueError: sizes that are no positive whole numbers, or no whole number of tubelets, or an activation that
+            :class:`ViViT` does not have.
 
     Example:
         >>> vivit_config_from_transformers({"num_labels": 400}).grid
         (16, 14, 14)
     """
     c = {key: config.get(key, default) for key, default in _DEFAULTS.items()}
-    patch, video = tuple(c["tubelet_size"]), (c["num_frames"], *sides_of(c["image_size"]))
+    pt, ph, pw = patch = whole_sides("tubelet_size", c["tubelet_size"], 3)
+    video = (*whole_sides("num_frames", [c["num_frames"]], 1), *sides_of("image_size", c["image_size"]))
     if any(side % part for side, part in zip(video, patch, strict=True)):
         raise ValueError(f"num_frames={video[0]}, image_size={video[1:]} are no multiples of tubelet_size={patch}")
     t, h, w = (side // part for side, part in zip(video, patch, strict=True))
@@ -54,9 +63,9 @@ def vivit_config_from_transformers(config: Mapping[str, Any]) -> ViViTConfig:
         heads=c["num_attention_heads"],
         mlp_dim=c["intermediate_size"],
         grid=(t, h, w),
-        classes=c["num_labels"],
+        classes=classes_of(config),
         latent_channels=c["num_channels"],
-        patch=patch,
+        patch=(pt, ph, pw),
         qkv_bias=c["qkv_bias"],
         gelu=gelu_of(c["hidden_act"]),
         eps=c["layer_norm_eps"],

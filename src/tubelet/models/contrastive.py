@@ -33,10 +33,11 @@ def contrastive_loss(
         real: which rows hold a sample; None means all. The others may hold anything.
 
     Returns:
-        The mean of both directions over the samples, in float32 or better; 0 for one sample.
+        The mean of both directions over the samples, in float32 or better; 0 for one sample, and for none, with
+        gradients of 0.
 
     Raises:
-        ValueError: embeddings of different shapes, or flags of other rows.
+        ValueError: embeddings of different shapes, or flags of other rows or that are not True or False.
 
     Example:
         >>> same = torch.eye(3)
@@ -45,8 +46,7 @@ def contrastive_loss(
     """
     if images.shape != texts.shape or images.ndim != 2:
         raise ValueError(f"images and texts must be the same samples, got {tuple(images.shape)}, {tuple(texts.shape)}")
-    if real is not None and real.shape != images.shape[:1]:
-        raise ValueError(f"real has shape {tuple(real.shape)}, but there are {images.shape[0]} rows")
+    _check_real(real, images.shape[0])
     wide = torch.promote_types(images.dtype, torch.float32)
     real = torch.ones(images.shape[0], dtype=torch.bool, device=images.device) if real is None else real
     images, texts = (torch.where(real[:, None], each, 0).to(wide) for each in (images, texts))
@@ -54,7 +54,16 @@ def contrastive_loss(
     scores = torch.where(torch.eye(len(real), dtype=torch.bool, device=real.device) & ~real, 0.0, scores)
     targets = torch.arange(len(real), device=real.device)
     both = F.cross_entropy(scores, targets, reduction="none") + F.cross_entropy(scores.T, targets, reduction="none")
-    return torch.where(real, both, 0).sum() / (2 * real.sum())
+    return torch.where(real, both, 0).sum() / (2 * real.sum()).clamp(min=1)
+
+
+def _check_real(real: Tensor | None, rows: int) -> None:
+    if real is None:
+        return
+    if real.dtype != torch.bool:
+        raise ValueError(f"real must be flags of {torch.bool}, got {real.dtype} for {rows} rows")
+    if real.shape != (rows,):
+        raise ValueError(f"real has shape {tuple(real.shape)}, but there are {rows} rows")
 
 
 class ContrastiveHead(nn.Module):
@@ -67,7 +76,8 @@ class ContrastiveHead(nn.Module):
         temperature: where the scale starts, as its inverse (CLIP: 0.07); it stays at most 100.
 
     Raises:
-        ValueError: ``temperature`` is not positive; at the call, vectors of other widths or of other samples.
+        ValueError: ``temperature`` is not positive; at the call, vectors of other widths or of other samples, or
+            flags as :func:`contrastive_loss` refuses them.
 
     Example:
         >>> head = ContrastiveHead(32, text_dim=16, width=8)
@@ -107,18 +117,31 @@ class ContrastiveHead(nn.Module):
         return self.log_scale.exp().clamp(max=100.0)
 
     def forward(
-        self, images: Float[Tensor, "s d"], texts: Float[Tensor, "s e"]
+        self,
+        images: Float[Tensor, "s d"],
+        texts: Float[Tensor, "s e"],
+        real: Bool[Tensor, " s"] | None = None,
     ) -> tuple[Float[Tensor, "s w"], Float[Tensor, "s w"]]:
-        """Unit vectors of the images and of the texts; rows of zeros stay so."""
+        """Unit vectors of the images and of the texts; rows of zeros stay so.
+
+        ``real`` says which rows hold a sample, None that all do. The others may hold anything and become zeros; without
+        it a NaN in them would reach the gradients of the projections, whatever the loss leaves out.
+        """
         for name, vectors, proj in (("images", images, self.image_proj), ("texts", texts, self.text_proj)):
             if vectors.shape[-1] != proj.in_features:
                 raise ValueError(f"{name} has width {vectors.shape[-1]}, but the head was made for {proj.in_features}")
         if images.shape[:1] != texts.shape[:1]:
             raise ValueError(f"images has {images.shape[0]} samples, but texts has {texts.shape[0]}")
+        _check_real(real, images.shape[0])
+        if real is not None:  # where, not times: zeros that NaN cannot pass, in gradients neither
+            images, texts = (torch.where(real[:, None], each, 0) for each in (images, texts))
         return F.normalize(self.image_proj(images), dim=-1), F.normalize(self.text_proj(texts), dim=-1)
 
     if TYPE_CHECKING:
 
         def __call__(
-            self, images: Float[Tensor, "s d"], texts: Float[Tensor, "s e"]
+            self,
+            images: Float[Tensor, "s d"],
+            texts: Float[Tensor, "s e"],
+            real: Bool[Tensor, " s"] | None = None,
         ) -> tuple[Float[Tensor, "s w"], Float[Tensor, "s w"]]: ...

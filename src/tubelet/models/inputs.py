@@ -203,6 +203,19 @@ def check_tokens(name: str, x: Any, width: int, layout: LayoutIndex, samples: La
         raise ValueError(f"layout has {samples.samples} samples, but that of {name} has {layout.samples}")
 
 
+def check_no_text(name: str, layout: LayoutIndex) -> None:
+    """Refuse samples with text on the axis of their video, which a model would take for patches; not in graphs."""
+    if not torch.compiler.is_compiling() and bool(layout.table[:, 2].any()):
+        found = layout.table[: layout.samples, 2].tolist()
+        raise ValueError(f"{name} has samples with text of {found} tokens, but {name} is of patches alone")
+
+
+def check_whole(name: str, layout: LayoutIndex) -> None:
+    """Refuse samples of which tokens were dropped."""
+    if layout.kept is not None:
+        raise ValueError(f"{name} of {layout.shape} has dropped tokens, but the model takes whole samples")
+
+
 def check_longest(name: str, layout: LayoutIndex, most: int, config: str) -> None:
     """Refuse samples of more tokens than a table of learned positions has; looked at on the host, not in graphs."""
     if not torch.compiler.is_compiling() and (longest := int(layout.table[:, 1].max())) > most:

@@ -27,7 +27,15 @@ from tubelet.attention.projections import xavier_
 from tubelet.blocks import Branch, TransformerBlock
 from tubelet.layout import LayoutIndex, TokenLayout
 from tubelet.mlp import MLP
-from tubelet.models.inputs import check_dtypes, check_fields, check_patch, check_tokens, on, reset_children
+from tubelet.models.inputs import (
+    check_dtypes,
+    check_fields,
+    check_no_text,
+    check_patch,
+    check_tokens,
+    on,
+    reset_children,
+)
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.patchify import Patchify, central_frame_, linear_weight_to_conv3d
 from tubelet.pooling import AttentionPool
@@ -183,7 +191,8 @@ class NaViT(nn.Module):
             are 0.
 
         Raises:
-            ValueError: shapes and layout disagree, or absolute positions are asked for beyond the config's ``grid``.
+            ValueError: shapes and layout disagree, samples have text, or absolute positions are asked for beyond the
+                config's ``grid``.
         """
         index = on(layout, x)
         pooled = self.pool_mlp(self.pool(self.tokens(x, index), index)[:, 0])
@@ -204,6 +213,7 @@ class NaViT(nn.Module):
         """
         index = on(layout, x)
         check_tokens("x", x, self.config.patch_dim, index, index)
+        check_no_text("layout", index)
         check_dtypes(self.embed, x=x)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         h: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))

@@ -26,7 +26,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelet.layout import LayoutIndex, TokenLayout
-from tubelet.models.inputs import check_dtypes, check_fields, check_patch, check_tokens, on, reset_children
+from tubelet.models.inputs import (
+    check_dtypes,
+    check_fields,
+    check_no_text,
+    check_patch,
+    check_tokens,
+    check_whole,
+    on,
+    reset_children,
+)
 from tubelet.models.space_time import SpaceTime, space_time
 from tubelet.models.vit_block import vit_block
 from tubelet.models.vivit_encoders import (
@@ -233,6 +242,8 @@ class ViViT(nn.Module):
         index = on(layout, x)
         _check_folded(x, self.config)
         check_tokens("x", x, self.config.patch_dim, index, index)
+        check_no_text("layout", index)
+        check_whole("layout", index)
         check_dtypes(self.embed.proj, x=x)
         # where, not times: zeros that padding's NaN cannot pass, in gradients neither
         encoded: ViViTEncoding = self.encoder(self.embed.proj(torch.where(index.valid[..., None], x, 0)), index)

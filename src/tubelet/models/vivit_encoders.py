@@ -82,7 +82,9 @@ class ClassTokenEncoder(nn.Module):
         joint = JointIndex.of(where, index)
         first = (self.token + self.position).to(tokens.dtype).expand(*where.shape, -1)
         first, tokens = joint.split(self.trunk(joint.merge(first, tokens), joint.index))
-        return ViViTEncoding(torch.where(index.seqlens[:, None] > 0, first.reshape(len(index.seqlens), -1), 0), tokens)
+        return ViViTEncoding(
+            torch.where(index.seqlens[:, None] > 0, first.reshape(len(index.seqlens), tokens.shape[-1]), 0), tokens
+        )
 
 
 class FrameEncoder(nn.Module):
@@ -94,6 +96,6 @@ class FrameEncoder(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "*lead d"], index: LayoutIndex) -> ViViTEncoding:
         frames, single = frames_apart(index), frames_as_tokens(index)
-        each = self.spatial(tokens.reshape(*frames.shape, -1), frames)
-        whole = self.over(each.pooled.reshape(*single.shape, -1), single)
+        each = self.spatial(tokens.reshape(*frames.shape, tokens.shape[-1]), frames)
+        whole = self.over(each.pooled.reshape(*single.shape, tokens.shape[-1]), single)
         return ViViTEncoding(whole.pooled, each.tokens.reshape(tokens.shape))

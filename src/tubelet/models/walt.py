@@ -34,6 +34,7 @@ from tubelet.models.inputs import (
     check_asked,
     check_dtypes,
     check_fields,
+    check_no_text,
     check_patch,
     check_per_sample,
     check_tokens,
@@ -246,11 +247,12 @@ class Walt(nn.Module):
             noise: the level of that noise in [0, 1], of each sample.
 
         Raises:
-            ValueError: shapes and layouts disagree, a grid is larger than ``extent``, or the config asks for inputs
-                that are not there or has none such.
+            ValueError: shapes and layouts disagree, samples of ``layout`` have text (it lies in ``text_layout``), a
+                grid is larger than ``extent``, or the config asks for inputs that are not there or has none such.
         """
         index = on(layout, x)
         check_tokens("x", x, self.config.patch_dim, index, index)
+        check_no_text("layout", index)
         check_dtypes(self.embed, x=x)
         t = real_levels(t, index)
         inputs = self._beside(x, index, estimate, known, low)
@@ -312,10 +314,9 @@ class Walt(nn.Module):
         """What the cross-attention takes."""
         asked, why = self.text is not None, f"text_dim={self.config.text_dim}"
         check_asked("text", text, asked, why)
-        if self.text is None or text is None:
+        check_asked("text_layout", text_layout, asked, why)
+        if self.text is None or text is None or text_layout is None:
             return {}
-        if text_layout is None:
-            raise ValueError(f"text_layout is None, but the model has {why}")
         text_index = on(text_layout, x, "text_layout")
         assert self.config.text_dim is not None
         check_tokens("text", text, self.config.text_dim, text_index, index)

@@ -36,6 +36,9 @@ from tubelet.protocols import Denoiser
 
 __all__ = ["upsampled", "walt_cascade", "walt_rollout", "walt_sample", "walt_upsample"]
 
+_LEFT_OUT: Final = ("labels", "text", "known")
+"""The inputs away from whose absence guidance leads."""
+
 _BESIDE: Final = -1
 """The part of a sample's seeds from which the noise in its lower resolution comes."""
 
@@ -64,7 +67,8 @@ def walt_sample(
             ``noise``; what is known stands in ``known`` alone.
 
     Raises:
-        ValueError: as many seeds as samples are not given, or what the model refuses.
+        ValueError: as many seeds as samples are not given, guidance without class, text and given frames, or what the
+            model refuses.
 
     Example:
         >>> from tubelet import Grid
@@ -74,6 +78,8 @@ def walt_sample(
         >>> walt_sample(model, layout, seeds=[0, 1], steps=2, guidance=1.5, labels=torch.tensor([0, 2])).shape
         torch.Size([60, 8])
     """
+    if guidance != 1 and not any(inputs.get(name) is not None for name in _LEFT_OUT):
+        raise ValueError(f"guidance={guidance}, but no {', '.join(_LEFT_OUT[:-1])} or {_LEFT_OUT[-1]} are given")
     process = walt_process() if process is None else process
     like: dict[str, Any] = {"device": model.embed.weight.device, "dtype": model.embed.weight.dtype}
     index = layout.on(like["device"])
@@ -169,7 +175,8 @@ def walt_upsample(
         **options: as for :func:`walt_sample`.
 
     Raises:
-        ValueError: the model has no ``super_resolution``, ``level`` is outside [0, 1], and as for :func:`walt_sample`.
+        ValueError: the model has no ``super_resolution``, ``scale`` is no positive whole number, ``level`` is outside
+            [0, 1], and as for :func:`walt_sample`.
 
     Example:
         >>> from tubelet.models import WaltConfig
@@ -179,6 +186,8 @@ def walt_upsample(
     """
     if not model.config.super_resolution:
         raise ValueError(f"super_resolution={model.config.super_resolution}: the model takes no lower resolution")
+    if type(scale) is not int or scale < 1:
+        raise ValueError(f"scale must be a positive whole number, got {scale!r}")
     if not 0 <= level <= 1:
         raise ValueError(f"level must lie in [0, 1], got {level}")
     process = walt_process() if process is None else process
