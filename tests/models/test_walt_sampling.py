@@ -301,6 +301,7 @@ def test_shares_that_do_not_fit_are_named() -> None:
         walt_upsample(tiny(super_resolution=True), [torch.zeros(2, 1, 2, 2, **F64)], [0], level=2.0)
 
 
+@pytest.mark.graph
 @pytest.mark.parametrize("scale", [1.5, 2.0, 0, -1, True, "2"])
 def test_a_scale_is_a_positive_whole_number(scale: Any) -> None:
     with pytest.raises(ValueError, match=f"scale must be a positive whole number, got {scale!r}"):
