@@ -10,7 +10,7 @@ import inspect
 import pkgutil
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from tubelet.planner.arguments import accepted, read_name
+from tubelet.planner.arguments import Written, accepted, read_name
 
 __all__ = ["Preset", "find_preset", "preset_of", "presets"]
 
@@ -104,7 +104,7 @@ def find_preset(name: str) -> Preset:
     """The preset of a name; letters may be small or large, and dashes stand for underscores.
 
     Arguments of the preset's function, integers and words, may follow: ``dit_xl(patch=4)``, or as papers write patches,
-    ``DiT-XL/4`` and ``ViViT-B/16x2`` (pixels, then frames).
+    ``DiT-XL/4`` and ``ViViT-B/16x2`` (rows and columns, then frames).
 
     Raises:
         ValueError: there is none (the error has names that are near), or not with such arguments.
@@ -118,7 +118,8 @@ def find_preset(name: str) -> Preset:
     written = read_name(name)
     key = written.stem.lower().replace("-", "_").replace(".", "_")
     if key in presets():
-        return _with_arguments(presets()[key], accepted(key, presets()[key].config, written))
+        preset = presets()[key]
+        return _with_arguments(preset, accepted(key, preset.config, _less_own_patch(preset, written)))
     near = [*(each for each in presets() if key and key in each), *difflib.get_close_matches(key, presets(), 5, 0.5)]
     hint = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "tubelet info lists them"
     raise ValueError(f"no preset is called {name!r}: {hint}")
@@ -140,6 +141,14 @@ def preset_of(config: Any) -> Preset:
         what = config.__name__ if isinstance(config, type) else type(config).__name__
         raise ValueError(f"model must be the name of a preset, a Preset or the config of a model, got {what}")
     return Preset(type(config).__name__, lambda: config, model)
+
+
+def _less_own_patch(preset: Preset, written: Written) -> Written:
+    """Without the patch where the function takes none and its config has just that one, as of ``Latte-XL/2``."""
+    sides, takes = getattr(preset.config(), "patch", None), inspect.signature(preset.config).parameters
+    own = {("frames", sides[0]), ("patch", sides[-1])} if isinstance(sides, tuple) else set()
+    named = {key: value for key, value in written.named.items() if key in takes or (key, value) not in own}
+    return replace(written, named=named)
 
 
 def _with_arguments(preset: Preset, arguments: Mapping[str, Any]) -> Preset:
