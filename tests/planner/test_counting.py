@@ -275,3 +275,43 @@ def test_blocks_of_other_patterns_are_no_repeats() -> None:
     counts = count(model, torch.empty(1, 24, 16, device="meta"), TokenLayout.dense(1, Grid(2, 3, 4)))
     assert counts.attention == 2 * 24 * (12 + 2 + 12 + 24) * 16
     assert all("forward" not in vars(block) for block in model.blocks)
+
+
+class Named(nn.Module):
+    """PyTorch's attention with its tensors given by name, by place, and both."""
+
+    def __init__(self, named: int) -> None:
+        super().__init__()
+        self.named = named
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        given = {"query": q, "key": k, "value": v}
+        by_place = list(given.values())[: 3 - self.named]
+        return F.scaled_dot_product_attention(*by_place, **dict(list(given.items())[3 - self.named :]))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("named", range(4))
+def test_attention_by_names_is_counted(named: int, device: str) -> None:
+    q, k, v = (torch.zeros(2, 3, n, d, device=device) for n, d in ((5, 4), (7, 4), (7, 6)))
+    counts = count(Named(named), q, k, v)
+    assert (counts.attention, counts.dense) == (2 * 3 * 5 * 7 * (4 + 6), 0)
+
+
+class Towers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        pairs = nn.ModuleList([nn.Linear(2, 3, device="meta"), nn.Linear(3, 2, device="meta")])
+        self.towers = nn.ModuleDict({"one": nn.Linear(4, 2, device="meta"), "pairs": pairs})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.towers["one"](x)
+        for linear in self.towers["pairs"]:  # type: ignore[union-attr]
+            x = linear(x)
+        return x
+
+
+def test_a_dictionary_of_modules_is_a_part() -> None:
+    counts = count(Towers(), torch.zeros(5, 4, device="meta"))
+    assert [part.name for part in counts.parts] == ["towers"]
+    assert counts["towers"].dense == 5 * (4 * 2 + 2 * 3 + 3 * 2)

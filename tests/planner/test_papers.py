@@ -1,5 +1,7 @@
 """What papers and announcements say of tokens, parameters, operations, memory and time, by the public functions."""
 
+import math
+
 import pytest
 
 from tubelet import planner
@@ -165,6 +167,7 @@ def test_recomputing_is_a_fourth_forward() -> None:
     assert plan("dit_s").training_hours(1e6, recompute=True) == pytest.approx(4 / 3 * plan("dit_s").training_hours(1e6))
 
 
+@pytest.mark.graph  # without the tests' own checks of shapes, which come first
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -177,6 +180,30 @@ def test_recomputing_is_a_fourth_forward() -> None:
         (lambda: hours(1.0, mfu=40), r"mfu must be a share in \(0, 1\], got 40"),
         (lambda: hours(1.0, devices=0), r"devices must be at least 1, got 0"),
         (lambda: planner.mfu(1.0, 0.0), r"seconds must be positive, got 0\.0"),
+        (lambda: planner.mfu(1.0, 1.0, devices=0), "devices must be at least 1, got 0"),
+        (lambda: planner.mfu(math.nan, 1.0), "flops must be at least 0, got nan"),
+        (lambda: hours(-1.0), r"flops must be at least 0, got -1\.0"),
+        (lambda: hours(math.nan), "flops must be at least 0, got nan"),
+        (lambda: hours(math.inf), "flops must be finite, got inf"),
+        (lambda: hours(1.0, devices=math.nan), "devices must be at least 1, got nan"),
+        (lambda: planner.devices_for(-1), "nbytes must be at least 0, got -1"),
+        (lambda: planner.devices_for(math.nan), "nbytes must be at least 0, got nan"),
+        (lambda: planner.equivalent(-1, "a100"), "count must be at least 0, got -1"),
+        (lambda: sampling_flops(-1.0, 10), r"forward must be at least 0, got -1\.0"),
+        (lambda: sampling_flops(1.0, math.nan), "steps must be at least 1, got nan"),
+        (lambda: training_flops(math.nan), "forward must be at least 0, got nan"),
+        (lambda: planner.activation_bytes(-1, 2, 3), "tokens must be at least 0, got -1"),
+        (lambda: planner.activation_bytes(1, 2, 3, per_number=math.nan), "per_number must be at least 0, got nan"),
+        (lambda: planner.weight_bytes(-1), "parameters must be at least 0, got -1"),
+        (lambda: planner.training_state_bytes(-1), "parameters must be at least 0, got -1"),
+        (lambda: planner.inference_bytes(1, -1, 2), "tokens must be at least 0, got -1"),
+        (lambda: planner.layer_parameters(-1), "dim must be at least 0, got -1"),
+        (lambda: planner.layer_parameters(8, mlp_dim=-2), "mlp_dim must be at least 0, got -2"),
+        (lambda: planner.layer_parameters(8, modulation=math.nan), "modulation must be at least 0, got nan"),
+        (lambda: planner.forward_flops(-1, 8, 1), "tokens must be at least 0, got -1"),
+        (lambda: planner.forward_flops(1, 8, 1, keys=math.nan), "keys must be at least 0, got nan"),
+        (lambda: planner.keys_per_token(Joint(), Grid(1, 1, 2), heads=0), "heads must be at least 1, got 0"),
+        (lambda: token_grid(17, 256, 256, patch=(1, 2)), r"patch must have three sides \(t, h, w\), got \(1, 2\)"),
     ],
 )
 def test_a_mistake_is_named(call, says: str) -> None:

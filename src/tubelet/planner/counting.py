@@ -208,12 +208,16 @@ class _Attention(TorchFunctionMode):
         elif func is F.scaled_dot_product_attention:
             with self.tally.pause():
                 out = func(*args, **(kwargs or {}))
-            q, k, v = args[:3]
-            macs = math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+            macs = _products(*args, **(kwargs or {}))
         else:
             return func(*args, **(kwargs or {}))
         self.tally.add(0, macs)
         return out
+
+
+def _products(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    """Of PyTorch's attention, by its own names: callers may give all three so."""
+    return math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
 def _attended(q: Tensor, k: Tensor, v: Tensor, **named: Any) -> tuple[int, Tensor]:
@@ -248,10 +252,18 @@ def _watched(model: nn.Module, tally: _Tally) -> Iterator[None]:
 
 
 def _children(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The parts by name; a list is a part, and each of its items is run."""
+    """The parts by name; a list or a dictionary is a part, and each of its items is run."""
     for name, child in model.named_children():
-        items = list(child) if isinstance(child, nn.ModuleList) else [child]
-        yield from ((name, item) for item in items)
+        yield from ((name, item) for item in _run(child))
+
+
+def _run(module: nn.Module) -> Iterator[nn.Module]:
+    """What is called of a module that may only hold others."""
+    if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+        yield module
+        return
+    for item in module.children():
+        yield from _run(item)
 
 
 def _parts(model: nn.Module, tally: _Tally) -> Iterator[Part]:

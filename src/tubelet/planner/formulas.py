@@ -4,6 +4,8 @@ One multiply-accumulate is two floating-point operations; :mod:`tubelet.planner.
 Shapes: ``d = dim``, ``n = tokens``, ``K = keys`` that a token attends.
 """
 
+from tubelet.planner.amounts import check_amounts
+
 __all__ = ["forward_flops", "layer_parameters", "sampling_flops", "training_flops"]
 
 
@@ -19,11 +21,15 @@ def layer_parameters(
         attentions: 1; one more for cross-attention, or for an attention of its own over time.
         modulation: vectors that a condition makes for this layer alone: 6 for adaLN-Zero, 0 where layers share them.
 
+    Raises:
+        ValueError: a number is negative or not finite.
+
     Example:
         >>> [layer_parameters(1, modulation=parts) for parts in (0, 6)], layer_parameters(1, attentions=2)
         ([12, 18], 16)
     """
     hidden = 4 * dim if mlp_dim is None else mlp_dim
+    check_amounts(0, dim=dim, mlp_dim=hidden, mlp_matrices=mlp_matrices, attentions=attentions, modulation=modulation)
     return (4 * attentions + modulation) * dim * dim + mlp_matrices * dim * hidden
 
 
@@ -47,10 +53,14 @@ def forward_flops(
         context: tokens of text that every layer reads by cross-attention.
         mlp_dim, mlp_matrices, attentions: as in :func:`layer_parameters`; ``attentions`` without the cross-attention.
 
+    Raises:
+        ValueError: a number is negative or not finite.
+
     Example:
         >>> forward_flops(10, 8, 1) == 10 * (24 * 8**2 + 4 * 8 * 10)
         True
     """
+    check_amounts(0, tokens=tokens, depth=depth, keys=tokens if keys is None else keys, context=context)
     matrices = layer_parameters(dim, mlp_dim=mlp_dim, mlp_matrices=mlp_matrices, attentions=attentions)
     own = tokens * (2 * matrices + 4 * dim * (tokens if keys is None else keys))
     cross = 4 * dim * (dim * (tokens + context) + tokens * context) if context else 0
@@ -60,10 +70,14 @@ def forward_flops(
 def training_flops(forward: int | float, *, recompute: bool = False) -> float:
     """Operations of one training step: three forwards, four where activations are recomputed.
 
+    Raises:
+        ValueError: a number is negative or not finite.
+
     Example:
         >>> training_flops(10.0), training_flops(10.0, recompute=True)
         (30.0, 40.0)
     """
+    check_amounts(0, forward=forward)
     return float(forward * (4 if recompute else 3))
 
 
@@ -71,12 +85,12 @@ def sampling_flops(forward: int | float, steps: int, *, guided: bool = True) -> 
     """Operations of a sampler: a forward a step, two with classifier-free guidance.
 
     Raises:
-        ValueError: ``steps`` is smaller than 1.
+        ValueError: ``steps`` is smaller than 1, or ``forward`` is negative; or one is no finite number.
 
     Example:
         >>> sampling_flops(10.0, 50), sampling_flops(10.0, 50, guided=False)
         (1000.0, 500.0)
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    check_amounts(0, forward=forward)
+    check_amounts(1, steps=steps)
     return float(forward * steps * (2 if guided else 1))

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tubelet.attention import attend
+from tubelet.planner.amounts import check_amounts
 
 __all__ = [
     "activation_bytes",
@@ -32,20 +33,28 @@ __all__ = [
 def weight_bytes(parameters: int, itemsize: int = 2) -> int:
     """The weights, in a dtype of ``itemsize`` bytes.
 
+    Raises:
+        ValueError: a number is negative or not finite.
+
     Example:
         >>> weight_bytes(34_000_000_000)
         68000000000
     """
+    check_amounts(0, parameters=parameters, itemsize=itemsize)
     return parameters * itemsize
 
 
 def training_state_bytes(parameters: int, *, average: bool = False) -> int:
     """Weights, gradients and moments of AdamW in mixed precision; ``average`` adds one of the weights.
 
+    Raises:
+        ValueError: a number is negative or not finite.
+
     Example:
         >>> training_state_bytes(34_000_000_000), training_state_bytes(1, average=True)
         (544000000000, 20)
     """
+    check_amounts(0, parameters=parameters)
     return parameters * (20 if average else 16)
 
 
@@ -59,10 +68,14 @@ def activation_bytes(
         checkpointed: each layer keeps its input alone, 2 bytes a number, and one at a time is recomputed.
         per_number: bytes for each number of the stream in one layer, 34 to 62 by implementation.
 
+    Raises:
+        ValueError: a number is negative or not finite.
+
     Example:
         >>> activation_bytes(10, 2, 3), activation_bytes(10, 2, 3, checkpointed=True)
         (2040, 800)
     """
+    check_amounts(0, tokens=tokens, dim=dim, depth=depth, per_number=per_number)
     layer = round(per_number * tokens * dim)
     return 2 * depth * tokens * dim + layer if checkpointed else depth * layer
 
@@ -70,10 +83,14 @@ def activation_bytes(
 def inference_bytes(parameters: int, tokens: int, dim: int, itemsize: int = 2) -> int:
     """The weights and what lives during one layer, about ten tensors of the stream's size.
 
+    Raises:
+        ValueError: a number is negative or not finite.
+
     Example:
         >>> inference_bytes(100, 4, 2)
         360
     """
+    check_amounts(0, parameters=parameters, tokens=tokens, dim=dim, itemsize=itemsize)
     return itemsize * (parameters + 10 * tokens * dim)
 
 

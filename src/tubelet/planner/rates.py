@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from tubelet.planner.amounts import check_amounts
+
 __all__ = ["ACCELERATORS", "Accelerator", "devices_for", "equivalent", "hours", "mfu"]
 
 
@@ -44,7 +46,8 @@ def hours(flops: int | float, accelerator: str = "a100", *, mfu: int | float = 0
     """Hours that ``devices`` need for so many operations in bfloat16.
 
     Raises:
-        ValueError: no accelerator has the name, or ``mfu`` is not in (0, 1].
+        ValueError: no accelerator has the name, ``mfu`` is not in (0, 1], ``flops`` are negative or no finite number,
+            or there is no device.
 
     Example:
         >>> round(hours(3.44e19), 1)
@@ -52,8 +55,8 @@ def hours(flops: int | float, accelerator: str = "a100", *, mfu: int | float = 0
     """
     if not 0 < mfu <= 1:
         raise ValueError(f"mfu must be a share in (0, 1], got {mfu}")
-    if devices < 1:
-        raise ValueError(f"devices must be at least 1, got {devices}")
+    check_amounts(0, flops=flops)
+    check_amounts(1, devices=devices)
     return flops / (_named(accelerator).bfloat16 * mfu * devices) / 3600
 
 
@@ -61,7 +64,8 @@ def mfu(flops: int | float, seconds: int | float, accelerator: str = "a100", *, 
     """The share of the devices' bfloat16 peak that so many operations in so many seconds are.
 
     Raises:
-        ValueError: no accelerator has the name, or ``seconds`` is not positive.
+        ValueError: no accelerator has the name, ``seconds`` is not positive, ``flops`` are negative or no finite
+            number, or there is no device.
 
     Example:
         >>> mfu(1.56e14, 1.0)
@@ -69,6 +73,8 @@ def mfu(flops: int | float, seconds: int | float, accelerator: str = "a100", *, 
     """
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}")
+    check_amounts(0, flops=flops, seconds=seconds)
+    check_amounts(1, devices=devices)
     return flops / (seconds * _named(accelerator).bfloat16 * devices)
 
 
@@ -76,12 +82,13 @@ def equivalent(count: int | float, accelerator: str, other: str = "a100") -> flo
     """How many of ``other`` have the bfloat16 peak of ``count`` of one accelerator.
 
     Raises:
-        ValueError: no accelerator has the name.
+        ValueError: no accelerator has the name, or ``count`` is negative or no finite number.
 
     Example:
         >>> round(equivalent(128, "tpu-v3"), 1)
         50.5
     """
+    check_amounts(0, count=count)
     return count * _named(accelerator).bfloat16 / _named(other).bfloat16
 
 
@@ -89,12 +96,13 @@ def devices_for(nbytes: int | float, accelerator: str = "a100") -> int:
     """How many devices hold so many bytes, shared evenly.
 
     Raises:
-        ValueError: no accelerator has the name.
+        ValueError: no accelerator has the name, or ``nbytes`` is negative or no finite number.
 
     Example:
         >>> devices_for(544e9)
         7
     """
+    check_amounts(0, nbytes=nbytes)
     return math.ceil(nbytes / _named(accelerator).memory)
 
 

@@ -2,6 +2,7 @@
 
 from tubelet.bench.pairs import count_pairs
 from tubelet.layout import Grid, TokenLayout
+from tubelet.planner.amounts import check_amounts
 from tubelet.protocols import Pattern
 
 __all__ = ["keys_per_token", "token_grid"]
@@ -27,7 +28,7 @@ def token_grid(
         chunk: frames that are coded by themselves, one chunk after another; None for the whole video.
 
     Raises:
-        ValueError: a number is not positive, or does not divide.
+        ValueError: a number is not positive or does not divide, or ``patch`` has not three sides.
 
     Example:
         >>> token_grid(129, 720, 1280)
@@ -35,10 +36,10 @@ def token_grid(
         >>> token_grid(204, 256, 256, temporal=8, spatial=8, chunk=17)
         Grid(t=36, h=16, w=16)
     """
-    numbers = {"frames": frames, "height": height, "width": width, "temporal": temporal, "spatial": spatial}
-    for name, number in {**numbers, "patch": min(patch), "chunk": 1 if chunk is None else chunk}.items():
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+    if len(patch) != 3:
+        raise ValueError(f"patch must have three sides (t, h, w), got {patch}")
+    check_amounts(1, frames=frames, height=height, width=width, temporal=temporal, spatial=spatial, patch=min(patch))
+    check_amounts(1, chunk=1 if chunk is None else chunk)
     whole, rest = divmod(frames, chunk or frames)
     latent = whole * _latent(min(frames, chunk or frames), temporal, causal)
     latent += _latent(rest, temporal, causal) if rest else 0
@@ -58,11 +59,16 @@ def keys_per_token(pattern: Pattern, grid: Grid, text: int = 0, heads: int = 1) 
         text: tokens of text before them on the same axis.
         heads: of which patterns by heads speak; their mean is given.
 
+    Raises:
+        ValueError: ``text`` is negative, or there is no head.
+
     Example:
         >>> from tubelet.attention import Joint, Spatial, Temporal
         >>> [keys_per_token(pattern, Grid(16, 14, 14)) for pattern in (Joint(), Spatial(), Temporal())]
         [3136.0, 196.0, 16.0]
     """
+    check_amounts(0, text=text)
+    check_amounts(1, heads=heads)
     return count_pairs(pattern, TokenLayout.dense(1, grid, text), heads) / (heads * (grid.tokens + text))
 
 
