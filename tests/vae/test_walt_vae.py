@@ -183,13 +183,25 @@ def test_one_graph() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"depth": 0}, "depth must be positive, not 0"),
+        ({"depth": 0}, "depth must be a positive whole number, not 0"),
+        ({"depth": True}, "depth must be a positive whole number, not True"),
+        ({"latent_channels": 8.0}, "latent_channels must be a positive whole number, not 8.0"),
+        ({"widths": [128, 256, 256, 512]}, r"widths must be a tuple, not \[128"),
+        ({"widths": (8.0, 8, 8, 8)}, r"widths \(8.0, 8, 8, 8\) must be a positive whole number for each"),
+        ({"halve_time": (0, 1, 1)}, r"halve_time must hold True and False in a tuple, .* not \(0, 1, 1\)"),
+        ({"halve_time": [False, True, True]}, r"halve_time must hold True and False in a tuple, .* not \[False"),
+        ({"halve_time": True}, "halve_time True must say yes or no between 4 scales"),
+        ({"latent_mean": (math.nan,) * 8}, r"latent_mean must be finite numbers in a tuple, not \(nan"),
+        ({"latent_std": (math.inf,) * 8}, r"latent_std must be finite numbers in a tuple, not \(inf"),
+        ({"latent_std": [1.0] * 8}, r"latent_std must be finite numbers in a tuple, not \[1.0"),
+        ({"latent_mean": (0.0,) * 16}, "latent_mean has 16 values for 8 latent channels"),
         ({"widths": ()}, r"widths \(\) must"),
         ({"halve_time": (True,)}, r"halve_time \(True,\) must say yes or no between 4 scales"),
         ({"latent_mean": (1.0,)}, "latent_mean has 1 values for 8 latent channels"),
         ({"latent_std": (0.0,) * 8}, "latent_std must be positive, not 0.0"),
     ],
 )
+@pytest.mark.graph  # without the tests' own checks of types, which come first
 def test_bad_configs_are_named(change: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         WaltAutoencoderConfig(**change)

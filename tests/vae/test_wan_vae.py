@@ -217,16 +217,19 @@ def test_one_graph() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"depth": 0}, "depth must be positive, not 0"),
-        ({"patch": 0}, "patch must be positive, not 0"),
+        ({"depth": 0}, "depth must be a positive whole number, not 0"),
+        ({"shortcuts": 1}, "shortcuts must hold True and False in a tuple, or be one of them, not 1"),
+        ({"latent_mean": (float("nan"),) * 16}, "latent_mean must be finite numbers in a tuple"),
+        ({"patch": 0}, "patch must be a positive whole number, not 0"),
         ({"widths": ()}, r"widths \(\) must"),
-        ({"decoder_widths": (4, 4)}, r"decoder_widths \(4, 4\) must be a positive size for each of 4 scales"),
+        ({"decoder_widths": (4, 4)}, r"decoder_widths \(4, 4\) must be a positive whole number for each of 4 scales"),
         ({"decoder_widths": (4, 4, 5, 4)}, r"decoder_widths \(4, 4, 5, 4\) must be even"),
         ({"halve_time": (True,)}, r"halve_time \(True,\) must say yes or no between 4 scales"),
         ({"latent_mean": (1.0,)}, "latent_mean has 1 values for 16 latent channels"),
         ({"latent_std": (0.0,) * 16}, "latent_std must be positive, not 0.0"),
     ],
 )
+@pytest.mark.graph  # without the tests' own checks of types, which come first
 def test_bad_configs_are_named(change: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         WanAutoencoderConfig(**change)

@@ -22,6 +22,7 @@ from tubelet.vae.causal import CausalConv3d
 from tubelet.vae.chains import Chain, NormedConv, PerFrame, Residual
 from tubelet.vae.factors import Factors
 from tubelet.vae.shuffles import ShuffleUp
+from tubelet.vae.sizes import check_counts, check_flags, check_statistics, check_widths
 from tubelet.vae.video import VideoAutoencoder
 
 __all__ = ["WaltAutoencoder", "WaltAutoencoderConfig", "walt_vae"]
@@ -41,8 +42,8 @@ class WaltAutoencoderConfig:
         latent_std: its standard deviation; empty for ones.
 
     Raises:
-        ValueError: a size that is not positive, halvings that do not fit the scales, or statistics of another number
-            than the latent channels.
+        ValueError: a size that is no positive whole number, halvings that do not fit the scales, or statistics that are
+            not finite or of another number than the latent channels.
 
     Example:
         >>> WaltAutoencoderConfig(widths=(8, 16), halve_time=(True,)).factors
@@ -58,18 +59,15 @@ class WaltAutoencoderConfig:
     latent_std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "latent_channels", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if not self.widths or min(self.widths) < 1:
-            raise ValueError(f"widths {self.widths} must be a positive size for each scale")
-        if len(self.halve_time) != len(self.widths) - 1:
+        check_counts(self, "in_channels", "latent_channels", "depth")
+        check_flags(self, "halve_time")
+        check_widths(self, "widths")
+        if type(self.halve_time) is not tuple or len(self.halve_time) != len(self.widths) - 1:
             raise ValueError(f"halve_time {self.halve_time} must say yes or no between {len(self.widths)} scales")
+        check_statistics(self)
         for name, values in (("latent_mean", self.latent_mean), ("latent_std", self.latent_std)):
             if len(values) not in (0, self.latent_channels):
                 raise ValueError(f"{name} has {len(values)} values for {self.latent_channels} latent channels")
-        if not all(std > 0 for std in self.latent_std):
-            raise ValueError(f"latent_std must be positive, not {min(self.latent_std)}")
 
     @property
     def factors(self) -> Factors:

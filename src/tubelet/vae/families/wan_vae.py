@@ -23,6 +23,7 @@ from tubelet.vae.factors import Factors
 from tubelet.vae.frame_attention import FrameAttention
 from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime
 from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
+from tubelet.vae.sizes import check_counts, check_flags, check_statistics, check_widths
 from tubelet.vae.video import Chunks, VideoAutoencoder
 
 __all__ = ["WanAutoencoder", "WanAutoencoderConfig", "wan_vae_2_1", "wan_vae_2_2"]
@@ -68,21 +69,19 @@ class WanAutoencoderConfig:
     latent_std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "latent_channels", "depth", "patch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name, widths in (("widths", self.widths), ("decoder_widths", self.decoder)):
-            if not widths or min(widths) < 1 or len(widths) != len(self.widths):
-                raise ValueError(f"{name} {widths} must be a positive size for each of {len(self.widths)} scales")
+        check_counts(self, "in_channels", "latent_channels", "depth", "patch")
+        check_flags(self, "halve_time", "shortcuts")
+        check_widths(self, "widths")
+        if self.decoder_widths is not None:
+            check_widths(self, "decoder_widths", scales=len(self.widths))
         if not self.shortcuts and any(width % 2 for width in self.decoder[1:]):
             raise ValueError(f"decoder_widths {self.decoder} must be even where space is doubled")
-        if len(self.halve_time) != len(self.widths) - 1:
+        if type(self.halve_time) is not tuple or len(self.halve_time) != len(self.widths) - 1:
             raise ValueError(f"halve_time {self.halve_time} must say yes or no between {len(self.widths)} scales")
+        check_statistics(self)
         for name, values in (("latent_mean", self.latent_mean), ("latent_std", self.latent_std)):
             if len(values) not in (0, self.latent_channels):
                 raise ValueError(f"{name} has {len(values)} values for {self.latent_channels} latent channels")
-        if not all(std > 0 for std in self.latent_std):
-            raise ValueError(f"latent_std must be positive, not {min(self.latent_std)}")
 
     @property
     def decoder(self) -> tuple[int, ...]:
