@@ -40,7 +40,8 @@ def test_no_plan_holds_more_than_predicted_or_much_less(make, shape: tuple[int, 
             error = (plan.decode(vae, z) - whole).norm() / whole.norm()
         assert error.item() <= {8: 1e-14, 4: 1e-5, 2: 5e-2}[whole.element_size()]
         budget = int(share * plan.peak)
-    assert forms[:2] == [(False, False), (False, True)]
+    assert forms[0] == (False, False)
+    assert forms[1] == ((False, True) if make is causal else (True, False))  # Wan's goes in the smallest chunks anyway
     assert forms == sorted(forms)  # whole, then chunks, then tiles
 
 

@@ -43,9 +43,9 @@ class DecodePlan:
     Example:
         >>> from tubelet.vae import CausalAutoencoder, CausalAutoencoderConfig
         >>> vae = CausalAutoencoder(CausalAutoencoderConfig(widths=(8, 8), depths=(1, 1))).eval()
-        >>> plan = plan_decode(vae, (1, 16, 9, 8, 8), 1_500_000)
-        >>> plan.chunk, plan.tile
-        (4, None)
+        >>> plan = plan_decode(vae, (1, 16, 9, 8, 8), 900_000)
+        >>> plan.chunk is None, plan.tile, plan.peak <= 900_000
+        (False, None, True)
         >>> with torch.no_grad():
         ...     plan.decode(vae, torch.zeros(1, 16, 9, 8, 8)).shape
         torch.Size([1, 1, 33, 64, 64])

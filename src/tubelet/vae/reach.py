@@ -62,7 +62,7 @@ def encoder_reach(vae: Any) -> Reach:
     Example:
         >>> from tubelet.vae import CausalAutoencoder, CausalAutoencoderConfig
         >>> encoder_reach(CausalAutoencoder(CausalAutoencoderConfig(widths=(8, 8), depths=(1, 1))))
-        Reach(time=(4, 0), height=(1, 1), width=(1, 1))
+        Reach(time=(4, 0), height=(2, 2), width=(2, 2))
     """
 
     def encode(video: Tensor) -> Tensor:

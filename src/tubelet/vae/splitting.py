@@ -76,7 +76,7 @@ def split_encoder(vae: Any) -> Split:
     Example:
         >>> from tubelet.vae import CausalAutoencoder, CausalAutoencoderConfig
         >>> split_encoder(CausalAutoencoder(CausalAutoencoderConfig(widths=(8, 8), depths=(1, 1)))).reach.height
-        (1, 1)
+        (2, 2)
     """
     factors, like = vae.config.factors, blank(vae, vae.config.in_channels)
     line = like.new_zeros(1, like.shape[1], factors.first + factors.temporal, factors.spatial, factors.spatial * _LINE)

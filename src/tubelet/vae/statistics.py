@@ -24,8 +24,8 @@ class ChannelStatistics:
     Example:
         >>> seen = ChannelStatistics.of(torch.tensor([1.0, 3.0]).reshape(1, 1, 2, 1, 1))
         >>> seen += ChannelStatistics.of(torch.tensor([5.0, 7.0]).reshape(1, 1, 2, 1, 1))
-        >>> seen.count, seen.mean.tolist(), seen.std.square().tolist()
-        (4, [4.0], [5.0])
+        >>> seen.count, seen.mean.tolist(), seen.squares.tolist()
+        (4, [4.0], [20.0])
     """
 
     count: int
