@@ -163,7 +163,9 @@ def test_any_pattern_equals_its_mask(pattern: Pattern, monkeypatch: pytest.Monke
     got = MIXTURE.ask(model, given, values, "frame")
     assert error(MIXTURE.ask(tiny(), given, values, "frame"), got) > 1e-3
 
-    def by_mask(q: Tensor, k: Tensor, v: Tensor, *, pattern: Pattern, layout: Any, backend: str) -> Tensor:
+    def by_mask(
+        q: Tensor, k: Tensor, v: Tensor, *, pattern: Pattern, layout: Any, backend: str, bias: None = None
+    ) -> Tensor:
         index = layout.on("cpu") if isinstance(layout, TokenLayout) else layout
         c, text = index.coords, index.kind == Kind.TEXT
         cells, before = torch.ones(len(c), len(c), dtype=torch.bool), text[None]

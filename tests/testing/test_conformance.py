@@ -276,7 +276,7 @@ def test_cases_are_what_they_are_called() -> None:
     widths = {name: found[name].layout.width - sum(found[name].layout.lengths) for name in ("packed", "capacity")}
     assert widths["packed"] == 0 and widths["capacity"] > 0 and math.isnan(found["capacity"].padding)
     kinds = {type(pattern) for pattern in matrix_patterns().values()}
-    assert len(kinds) == 12 and HeadSplit in kinds  # nine of ours, unions, intersections, a split and a user's
+    assert len(kinds) == 13 and HeadSplit in kinds  # ten of ours, unions, intersections, a split and a user's
 
 
 def test_table_and_document() -> None:
