@@ -117,7 +117,7 @@ class TimedBlock(nn.Module):
 
 
 class TimedStage(nn.Module):
-    """A change of scale, then `TimedBlock`s that share what is made of the time.
+    """A change of scale, then blocks (`TimedBlock`) that share what is made of the time.
 
     Args:
         time: from times ``(b,)`` to the rows of the blocks, such as :class:`tubelet.conditioning.TimestepEmbedding`.
