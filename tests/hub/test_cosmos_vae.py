@@ -25,7 +25,7 @@ def test_the_defaults_are_the_release() -> None:
     with torch.device("meta"):
         config = AutoencoderKLCosmos().config
     assert cosmos_vae_config_from_diffusers({}) == cosmos_vae(8, 8)
-    assert cosmos_vae_config_to_diffusers(cosmos_vae(8, 8)) == listed(config)
+    assert cosmos_vae_config_to_diffusers(cosmos_vae(8, 8)) == vaes.listed(config)
 
 
 @pytest.mark.parametrize("patch_type", ["haar", "rearrange"])
@@ -36,16 +36,11 @@ def test_configs_and_weights_return_bit_by_bit(patch_type: str, tmp_path: Path) 
     vae = load_diffusers(tmp_path / "theirs")
     assert isinstance(vae, CosmosAutoencoder)
     config, back = to_diffusers(vae)
-    assert config == {"_class_name": "AutoencoderKLCosmos"} | listed(theirs.config)
+    assert config == {"_class_name": "AutoencoderKLCosmos"} | vaes.listed(theirs.config)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
     again = AutoencoderKLCosmos.from_pretrained(save_diffusers(vae, tmp_path / "ours"))
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
-
-
-def listed(config: Any) -> dict[str, Any]:
-    """Their config with the types of JSON."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if not k.startswith("_")}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 import ltx_vaes
 import pytest
 import torch
+import vae_parity as vaes
 from diffusers import AutoencoderKLLTXVideo
 
 from tubelet.hub import load_diffusers, save_diffusers, to_diffusers
@@ -23,7 +24,7 @@ def test_the_defaults_are_0_9_0() -> None:
     with torch.device("meta"):
         config = AutoencoderKLLTXVideo().config
     assert ltx_vae_config_from_diffusers({}) == ltx_vae_0_9()
-    assert ltx_vae_config_to_diffusers(ltx_vae_0_9()) == listed(config)
+    assert ltx_vae_config_to_diffusers(ltx_vae_0_9()) == vaes.listed(config)
 
 
 @pytest.mark.parametrize("kind", ltx_vaes.KINDS)
@@ -35,7 +36,7 @@ def test_configs_and_weights_return_bit_by_bit(kind: str, tmp_path: Path) -> Non
     assert isinstance(vae, LTXAutoencoder)
     assert torch.equal(vae.latent_std, theirs.latents_std)
     config, back = to_diffusers(vae)
-    expected, (t, s) = listed(theirs.config), (vae.config.factors.temporal, vae.config.factors.spatial)
+    expected, (t, s) = vaes.listed(theirs.config), (vae.config.factors.temporal, vae.config.factors.spatial)
     if kind == "0.9.5":
         expected |= {"temporal_compression_ratio": t, "spatial_compression_ratio": s}
     assert config == {"_class_name": "AutoencoderKLLTXVideo"} | expected
@@ -43,11 +44,6 @@ def test_configs_and_weights_return_bit_by_bit(kind: str, tmp_path: Path) -> Non
     assert all(torch.equal(back[name], state[name]) for name in state)
     again = AutoencoderKLLTXVideo.from_pretrained(save_diffusers(vae, tmp_path / "ours"))
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
-
-
-def listed(config: Any) -> dict[str, Any]:
-    """Their config with the types of JSON."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if not k.startswith("_")}
 
 
 FOLDING = {"down_block_types": ["LTXVideo095DownBlock3D"] * 2, "block_out_channels": [8, 8, 16]}

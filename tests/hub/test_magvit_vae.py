@@ -18,7 +18,7 @@ def test_the_defaults_are_the_release() -> None:
     with torch.device("meta"):
         config = AutoencoderKLMagvit().config
     assert magvit_vae_config_from_diffusers({}) == magvit_vae()
-    assert magvit_vae_config_to_diffusers(magvit_vae()) == listed(config)
+    assert magvit_vae_config_to_diffusers(magvit_vae()) == vaes.listed(config)
 
 
 def test_configs_and_weights_return_bit_by_bit(tmp_path: Path) -> None:
@@ -29,16 +29,11 @@ def test_configs_and_weights_return_bit_by_bit(tmp_path: Path) -> None:
     vae = load_diffusers(tmp_path / "theirs")
     assert isinstance(vae, MagvitAutoencoder)
     config, back = to_diffusers(vae)
-    assert config == {"_class_name": "AutoencoderKLMagvit"} | listed(theirs.config)
+    assert config == {"_class_name": "AutoencoderKLMagvit"} | vaes.listed(theirs.config)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
     again = AutoencoderKLMagvit.from_pretrained(save_diffusers(vae, tmp_path / "ours"))
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
-
-
-def listed(config: Any) -> dict[str, Any]:
-    """Their config with the types of JSON."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if not k.startswith("_")}
 
 
 @pytest.mark.parametrize(

@@ -83,3 +83,8 @@ def _grid(latent: tuple[int, int, int]) -> Any:
     from tubelet.layout import Grid
 
     return Grid(*latent)
+
+
+def listed(config: Any) -> dict[str, Any]:
+    """Their config with the types of JSON."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if not k.startswith("_")}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Launcher", "Sizes", "launch", "power_of_two", "strides"]
+__all__ = ["Launcher", "Sizes", "dense", "launch", "power_of_two", "strides"]
 
 
 Launcher = Callable[[Any, tuple[int, ...], Mapping[str, Any], int], None]
@@ -68,3 +68,13 @@ def strides(tensors: Mapping[str, Tensor], axes: Sequence[str]) -> dict[str, int
     found = {f"{name}_by_{axis}": x.stride(i) for name, x in tensors.items() for i, axis in enumerate(axes)}
     unit = 8 if all(stride % 8 == 0 for stride in found.values()) else 1
     return {**{name: stride // unit for name, stride in found.items()}, "UNIT": unit}
+
+
+def dense(x: Tensor) -> Tensor:
+    """A tensor whose last axis lies dense in memory, as kernels read it; others are copied.
+
+    Example:
+        >>> dense(torch.ones(4, 2).mT).stride()
+        (4, 1)
+    """
+    return x if x.stride(-1) == 1 else x.contiguous()

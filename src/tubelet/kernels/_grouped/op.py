@@ -19,6 +19,7 @@ from tubelet.kernels._choice import Backend, use_triton
 from tubelet.kernels._grouped import launches
 from tubelet.kernels._grouped.places import GROUP_AXES, ITEM_AXES, Pair, Run, pairs
 from tubelet.kernels._grouped.reference import reference
+from tubelet.kernels._launching import dense
 
 __all__ = ["grouped_attention", "grouped_backward", "grouped_forward", "grouped_refusal"]
 
@@ -107,7 +108,7 @@ def grouped_backward(
         >>> [tuple(x.shape) for x in grouped_backward(*[empty] * 5, empty[..., 0], 1.0, [])]
         [(0, 1, 8), (0, 1, 8), (0, 1, 8)]
     """
-    return launches.backward(_dense(grad), _given(q, k, v, scale, pairs(runs)), out, lse)
+    return launches.backward(dense(grad), _given(q, k, v, scale, pairs(runs)), out, lse)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, found: Sequence[Pair]) -> None:
@@ -136,7 +137,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, scale: float, runs: Sequence[int]) -> tup
 def _grouped_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, runs: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return launches.backward(_dense(grad), _given(q, k, v, scale, _read(runs)), out, lse)
+    return launches.backward(dense(grad), _given(q, k, v, scale, _read(runs)), out, lse)
 
 
 @_grouped_attention_backward.register_fake
@@ -159,14 +160,9 @@ _grouped_attention.register_autograd(_backward, setup_context=_save)
 
 
 def _given(q: Tensor, k: Tensor, v: Tensor, scale: float, found: Sequence[Pair]) -> launches.Given:
-    return launches.Given(_dense(q), _dense(k), _dense(v), scale, found)
+    return launches.Given(dense(q), dense(k), dense(v), scale, found)
 
 
 def _read(numbers: Sequence[int]) -> list[Pair]:
     rest: Iterator[int] = iter(numbers)
     return [Pair.read(itertools.chain([first], rest)) for first in rest]
-
-
-def _dense(x: Tensor) -> Tensor:
-    """A tensor whose last axis lies dense in memory; others are copied."""
-    return x if x.stride(-1) == 1 else x.contiguous()

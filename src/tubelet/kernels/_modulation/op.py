@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tubelet.kernels._choice import Backend, use_triton
+from tubelet.kernels._launching import dense
 from tubelet.kernels._modulation import launches
 from tubelet.kernels._modulation.reference import Norm, reference
 from tubelet.layout import Rows
@@ -186,5 +187,5 @@ def _by_row(index: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def _dense(tensor: Any) -> Any:
-    """A tensor whose last axis lies dense in memory; others are copied."""
-    return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
+    """As `dense`; None stays None."""
+    return None if tensor is None else dense(tensor)

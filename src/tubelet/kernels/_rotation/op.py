@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tubelet.kernels._choice import Backend, use_triton
+from tubelet.kernels._launching import dense
 from tubelet.kernels._rotation import launches
 from tubelet.kernels._rotation.reference import reference
 from tubelet.positions import Rotary
@@ -135,7 +136,7 @@ def _qk_norm_rope_backward(
     interleaved: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     given = _given(q, k, cos, sin, q_weight, k_weight, eps, interleaved)
-    return launches.backward(_dense(q_grad), _dense(k_grad), given)
+    return launches.backward(dense(q_grad), dense(k_grad), given)
 
 
 @_qk_norm_rope_backward.register_fake
@@ -165,11 +166,11 @@ def _given(
     eps: float,
     interleaved: bool,
 ) -> launches.Given:
-    cos, sin = _dense(cos), _dense(sin)
+    cos, sin = dense(cos), dense(sin)
     if cos.stride() != sin.stride():
         cos, sin = cos.contiguous(), sin.contiguous()
     q_weight, k_weight = (None if weight is None else weight.contiguous() for weight in (q_weight, k_weight))
-    return launches.Given(_dense(q), _dense(k), cos, sin, q_weight, k_weight, eps, interleaved)
+    return launches.Given(dense(q), dense(k), cos, sin, q_weight, k_weight, eps, interleaved)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -185,8 +186,3 @@ def _backward(ctx: Any, q_grad: Tensor, k_grad: Tensor) -> tuple[Tensor | None, 
 
 
 _qk_norm_rope.register_autograd(_backward, setup_context=_save)
-
-
-def _dense(x: Tensor) -> Tensor:
-    """A tensor whose last axis lies dense in memory; others are copied."""
-    return x if x.stride(-1) == 1 else x.contiguous()

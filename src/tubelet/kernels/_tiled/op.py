@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tubelet.kernels._choice import Backend, use_triton
+from tubelet.kernels._launching import dense
 from tubelet.kernels._tiled import launches
 from tubelet.kernels._tiled.reference import reference
 from tubelet.kernels._tiled.table import Tiles, TileSizes, segment_tiles
@@ -133,7 +134,7 @@ def tiled_forward(q: Tensor, k: Tensor, v: Tensor, scale: float, tiles: Tiles) -
         >>> [tuple(x.shape) for x in tiled_forward(empty, empty, empty, 1.0, tiles)]
         [(0, 1, 8), (0, 1)]
     """
-    return launches.forward(launches.Given(_dense(q), _dense(k), _dense(v), scale, tiles))
+    return launches.forward(launches.Given(dense(q), dense(k), dense(v), scale, tiles))
 
 
 def tiled_backward(
@@ -147,7 +148,7 @@ def tiled_backward(
         >>> [tuple(x.shape) for x in tiled_backward(*[empty] * 5, empty[..., 0], 1.0, tiles)]
         [(0, 1, 8), (0, 1, 8), (0, 1, 8)]
     """
-    return launches.backward(_dense(grad), launches.Given(_dense(q), _dense(k), _dense(v), scale, tiles), out, lse)
+    return launches.backward(dense(grad), launches.Given(dense(q), dense(k), dense(v), scale, tiles), out, lse)
 
 
 @torch.library.custom_op("tubelet::tiled_attention", mutates_args=())
@@ -233,8 +234,3 @@ def _backward(ctx: Any, grad: Tensor, _grad_lse: Tensor | None) -> tuple[Tensor 
 
 
 _tiled_attention.register_autograd(_backward, setup_context=_save)
-
-
-def _dense(x: Tensor) -> Tensor:
-    """A tensor whose last axis lies dense in memory; others are copied."""
-    return x if x.stride(-1) == 1 else x.contiguous()
