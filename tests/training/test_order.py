@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tubelet.training import batch_indices, step_generator
+from tubelet.training import batch_indices, interleave, step_generator
 
 
 def test_streams_and_steps_and_seeds_differ():
@@ -54,3 +54,23 @@ def test_bad_arguments():
         batch_indices(0, 0, 0, 3)
     with pytest.raises(ValueError, match="seed and step must not be negative, got 0 and -2"):
         batch_indices(0, -2, 1, 3)
+
+
+@given(seed=st.integers(0, 5), turns=st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any))
+def test_sources_take_their_turns(seed, turns):
+    rounds = [[interleave(seed, r * sum(turns) + i, turns) for i in range(sum(turns))] for r in range(3)]
+    for taken in rounds:
+        assert [sum(source == s for s, _ in taken) for source in range(len(turns))] == turns
+    for source in range(len(turns)):
+        assert [turn for taken in rounds for s, turn in taken if s == source] == list(range(3 * turns[source]))
+
+
+def test_rounds_have_orders_of_their_own():
+    orders = {tuple(interleave(seed, 8 * r + i, (3, 5))[0] for i in range(8)) for seed in range(2) for r in range(4)}
+    assert len(orders) > 4
+
+
+def test_turns_that_cannot_be_are_refused():
+    for turns in ((), (0, 0), (2, -1)):
+        with pytest.raises(ValueError, match=r"turns must not be negative .* got \("):
+            interleave(0, 0, turns)

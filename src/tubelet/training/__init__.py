@@ -4,8 +4,8 @@ Nothing here owns a model: each piece is a function or a small object beside a s
 
 - :class:`EMA` averages weights, and :func:`posthoc_average` gives averages of other lengths afterwards;
   :func:`warmup_cosine`, :func:`warmup_linear_decay` and :func:`set_lr` set rates;
-- :func:`step_generator` and :func:`batch_indices` make data and noise pure functions of ``(seed, step)``, so that a
-  resumed run needs no loader state;
+- :func:`step_generator`, :func:`batch_indices` and :func:`interleave` make data, their mix and noise pure functions of
+  ``(seed, step)``, so that a resumed run needs no loader state;
 - :func:`save_checkpoint`, :func:`load_checkpoint` and :class:`Checkpoint` keep a run in one atomic safetensors file;
 - :func:`fit` calls the step, shows progress, saves every so often and when Ctrl-C is pressed.
 """
@@ -13,7 +13,7 @@ Nothing here owns a model: each piece is a function or a small object beside a s
 from tubelet.training.checkpoint import Checkpoint, Stateful, load_checkpoint, save_checkpoint
 from tubelet.training.ema import EMA
 from tubelet.training.loop import History, Interrupted, fit
-from tubelet.training.order import batch_indices, step_generator
+from tubelet.training.order import batch_indices, interleave, step_generator
 from tubelet.training.posthoc import (
     posthoc_average,
     posthoc_weights,
@@ -34,6 +34,7 @@ __all__ = [
     "Stateful",
     "batch_indices",
     "fit",
+    "interleave",
     "load_checkpoint",
     "posthoc_average",
     "posthoc_weights",

@@ -4,6 +4,7 @@ A resumed run asks for step ``k`` and gets what the unbroken run got: there is n
 by numpy's ``SeedSequence``, so that neighbouring steps, and different streams of one step, are independent.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-__all__ = ["batch_indices", "step_generator"]
+__all__ = ["batch_indices", "interleave", "step_generator"]
 
 
 def step_generator(
@@ -74,6 +75,37 @@ def batch_indices(seed: int, step: int, batch: int, size: int) -> Int[Tensor, " 
     order = torch.cat([_permutation(seed, epoch, size) for epoch in epochs])
     start = first - epochs[0] * size
     return order[start : start + batch].clone()
+
+
+def interleave(seed: int, step: int, turns: Sequence[int]) -> tuple[int, int]:
+    """Which of several sources, such as images and clips, makes the batch of a step, and for which time.
+
+    Rounds of ``sum(turns)`` steps give each source its turns, in a new order each round. The count of a source's turns
+    so far takes the place of the step in :func:`batch_indices`, so that its epochs are whole.
+
+    Args:
+        seed: of the run.
+        step: from 0.
+        turns: of each source in a round; (1, 4) is one batch of images to four of clips.
+
+    Returns:
+        The source's number, and how many batches it made before.
+
+    Raises:
+        ValueError: a negative number, or no turns at all.
+
+    Example:
+        >>> sorted(interleave(0, step, (1, 2)) for step in range(6))
+        [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3)]
+    """
+    if min(turns, default=0) < 0 or sum(turns) < 1:
+        raise ValueError(f"turns must not be negative and must hold at least one, got {tuple(turns)}")
+    number, place = divmod(step, sum(turns))
+    sources = [source for source, count in enumerate(turns) for _ in range(count)]
+    order = torch.randperm(len(sources), generator=step_generator(seed, number, stream=6)).tolist()
+    drawn = [sources[i] for i in order[: place + 1]]
+    source = drawn[-1]
+    return source, number * turns[source] + drawn[:-1].count(source)
 
 
 @lru_cache(maxsize=4)

@@ -1,0 +1,164 @@
+"""A discriminator with the losses of its game, and penalties that keep it tame.
+
+The two halves of a step see it from two sides: `Adversary.fooling` has gradients in the decoded video alone,
+`Adversary.judging` in the discriminator alone.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tubelet.vae.objectives.adversarial import HINGE, AdversarialLoss, r1_penalty
+
+__all__ = ["R1", "Adversary", "Judged", "LeCam", "frozen"]
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """No parameter of these modules gets gradients inside; afterwards all are as they were.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> with frozen(layer):
+        ...     layer(torch.ones(1, 1)).requires_grad
+        False
+        >>> layer.weight.requires_grad
+        True
+    """
+    held = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)
+
+
+class Judged(NamedTuple):
+    """What a penalty of a discriminator may look at.
+
+    Attributes:
+        discriminator: gives scores of videos.
+        real: videos, without gradients.
+        fake: decoded videos, without gradients.
+        real_scores: of ``real``.
+        fake_scores: of ``fake``.
+
+    Example:
+        >>> Judged._fields
+        ('discriminator', 'real', 'fake', 'real_scores', 'fake_scores')
+    """
+
+    discriminator: nn.Module
+    real: Float[Tensor, "b c t h w"]
+    fake: Float[Tensor, "b c t h w"]
+    real_scores: Float[Tensor, "b ..."]
+    fake_scores: Float[Tensor, "b ..."]
+
+
+class R1(nn.Module):
+    """``weight ·`` :func:`r1_penalty` at the real videos.
+
+    Example:
+        >>> R1(10.0).weight
+        10.0
+    """
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, judged: Judged) -> Float[Tensor, ""]:
+        """The weighted penalty."""
+        return self.weight * r1_penalty(judged.discriminator, judged.real)
+
+
+class LeCam(nn.Module):
+    """``weight · (mean (real - fake_mean)² + mean (fake - real_mean)²)`` (LeCam-GAN, arXiv:2104.03310, eq. 4).
+
+    ``real_mean`` and ``fake_mean`` are moving averages of the scores. They change with each call, and are buffers so
+    that a run resumes with them.
+
+    Args:
+        weight: of the penalty.
+        decay: of the averages.
+
+    Example:
+        >>> lecam = LeCam(1.0, decay=0.0)
+        >>> x = torch.zeros(1, 1, 1, 1, 1)
+        >>> lecam(Judged(lecam, x, x, x + 1, x - 2)).item()  # (1 + 2)² + (-2 - 1)²
+        18.0
+    """
+
+    real_mean: Tensor
+    fake_mean: Tensor
+
+    def __init__(self, weight: float, decay: float = 0.99) -> None:
+        super().__init__()
+        self.weight, self.decay = weight, decay
+        self.register_buffer("real_mean", torch.zeros(()))
+        self.register_buffer("fake_mean", torch.zeros(()))
+
+    def forward(self, judged: Judged) -> Float[Tensor, ""]:
+        """Move the averages, then the weighted penalty."""
+        real, fake = judged.real_scores, judged.fake_scores
+        with torch.no_grad():
+            self.real_mean.lerp_(real.mean().to(self.real_mean), 1 - self.decay)
+            self.fake_mean.lerp_(fake.mean().to(self.fake_mean), 1 - self.decay)
+        return self.weight * ((real - self.fake_mean).square().mean() + (fake - self.real_mean).square().mean())
+
+
+class Adversary(nn.Module):
+    """A discriminator and its game.
+
+    Args:
+        discriminator: videos to scores, such as :class:`PatchDiscriminator`.
+        loss: of both sides.
+        penalties: by name, of :class:`Judged`: `R1`, `LeCam` or others; they are added to the discriminator's loss.
+
+    Example:
+        >>> from tubelet.vae.objectives import PatchDiscriminator
+        >>> adversary = Adversary(PatchDiscriminator(1, 4, n_layers=1), penalties={"r1": R1(10.0)})
+        >>> real, fake = torch.randn(2, 1, 1, 3, 16, 16)
+        >>> loss, numbers = adversary.judging(real, fake)
+        >>> loss.requires_grad, sorted(numbers)
+        (True, ['fake', 'game', 'r1', 'real'])
+    """
+
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        loss: AdversarialLoss = HINGE,
+        *,
+        penalties: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.discriminator, self.loss = discriminator, loss
+        self.penalties = nn.ModuleDict(penalties or {})
+
+    def fooling(self, decoded: Float[Tensor, "b c t h w"]) -> Float[Tensor, ""]:
+        """The loss of the autoencoder; the discriminator gets no gradients of it."""
+        with frozen(self.discriminator):
+            return self.loss.generator(self.discriminator(decoded))
+
+    def judging(
+        self, video: Float[Tensor, "b c t h w"], decoded: Float[Tensor, "b c t h w"]
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The loss of the discriminator, of which the autoencoder gets no gradients.
+
+        Returns:
+            The loss with its penalties, and numbers without gradients: the mean scores of ``real`` and ``fake``, the
+            loss of the ``game`` and each penalty.
+        """
+        real, fake = video.detach(), decoded.detach()
+        judged = Judged(self.discriminator, real, fake, self.discriminator(real), self.discriminator(fake))
+        game = self.loss.discriminator(judged.real_scores, judged.fake_scores)
+        penalties: dict[str, Tensor] = {name: penalty(judged) for name, penalty in self.penalties.items()}
+        means = {"real": judged.real_scores.mean(), "fake": judged.fake_scores.mean()}
+        numbers = {name: value.detach() for name, value in {**means, "game": game, **penalties}.items()}
+        return torch.stack([game, *penalties.values()]).sum(), numbers

@@ -1,0 +1,106 @@
+"""One step of training an autoencoder, with or without discriminators; beside `tubelet.training.fit`.
+
+The step depends on its arguments and on the state of the modules and optimisers alone: with these in a checkpoint, and
+the generator and the batch as functions of the step, a run that was stopped goes on to the bit.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tubelet.vae.objectives.adversary import frozen
+from tubelet.vae.objectives.objective import Objective, Reconstruction
+from tubelet.vae.objectives.schedule import LossSchedule
+
+__all__ = ["reconstruct", "training_step"]
+
+
+def reconstruct(
+    vae: nn.Module, video: Float[Tensor, "b c t h w"], generator: torch.Generator | None = None
+) -> Reconstruction:
+    """Encode, draw latents from the posterior, decode.
+
+    Example:
+        >>> from tubelet.vae import CausalAutoencoder, CausalAutoencoderConfig
+        >>> vae = CausalAutoencoder(CausalAutoencoderConfig())
+        >>> reconstruct(vae, torch.zeros(1, 1, 5, 16, 16)).decoded.shape
+        torch.Size([1, 1, 5, 16, 16])
+    """
+    module: Any = vae
+    posterior = module.encode(video)
+    return Reconstruction(video, module.decode(posterior.sample(generator)), posterior)
+
+
+def training_step(
+    vae: nn.Module,
+    objective: Objective,
+    schedule: LossSchedule,
+    video: Float[Tensor, "b c t h w"],
+    step: int,
+    *,
+    optimizer: torch.optim.Optimizer,
+    discriminators: torch.optim.Optimizer | None = None,
+    generator: torch.Generator | None = None,
+    max_norm: float = 1.0,
+    through: Callable[[nn.Module, Tensor, torch.Generator | None], Reconstruction] = reconstruct,
+) -> dict[str, Tensor]:
+    """Update the autoencoder, then the discriminators, which judge the same frames.
+
+    Args:
+        vae: in training mode; its children that the schedule freezes get no gradients.
+        objective: the losses.
+        schedule: their weights.
+        video: the batch; images are clips of one frame.
+        step: counted from 0.
+        optimizer: of the autoencoder's parameters.
+        discriminators: of ``objective.adversaries``' parameters; needed from where the schedule names one on.
+        generator: of latents and of what terms draw, best :func:`tubelet.training.step_generator`.
+        max_norm: the longest gradient of either side; longer ones are shortened.
+        through: how a batch goes through the autoencoder, `reconstruct` or the like (in autocast, say).
+
+    Returns:
+        ``loss`` of the autoencoder and all numbers of the objective, without gradients.
+
+    Raises:
+        ValueError: the schedule names an adversary and there is no optimiser of discriminators.
+
+    Example:
+        >>> from tubelet.vae import CausalAutoencoder, CausalAutoencoderConfig, reconstruction_loss
+        >>> from tubelet.vae.objectives import LossPhase
+        >>> vae = CausalAutoencoder(CausalAutoencoderConfig())
+        >>> adam = torch.optim.Adam(vae.parameters())
+        >>> objective = Objective({"l2": lambda made, _: reconstruction_loss(made.decoded, made.video, l1=0.0)})
+        >>> schedule = LossSchedule((LossPhase(0, {"l2": 1.0}),))
+        >>> video = torch.zeros(1, 1, 5, 16, 16)
+        >>> sorted(training_step(vae, objective, schedule, video, 0, optimizer=adam))
+        ['l2', 'loss']
+    """
+    weights = schedule.weights(step)
+    plays = any(name in weights for name in objective.adversaries)
+    if plays and discriminators is None:
+        raise ValueError(f"discriminators must be an optimiser where weights name an adversary, got None and {weights}")
+    with frozen(*(vae.get_submodule(name) for name in schedule.frozen(step))):
+        made = through(vae, video, generator)
+        loss, numbers = objective.autoencoder_loss(made, weights, generator)
+        _update(loss, optimizer, max_norm)
+    numbers = {"loss": loss.detach(), **numbers}
+    if plays and discriminators is not None:
+        judging, found = objective.discriminator_loss(made, weights)
+        _update(judging, discriminators, max_norm)
+        numbers |= found
+    return numbers
+
+
+def _update(loss: Tensor, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
+    """One step of the optimiser; parameters that the loss does not reach stay as they are."""
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(_parameters(optimizer), max_norm)
+    optimizer.step()
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
