@@ -6,13 +6,12 @@ state-dict keys stay as they are, so checkpoints, optimisers, PEFT and EMA copie
 - A :class:`tubelet.blocks.Branch` with a modulation and a plain layer or RMS norm: norm + modulate.
 - A :class:`tubelet.attention.Attention` with RMS norms of queries and keys: qk-norm + RoPE, where it gets rotations.
 - An ``nn.Linear``: oneDNN's product on the CPU.
-- A :class:`tubelet.norms.LayerNorm`: PyTorch's kernel of two precisions on the CPU; one row of modulation goes with it.
+- A :class:`tubelet.norms.LayerNorm`: PyTorch's kernel of two precisions on the CPU.
 - A :class:`tubelet.mlp.MLP` or :class:`tubelet.attention.ParallelAttention`: its first projection and its activation.
 """
 
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -152,24 +151,9 @@ def _activation(act: Callable[[Tensor], Tensor]) -> Activation | None:
 def _norm_modulate(norm: nn.Module, x: Float[Tensor, "*lead d"], shift: Rows, scale: Rows) -> Float[Tensor, "*lead d"]:
     """What a branch computes before its inner module."""
     assert isinstance(norm, LayerNorm | RMSNorm)
-    if isinstance(norm, LayerNorm) and x.device.type == "cpu" and shift.index is None and shift.values.shape[0] == 1:
-        return _modulated_by_one(norm, x, shift.values[0], scale.values[0])
     bias = norm.bias if isinstance(norm, LayerNorm) else None
     kind: Norm = "layer" if isinstance(norm, LayerNorm) else "rms"
-    return norm_modulate(x, shift, scale, norm=kind, weight=norm.weight, bias=bias, eps=norm.eps).to(x.dtype)
-
-
-def _modulated_by_one(
-    norm: LayerNorm, x: Float[Tensor, "*lead d"], shift: Float[Tensor, " d"], scale: Float[Tensor, " d"]
-) -> Float[Tensor, "*lead d"]:
-    """One row for all tokens is a weight and a bias of the norm."""
-    wide = torch.promote_types(torch.promote_types(x.dtype, shift.dtype), torch.float32)
-    weight, bias = 1 + scale.to(wide), shift.to(wide)
-    if norm.bias is not None:
-        bias = bias + norm.bias * weight
-    if norm.weight is not None:
-        weight = weight * norm.weight
-    return layer_norm(x, weight, bias, eps=norm.eps)
+    return norm_modulate(x, shift, scale, norm=kind, weight=norm.weight, bias=bias, eps=norm.eps, dtype=x.dtype)
 
 
 def _normed_and_turned(

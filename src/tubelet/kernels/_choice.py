@@ -8,16 +8,40 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["SERVED", "Backend", "absence", "installed", "interpreted", "use_triton"]
+from tubelet.kernels._blocks import refusal as unserved
+
+__all__ = ["SERVED", "Backend", "PointwiseBackend", "absence", "installed", "interpreted", "use_blocks", "use_triton"]
 
 Backend = Literal["auto", "reference", "triton"]
 """``auto`` is Triton for what it can serve on CUDA, else the reference. Example: ``"triton"``."""
+
+PointwiseBackend = Literal["auto", "reference", "triton", "blocks"]
+"""``auto`` is Triton for what it can serve on CUDA, blocks of tokens on the CPU, else the reference. Example:
+``"blocks"``."""
 
 SERVED = (torch.float32, torch.float16, torch.bfloat16)
 """Precisions that kernels read."""
 
 
-def use_triton(backend: Backend, name: str, tensors: Sequence[Tensor | None], refusal: str | None) -> bool:
+def use_blocks(backend: PointwiseBackend, name: str, tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a call goes through blocks of tokens on the CPU; inside of ``torch.compile`` its own loops do as well.
+
+    Raises:
+        ValueError: ``blocks`` was asked for and cannot serve.
+
+    Example:
+        >>> use_blocks("auto", "norm_modulate", [torch.ones(2, 2)]), use_blocks("reference", "", [])
+        (True, False)
+    """
+    if backend not in ("auto", "blocks") or torch.compiler.is_compiling():
+        return False
+    reason = unserved(tensors)
+    if reason is not None and backend == "blocks":
+        raise ValueError(f"backend='blocks' cannot serve this {name}: {reason}; backend='reference' can")
+    return reason is None
+
+
+def use_triton(backend: PointwiseBackend, name: str, tensors: Sequence[Tensor | None], refusal: str | None) -> bool:
     """Whether a kernel serves a call.
 
     Args:
@@ -33,9 +57,9 @@ def use_triton(backend: Backend, name: str, tensors: Sequence[Tensor | None], re
         >>> use_triton("auto", "norm_modulate", [torch.ones(2, 2)], None)
         False
     """
-    if backend not in ("auto", "reference", "triton"):
+    if backend not in ("auto", "reference", "triton", "blocks"):
         raise ValueError(f"backend must be 'auto', 'reference' or 'triton', got {backend!r}")
-    if backend == "reference":
+    if backend in ("reference", "blocks"):
         return False
     given = [tensor for tensor in tensors if tensor is not None]
     if backend == "auto":

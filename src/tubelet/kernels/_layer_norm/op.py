@@ -1,17 +1,17 @@
 """Layer norm (arXiv:1607.06450) as one operation: on the CPU PyTorch's kernel of two precisions.
 
 It reads and writes bfloat16 and computes in float32 with a float32 weight and bias: no tokens in float32 are made, and
-what is kept for the backward is x as it is and two numbers a token. Its own
-backward sums the gradients of weight and bias in bfloat16 (3 % off for 1,024 tokens), so the backward here computes in
-float32. A layer norm whose weight is ``1 + scale`` and whose bias is ``shift`` is norm + modulate for one row.
+what is kept for the backward is x as it is and two numbers a token. Its own backward sums the gradients of weight and
+bias in bfloat16 (3 % off for 1,024 tokens), so the backward here is that in float32, a block of tokens at a time.
 """
 
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from tubelet.kernels import _blocks
 from tubelet.kernels._layer_norm.reference import reference
 
 __all__ = ["LayerNormBackend", "layer_norm"]
@@ -54,41 +54,40 @@ def layer_norm(
             raise ValueError(f"{name} has shape {tuple(part.shape)}, but x has {tuple(x.shape)}")
     if backend == "reference" or torch.compiler.is_compiling():
         return reference(x, weight, bias, eps)
-    if (reason := _refusal(x, weight, bias)) is not None:
+    if (reason := _blocks.refusal([x, weight, bias])) is not None:
         if backend == "native":
             raise ValueError(f"backend='native' cannot serve this layer_norm: {reason}; backend='reference' can")
         return reference(x, weight, bias, eps)
-    weight = x.new_ones(x.shape[-1], dtype=torch.float32) if weight is None else weight.float()
-    bias = x.new_zeros(x.shape[-1], dtype=torch.float32) if bias is None else bias.float()
     out: Tensor = _LayerNorm.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
     return out
 
 
-def _refusal(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
-    """Why the mixed kernel cannot serve tensors."""
-    for tensor in (part for part in (x, weight, bias) if part is not None):
-        if type(tensor) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            return f"a tensor is a {type(tensor).__name__} or transformed by torch.func"
-        if tensor.device.type != "cpu":
-            return f"it computes on the CPU, and a tensor lies on {tensor.device}"
-        if tensor.dtype not in (torch.float32, torch.bfloat16):
-            return f"it reads float32 or bfloat16, and a tensor is {tensor.dtype}"
-    return None
-
-
 class _LayerNorm(torch.autograd.Function):
-    """The mixed kernel with a backward in float32, which is made of differentiable operations."""
+    """A norm of one row; its backward keeps no tokens in float32."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        out, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
-        return out
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        flat, pieces, affine = _one(x, weight, bias)
+        out, stats = _blocks.forward(flat, affine, pieces, eps, False, x.dtype)
+        ctx.save_for_backward(x, weight, bias, stats)
+        ctx.eps = eps
+        return out.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, rstd = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[:3])
-        parts = (grad.float(), x.float(), x.shape[-1:], mean, rstd, weight, bias, wanted)
-        of_x, of_weight, of_bias = torch.ops.aten.native_layer_norm_backward(*parts)
-        return None if of_x is None else of_x.to(x.dtype), of_weight, of_bias, None
+        *inputs, stats = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *_blocks.again(lambda x, weight, bias: reference(x, weight, bias, ctx.eps), inputs, grad), None
+        x, weight, bias = inputs
+        flat, pieces, affine = _one(x, weight, bias)
+        dx, sums = _blocks.backward(grad.reshape(flat.shape), flat, stats, affine, pieces, 1)
+        by_bias, by_weight = (total[0] for total in sums)
+        dweight = None if weight is None else by_weight.to(weight.dtype)
+        return dx.view(x.shape), dweight, None if bias is None else by_bias.to(bias.dtype), None
+
+
+def _one(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, list[_blocks.Piece], _blocks.Affine]:
+    """All tokens as one piece of ``(n, d)``."""
+    flat = x.reshape(-1 if x.numel() else 0, x.shape[-1])
+    row = (None if weight is None else weight.float(), None if bias is None else bias.float())
+    return flat, [_blocks.Piece(0, len(flat), 0)], lambda _: row

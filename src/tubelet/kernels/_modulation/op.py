@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tubelet.kernels._choice import Backend, use_triton
+from tubelet.kernels._choice import PointwiseBackend, use_blocks, use_triton
 from tubelet.kernels._launching import dense
 from tubelet.kernels._modulation import launches
+from tubelet.kernels._modulation.cpu import NormModulate, row_gradients
 from tubelet.kernels._modulation.reference import Norm, reference
 from tubelet.layout import Rows
 
@@ -33,7 +34,8 @@ def norm_modulate(
     weight: Float[Tensor, " d"] | None = None,
     bias: Float[Tensor, " d"] | None = None,
     eps: float = 1e-6,
-    backend: Backend = "auto",
+    dtype: torch.dtype | None = None,
+    backend: PointwiseBackend = "auto",
 ) -> Float[Tensor, "*lead d"]:
     """``norm(x)·(1 + scale) + shift`` in float32 or better, rounded once.
 
@@ -43,13 +45,14 @@ def norm_modulate(
         norm: ``"layer"`` or ``"rms"``.
         weight, bias: of the norm, where it is affine.
         eps: added to the variance or the mean square.
-        backend: ``"auto"``, ``"reference"`` or ``"triton"``.
+        dtype: of the result; None for what ``x`` and the rows promote to.
+        backend: ``"auto"``, ``"reference"``, ``"triton"`` or ``"blocks"``.
 
     Returns:
-        The modulated tokens, in the dtype that ``x`` and the rows promote to.
+        The modulated tokens.
 
     Raises:
-        ValueError: the rows do not fit ``x``; or ``triton`` was asked for and cannot serve, with the reason.
+        ValueError: the rows do not fit ``x``; or a backend was asked for and cannot serve, with the reason.
 
     Example:
         >>> shift, scale = Rows(torch.zeros(2, 8)), Rows(torch.ones(2, 8))
@@ -59,16 +62,21 @@ def norm_modulate(
     if norm not in ("layer", "rms"):
         raise ValueError(f"norm must be 'layer' or 'rms', got {norm!r}")
     _check(x, shift, scale)
+    dtype = torch.promote_types(x.dtype, shift.values.dtype) if dtype is None else dtype
     tensors = (x, shift.values, scale.values, shift.index, weight, bias)
-    if not use_triton(backend, "norm_modulate", tensors, _refusal(x, shift, scale)):
-        return reference(x, shift, scale, norm, weight, bias, eps)
+    on_cpu = shift.index is scale.index and use_blocks(backend, "norm_modulate", tensors)
+    if not on_cpu and not use_triton(backend, "norm_modulate", tensors, _refusal(x, shift, scale)):
+        return reference(x, shift, scale, norm, weight, bias, eps).to(dtype)
     width = x.shape[-1]
     per_row = x.numel() // width
     if shift.index is None and shift.values.shape[0] > 1:
         per_row //= x.shape[0]
     index = None if shift.index is None else shift.index.expand(x.shape[:-1]).reshape(-1)
-    rms, rows = norm == "rms", (shift.values, scale.values)
-    out: Tensor = _norm_modulate(x.reshape(-1, width), *rows, index, weight, bias, per_row, rms, eps)[0]
+    flat = (x.reshape(-1, width), shift.values, scale.values, index, weight, bias)
+    if on_cpu:
+        out: Tensor = NormModulate.apply(*flat, norm == "rms", eps, dtype)  # type: ignore[no-untyped-call]
+    else:
+        out = _norm_modulate(*flat, per_row, norm == "rms", eps)[0].to(dtype)
     return out.view(x.shape)
 
 
@@ -165,12 +173,8 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
     x, scale, stats, index, weight, bias = ctx.saved_tensors
     order, offsets = (None, None) if index is None else _by_row(index, scale.shape[0])
     dx, sums = _norm_modulate_backward(grad, x, scale, stats, index, order, offsets, weight, ctx.per_row, ctx.rms)
-    plain, normed = sums  # per row: Σ grad, and Σ grad · normed x
-    dscale = normed if weight is None else normed * weight
-    dscale = dscale if bias is None else dscale + plain * bias
-    dweight = None if weight is None else ((1 + scale.float()) * normed).sum(0).to(weight.dtype)
-    dbias = None if bias is None else ((1 + scale.float()) * plain).sum(0).to(bias.dtype)
-    return dx, plain.to(ctx.shift_dtype), dscale.to(scale.dtype), None, dweight, dbias, None, None, None
+    dshift, dscale, dweight, dbias = row_gradients(sums, scale, weight, bias)
+    return dx, dshift.to(ctx.shift_dtype), dscale, None, dweight, dbias, None, None, None
 
 
 _norm_modulate.register_autograd(_backward, setup_context=_save)

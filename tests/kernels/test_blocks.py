@@ -1,0 +1,115 @@
+"""Norms by blocks of tokens on the CPU against float64: values, gradients of two orders, what is kept, refusals."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tubelet.kernels import _blocks, norm_modulate
+from tubelet.layout import Rows
+
+INDEX = {
+    "one": None,
+    "batch": None,
+    "runs": torch.arange(120).div(40, rounding_mode="floor") - 3,
+    "mixed": torch.arange(120).mul(7).remainder(10) - 5,
+}
+ROWS = {"one": 1, "batch": 2, "runs": 3, "mixed": 5}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks to every run, the last one smaller."""
+    monkeypatch.setattr(_blocks, "_NUMBERS", 7 * 12 // torch.get_num_threads())
+
+
+def leaves(affine: bool, rows: int, of_x: torch.dtype, of_rows: torch.dtype) -> list[Tensor]:
+    torch.manual_seed(0)
+    drawn = [(torch.randn(2, 60, 12) * 2 + 1).to(of_x), torch.randn(rows, 24).to(of_rows)]
+    return drawn + [torch.randn(12) for _ in range(2 * affine)]
+
+
+def run(inputs: list[Tensor], kind: str, norm: str, **more: object) -> Tensor:
+    index = INDEX[kind]
+    rows = Rows(inputs[1], None if index is None else index.view(2, 60))
+    affine = {"weight": inputs[2], "bias": inputs[3]} if len(inputs) > 2 else {}
+    return norm_modulate(inputs[0], *rows.chunk(2), norm=norm, **affine, **more)
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(
+    ("of_x", "of_rows"), [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")]
+)
+def test_values_and_gradients_equal_float64(kind: str, norm: str, affine: bool, of_x: str, of_rows: str) -> None:
+    inputs = leaves(affine, ROWS[kind], getattr(torch, of_x), getattr(torch, of_rows))
+    grad = torch.linspace(-1, 1, inputs[0].numel()).view_as(inputs[0]).bfloat16()
+    found = []
+    for values, options in ((inputs, {"backend": "blocks"}), ([each.double() for each in inputs], {})):
+        held = [each.detach().requires_grad_() for each in values]
+        out = run(held, kind, norm, **options)
+        found.append([out.detach(), *torch.autograd.grad(out, held, grad.to(out.dtype))])
+    assert [each.dtype for each in found[0][1:]] == [each.dtype for each in inputs]
+    assert found[0][0].dtype == torch.promote_types(getattr(torch, of_x), getattr(torch, of_rows))
+    for got, expected in zip(*found, strict=True):
+        rounding = 1e-6 if got.dtype == torch.float32 else 4e-3
+        assert float((got - expected).norm() / expected.norm()) < rounding
+
+
+def test_the_result_may_have_another_dtype_and_is_rounded_once() -> None:
+    inputs = leaves(True, 3, torch.bfloat16, torch.float32)
+    exact = run([each.double() for each in inputs], "runs", "layer")
+    got = run(inputs, "runs", "layer", dtype=torch.bfloat16)
+    assert got.dtype == torch.bfloat16
+    assert float((got != exact.bfloat16()).double().mean()) < 0.005  # nearly halfway between two neighbours
+    assert float((got - exact).norm()) < 1.001 * float((exact.bfloat16() - exact).norm())
+
+
+@pytest.mark.parametrize("kind", ["one", "mixed"])
+def test_second_derivatives_equal_float64(kind: str) -> None:
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        held = [each.to(dtype).requires_grad_() for each in leaves(True, ROWS[kind], torch.float32, torch.float32)]
+        first = torch.autograd.grad(run(held, kind, "rms").sin().sum(), held, create_graph=True)
+        found.append(torch.autograd.grad(sum(each.square().sum() for each in first), held))
+    for got, expected in zip(*found, strict=True):
+        assert float((got - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.parametrize(("norm", "numbers"), [("layer", 2), ("rms", 1)])
+def test_tokens_are_kept_as_they_are_and_rows_are_not_spread(norm: str, numbers: int) -> None:
+    x, rows = torch.randn(120, 64).bfloat16().requires_grad_(), torch.randn(3, 128).requires_grad_()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        norm_modulate(x, *Rows(rows, INDEX["runs"]).chunk(2), norm=norm)
+    assert sum(each.nbytes for each in kept) == x.nbytes + rows.nbytes + INDEX["runs"].nbytes + numbers * 4 * 120
+
+
+def test_only_what_asks_for_a_gradient_gets_one() -> None:
+    x, rows = torch.randn(4, 8), torch.randn(1, 16, requires_grad=True)
+    norm_modulate(x, *Rows(rows).chunk(2)).sum().backward()
+    assert x.grad is None
+    assert rows.grad is not None
+
+
+def test_no_tokens() -> None:
+    assert norm_modulate(torch.ones(0, 8), *Rows(torch.ones(1, 16)).chunk(2), backend="blocks").shape == (0, 8)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"), [(torch.ones(2, 8).double(), "float64"), (torch.ones(2, 8).half(), "float16")]
+)
+def test_what_cannot_be_served_is_said(x: Tensor, message: str) -> None:
+    rows = Rows(torch.ones(1, 16)).chunk(2)
+    with pytest.raises(ValueError, match=message):
+        norm_modulate(x, *rows, backend="blocks")
+    assert norm_modulate(x, *rows).shape == x.shape
+
+
+def test_derivatives_of_functions_take_the_reference() -> None:
+    shift, scale = Rows(torch.randn(1, 16)).chunk(2)
+    x = torch.randn(3, 5, 8)
+    per_sample = torch.func.vmap(torch.func.grad(lambda part: norm_modulate(part, shift, scale).square().sum()))(x)
+    leaf = x.requires_grad_()
+    (expected,) = torch.autograd.grad(norm_modulate(leaf, shift, scale).square().sum(), leaf)
+    torch.testing.assert_close(per_sample, expected)
