@@ -38,7 +38,7 @@ distributed
 hub
 pipeline
 completion
-recipe
+recipe vae_recipe
 bench
 planner
 testing

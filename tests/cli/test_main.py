@@ -29,7 +29,7 @@ def run(*argv: str) -> int:
         return int(stop.code or 0)
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "sample", "bench", "conformance", "info", "kernels"])
+@pytest.mark.parametrize("command", ["demo", "train", "train-vae", "sample", "bench", "conformance", "info", "kernels"])
 def test_help_has_an_example(command, capsys) -> None:
     assert run(command, "--help") == 0
     out = capsys.readouterr().out

@@ -18,6 +18,7 @@ from tubelet.cli import info as info
 from tubelet.cli import kernels as kernels
 from tubelet.cli import sample as sample
 from tubelet.cli import train as train
+from tubelet.cli import train_vae as train_vae
 from tubelet.cli.lines import MISTAKES, out_of_memory, plain, warnings_as_lines
 
 __all__ = ["main"]
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="tubelet", description="Composable video-diffusion building blocks.")
     parser.add_argument("--version", action="version", version=f"tubelet {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (demo, train, cache_latents, sample, convert, bench, conformance, info, kernels):
+    for command in (demo, train, train_vae, cache_latents, sample, convert, bench, conformance, info, kernels):
         command.add(commands)
     arguments = parser.parse_args(argv)
     try:

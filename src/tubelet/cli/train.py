@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tubelet.cli.arguments import count, existing, folder, number, positive, rate, sides
 from tubelet.cli.cpu import flushed_denormals
+from tubelet.cli.kept import check_kept
 from tubelet.files import replacing
 
 __all__ = ["add", "run"]
@@ -141,21 +142,9 @@ def _keep_options(path: Path, arguments: argparse.Namespace) -> None:
     """Store what a new run was asked for; a resumed one must ask for the same."""
     asked = json.loads(json.dumps({name: getattr(arguments, name) for name in _KEPT}))
     if arguments.resume and path.exists():
-        begun = json.loads(path.read_text())
-        if changed := [name for name in _KEPT if begun[name] != asked[name]]:
-            then, now = (_spelled(changed[0], options[changed[0]]) for options in (begun, asked))
-            raise ValueError(f"--resume: the run was begun with {then}, got {now}")
+        check_kept(json.loads(path.read_text()), asked, _KEPT)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(asked))
-
-
-def _spelled(name: str, value: Any) -> str:
-    """An option as it is typed."""
-    if value is None or value is False:
-        return f"no --{name}"
-    if value is True:
-        return f"--{name}"
-    return f"--{name} {','.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _load(arguments: argparse.Namespace) -> tuple[list[Float[Tensor, "c _ _ _"]], list[str]]:

@@ -124,7 +124,7 @@ class ClipFolder(Dataset[Clip]):
         self.fps, self.crop, self.gray, self.seed, self.windows = fps, crop, gray, seed, windows
         self._check()
         self.skipped = {}
-        found = _find(self.root)
+        found = find_files(self.root)
         named = None if captions is None else read_captions(captions)
         infos = self._probe(found)
         segments = _match(infos, found, named, uncaptioned)
@@ -217,7 +217,7 @@ class ClipFolder(Dataset[Clip]):
             warnings.warn(f"skipped {file}: {reason}", stacklevel=3)
 
 
-def _find(root: Path) -> list[str]:
+def find_files(root: Path) -> list[str]:
     """Files of known kinds below ``root``, sorted, relative, with forward slashes."""
     files = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     return sorted(file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts))

@@ -264,22 +264,23 @@ def _fit(picture: UInt8[Tensor, "c h w"], size: tuple[int, int], crop: Crop) -> 
     height, width = picture.shape[-2:]
     ratios = size[0] / height, size[1] / width
     if crop == "stretch":
-        return _resize(picture, size)
+        return resized(picture[None], size)[0]
     scale = min(ratios) if crop == "pad" else max(ratios)
     inner = max(1, round(height * scale)), max(1, round(width * scale))
     down, right = crop if isinstance(crop, tuple) else (0.5, 0.5)
     top, left = round((inner[0] - size[0]) * down), round((inner[1] - size[1]) * right)
     # Negative amounts cut, positive ones add black.
     edges = (-left, size[1] - inner[1] + left, -top, size[0] - inner[0] + top)
-    return functional.pad(_resize(picture, inner), edges)
+    return functional.pad(resized(picture[None], inner)[0], edges)
 
 
-def _resize(picture: UInt8[Tensor, "c h w"], size: tuple[int, int]) -> UInt8[Tensor, "c h2 w2"]:
-    if tuple(picture.shape[-2:]) == size:
-        return picture
+def resized(pictures: UInt8[Tensor, "n c h w"], size: tuple[int, int]) -> UInt8[Tensor, "n c h2 w2"]:
+    """Pictures scaled to a size, antialiased bilinear."""
+    if tuple(pictures.shape[-2:]) == size:
+        return pictures
     # Interleaved 8-bit channels: torch's antialiasing fails for 8-bit planes at 1×1, and errs for floats at width 1.
-    interleaved = picture[None].contiguous(memory_format=torch.channels_last)
-    return functional.interpolate(interleaved, size=size, mode="bilinear", antialias=True)[0]
+    interleaved = pictures.contiguous(memory_format=torch.channels_last)
+    return functional.interpolate(interleaved, size=size, mode="bilinear", antialias=True)
 
 
 def _to_float(video: UInt8[Tensor, "3 t h w"], gray: bool) -> Float[Tensor, "c t h w"]:

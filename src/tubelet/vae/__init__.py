@@ -6,6 +6,7 @@ carries the state from one call to the next, so any number of streams can share 
 """
 
 from tubelet.vae.autoencoder import CausalAutoencoder
+from tubelet.vae.bicubic import bicubic_code
 from tubelet.vae.blocks import CausalResBlock, ChannelNorm, Downsample, FrameGroups, FrameUngroups, Upsample
 from tubelet.vae.causal import CausalConv3d, State, copies, zeros
 from tubelet.vae.cells import CellsToChannels, ChannelsToCells, TileChannels
@@ -33,7 +34,7 @@ from tubelet.vae.scales import DoubleSpace, DoubleTime, HalveSpace, HalveTime, M
 from tubelet.vae.shortcuts import Depatch, MeanShortcut, Patch, RepeatShortcut
 from tubelet.vae.shuffles import PointwiseUp, ShuffleUp
 from tubelet.vae.splitting import Split, split_decoder, split_encoder
-from tubelet.vae.statistics import ChannelStatistics
+from tubelet.vae.statistics import ChannelCovariance, ChannelStatistics
 from tubelet.vae.streaming import StreamingAutoencoder, decode_stream, encode_stream
 from tubelet.vae.tiling import decode_tiled, encode_tiled
 from tubelet.vae.timed import ModulatedConv, ShiftsAndScales, TimedBlock, TimedDecoder, TimedHead, TimedStage
@@ -53,6 +54,7 @@ __all__ = [
     "CellsToBands",
     "CellsToChannels",
     "Chain",
+    "ChannelCovariance",
     "ChannelNorm",
     "ChannelStatistics",
     "ChannelsToCells",
@@ -114,6 +116,7 @@ __all__ = [
     "TimedStage",
     "Upsample",
     "VideoAutoencoder",
+    "bicubic_code",
     "convolve_repeated",
     "copies",
     "decode_stream",

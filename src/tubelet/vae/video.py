@@ -8,7 +8,7 @@ Shapes: video ``(b, c, T, H, W)`` in [-1, 1]; latents ``(b, z, t, h, w)`` with `
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -216,6 +216,31 @@ class VideoAutoencoder(nn.Module):
         """Frames, height and width of the video of a latent grid, the inverse of `latent_grid`."""
         factors: Factors = self.config.factors
         return factors.video_size(grid)
+
+    def set_latent_stats(self, mean: Float[Tensor, " z"], std: Float[Tensor, " z"]) -> None:
+        """Remember the mean and standard deviation of each latent channel over the training data, in the config too.
+
+        Raises:
+            ValueError: a config without fields for them, or one that refuses them: not one number for each channel, not
+                finite, or a deviation that is not positive.
+
+        Example:
+            >>> from tubelet.vae.families import WaltAutoencoder, WaltAutoencoderConfig
+            >>> sizes = WaltAutoencoderConfig(latent_channels=2, widths=(4,), depth=1, halve_time=())
+            >>> vae = WaltAutoencoder(sizes)
+            >>> vae.set_latent_stats(torch.ones(2), 2 * torch.ones(2))
+            >>> vae.scale(3 * torch.ones(1, 2, 1, 1, 1)).unique().item(), vae.config.latent_std
+            (1.0, (2.0, 2.0))
+        """
+        names = {field.name for field in fields(self.config)}
+        if missing := sorted({"latent_mean", "latent_std"} - names):
+            raise ValueError(f"{type(self.config).__name__} has no field {missing[0]}: it cannot hold statistics")
+        if mean.shape != std.shape or mean.shape != (self.config.latent_channels,):
+            shapes = f"{tuple(mean.shape)} and {tuple(std.shape)}"
+            raise ValueError(f"mean and std have shapes {shapes}, but there are {self.config.latent_channels} channels")
+        self.config = replace(self.config, latent_mean=tuple(mean.tolist()), latent_std=tuple(std.tolist()))
+        self.latent_mean = mean.to(self.latent_mean, copy=True)
+        self.latent_std = std.to(self.latent_std, copy=True)
 
     def scale(self, z: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b z t h w"]:
         """Latents to unit variance: ``(z - latent_mean) / latent_std``.

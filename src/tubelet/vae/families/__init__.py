@@ -14,6 +14,12 @@ from tubelet.vae.families.kl_vae import KLAutoencoder, KLAutoencoderConfig, kl_f
 from tubelet.vae.families.ltx_vae import LTXAutoencoder, LTXAutoencoderConfig, ltx_vae_0_9, ltx_vae_0_9_1, ltx_vae_0_9_5
 from tubelet.vae.families.magvit_vae import MagvitAutoencoder, MagvitAutoencoderConfig, magvit_vae
 from tubelet.vae.families.mochi_vae import MochiAutoencoder, MochiAutoencoderConfig, mochi_vae
+from tubelet.vae.families.principal_vae import (
+    PrincipalAutoencoder,
+    PrincipalAutoencoderConfig,
+    principal_vae,
+    start_from,
+)
 from tubelet.vae.families.svd_vae import SVDAutoencoder, SVDAutoencoderConfig, svd_vae
 from tubelet.vae.families.tiny_vae import TinyAutoencoder, TinyAutoencoderConfig, tiny_vae
 from tubelet.vae.families.walt_vae import WaltAutoencoder, WaltAutoencoderConfig, walt_vae
@@ -38,6 +44,8 @@ __all__ = [
     "MagvitAutoencoderConfig",
     "MochiAutoencoder",
     "MochiAutoencoderConfig",
+    "PrincipalAutoencoder",
+    "PrincipalAutoencoderConfig",
     "SVDAutoencoder",
     "SVDAutoencoderConfig",
     "TinyAutoencoder",
@@ -59,6 +67,8 @@ __all__ = [
     "ltx_vae_0_9_5",
     "magvit_vae",
     "mochi_vae",
+    "principal_vae",
+    "start_from",
     "svd_vae",
     "tiny_vae",
     "walt_vae",

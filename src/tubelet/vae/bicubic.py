@@ -1,0 +1,80 @@
+"""What resizing alone keeps of a video: the plainest rival of an autoencoder, at as many numbers as its latents.
+
+Videos are ``(b, c, t, h, w)`` in [-1, 1].
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["bicubic_code"]
+
+
+def bicubic_code(
+    video: Float[Tensor, "b c t h w"], numbers: int, *, frames: int | None = None
+) -> Float[Tensor, "b c t h w"]:
+    """The video scaled down to at most so many numbers and up again, bicubic in space and linear in time.
+
+    On the way down both filters are antialiased; what comes up is clamped to [-1, 1].
+
+    Args:
+        video: one size.
+        numbers: of each video of the batch; for a fair comparison with latents, as many as they are.
+        frames: how many are kept. Default: for each video whatever number leaves the least squared error, which the
+            original decides, so that no choice of the rival's is a bad one.
+
+    Raises:
+        ValueError: fewer numbers than the channels of one pixel for each frame kept, or frames outside [1, t].
+
+    Example:
+        >>> video = torch.linspace(-1, 1, 16).expand(1, 3, 5, 16, 16)
+        >>> bicubic_code(video, 3 * 5 * 8 * 8).shape
+        torch.Size([1, 3, 5, 16, 16])
+    """
+    if frames is None:
+        most = min(video.shape[2], numbers // video.shape[1])
+        return torch.cat([_best(clip[None], numbers, most) for clip in video])
+    if not 1 <= frames <= video.shape[2]:
+        raise ValueError(f"frames must lie in [1, {video.shape[2]}], got {frames}")
+    height, width = _sides(video, numbers, frames)
+    small = _in_time(_in_space(video, height, width), frames)
+    return _in_space(_in_time(small, video.shape[2]), *video.shape[3:]).clamp(-1, 1)
+
+
+def _best(clip: Float[Tensor, "1 c t h w"], numbers: int, most: int) -> Float[Tensor, "1 c t h w"]:
+    if most < 1:
+        raise ValueError(f"numbers must be at least those of one pixel, {clip.shape[1]}, got {numbers}")
+    codes = (bicubic_code(clip, numbers, frames=frames) for frames in range(1, most + 1))
+    return min(codes, key=lambda code: float((code - clip).square().mean()))
+
+
+def _sides(video: Tensor, numbers: int, frames: int) -> tuple[int, int]:
+    """The largest height and width, nearly of the video's shape, with which so many frames hold no more numbers."""
+    channels, height, width = video.shape[1], *video.shape[3:]
+    area = numbers // (channels * frames)
+    if area < 1:
+        raise ValueError(f"numbers must be at least {channels * frames} for {frames} frames, got {numbers}")
+    down = min(height, area, max(1, round(math.sqrt(area * height / width))))
+    return down, min(width, area // down)
+
+
+def _in_space(video: Tensor, height: int, width: int) -> Tensor:
+    if video.shape[3:] == (height, width):
+        return video
+    smaller = height < video.shape[3] or width < video.shape[4]
+    frames = rearrange(video, "b c t h w -> (b t) c h w")
+    y = F.interpolate(frames, size=(height, width), mode="bicubic", antialias=smaller)
+    return rearrange(y, "(b t) c h w -> b c t h w", b=len(video))
+
+
+def _in_time(video: Tensor, frames: int) -> Tensor:
+    if video.shape[2] == frames:
+        return video
+    h, w = video.shape[3:]
+    lines = rearrange(video, "b c t h w -> b c (h w) t")
+    y = F.interpolate(lines, size=(h * w, frames), mode="bilinear", antialias=frames < video.shape[2])
+    return rearrange(y, "b c (h w) t -> b c t h w", h=h)
