@@ -122,7 +122,7 @@ class ChannelCovariance:
         Example:
             >>> basis, std = ChannelCovariance.of(torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0]])).principal(1)
             >>> basis.abs().round(decimals=2).flatten().tolist()
-            [1.0, 0.02]
+            [1.0, 0.0]
         """
         if not 1 <= count <= len(self.mean):
             raise ValueError(f"count must lie in [1, {len(self.mean)}], got {count}")
