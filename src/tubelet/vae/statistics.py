@@ -109,9 +109,9 @@ class ChannelCovariance:
         if self.mean.shape != other.mean.shape:
             raise ValueError(f"covariances of {len(self.mean)} and {len(other.mean)} channels do not add up")
         count, apart = self.count + other.count, other.mean - self.mean
-        between = torch.outer(apart, apart) * (self.count * other.count / count)
-        mean = self.mean + apart * (other.count / count)
-        return ChannelCovariance(count, mean, self.products + other.products + between)
+        share = other.count / count
+        between = torch.outer(apart, apart) * (self.count * share)
+        return ChannelCovariance(count, self.mean + share * apart, self.products + other.products + between)
 
     def principal(self, count: int) -> tuple[Float64[Tensor, "c k"], Float64[Tensor, " k"]]:
         """The ``count`` orthonormal directions of largest variance, largest first, and the deviation along each.
