@@ -1,5 +1,7 @@
 """The two losses of a step: their sums, who gets gradients of which, and the balance against autograd by hand."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from tubelet.vae.objectives import (
     PatchDiscriminator,
     Reconstruction,
     adaptive_weight,
+    draw_frames,
+    draw_window,
     frozen,
     perceptual_loss,
     reconstruct,
@@ -174,6 +178,25 @@ def test_without_a_place_to_balance_weights_count_as_they_are() -> None:
     assert numbers["frames.balance"].item() == 1.0
 
 
+@pytest.mark.parametrize("draw", [draw_frames, draw_window])
+def test_an_adversary_sees_the_drawn_frames_of_both_videos(draw) -> None:
+    seen: list[Tensor] = []
+
+    class Watch(nn.Module):
+        def forward(self, video: Tensor) -> Tensor:
+            seen.append(video)
+            return video.mean((1, 2, 3, 4))
+
+    real = torch.arange(7.0).reshape(1, 1, 7, 1, 1).expand(3, 1, 7, 2, 2)
+    fake = (-real).clone().requires_grad_()
+    adversary = Adversary(Watch(), draw=partial(draw, 3))
+    adversary.judging(real, fake, torch.Generator().manual_seed(0))
+    index = draw(3, 3, 7, torch.Generator().manual_seed(0))
+    assert torch.equal(seen[0][:, 0, :, 0, 0], index.float()) and torch.equal(seen[1], -seen[0])
+    adversary.fooling(fake, torch.Generator().manual_seed(0)).backward()
+    assert torch.equal(fake.grad[:, 0, :, 0, 0] != 0, nn.functional.one_hot(index, 7).sum(1).bool())
+
+
 def test_lecam_follows_its_formula_and_its_averages() -> None:
     lecam = LeCam(0.5, decay=0.9)
     x, means = torch.zeros(1, 1, 1, 1, 1), [0.0, 0.0]
@@ -201,7 +224,7 @@ def test_names_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"weights name \['l3'\], but the objective has \['l1', 'kl', 'lpips'\]"):
         whole.autoencoder_loss(made, {"l1": 1.0, "l3": 1.0})
     with pytest.raises(ValueError, match=r"weights name \['l3'\]"):
-        whole.discriminator_loss(made, {"l3": 1.0})
+        whole.discriminator_loss(made, {"l1": 1.0, "l3": 1.0})
     with pytest.raises(ValueError, match=r"one of the terms \['l1', 'kl', 'lpips'\], got \{'l1': 0.0\}"):
         whole.autoencoder_loss(made, {"l1": 0.0})
     with pytest.raises(ValueError, match=r"\['l1'\] are of both"):

@@ -26,7 +26,7 @@ def test_drawn_frames_estimate_the_mean_without_bias() -> None:
     """Over every choice that can be drawn, the mean of the loss is the loss of all frames; choices come alike often."""
     a, b = torch.randn(2, 1, 3, 4, 2, 2, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    drawn = [tuple(row) for row in draw_frames(6000, 4, 2, generator).tolist()]
+    drawn = [tuple(row) for row in draw_frames(2, 6000, 4, generator).tolist()]
     choices = list(combinations(range(4), 2))
     assert all(abs(drawn.count(choice) / 6000 - 1 / 6) < 0.02 for choice in choices)
     losses = [plain(a[:, :, list(choice)], b[:, :, list(choice)]).mean() for choice in choices]
@@ -51,7 +51,7 @@ def test_gradients_reach_the_drawn_frames_and_equal_differences() -> None:
     a, b = torch.rand(2, 1, 1, 5, 16, 16, dtype=torch.float64) * 2 - 1
     draw = lambda x: perceptual_loss(lpips, x, b, 2, torch.Generator().manual_seed(3))  # noqa: E731
     (gradient,) = torch.autograd.grad(draw(a.requires_grad_()), a)
-    index = draw_frames(1, 5, 2, torch.Generator().manual_seed(3))[0].tolist()
+    index = draw_frames(2, 1, 5, torch.Generator().manual_seed(3))[0].tolist()
     assert gradient.abs().sum((0, 1, 3, 4)).nonzero().flatten().tolist() == index
     direction = torch.randn_like(a)
     with torch.no_grad():

@@ -23,8 +23,9 @@ from tubelet.vae.objectives.adversarial import (
 )
 from tubelet.vae.objectives.adversary import R1, Adversary, Judged, LeCam, frozen
 from tubelet.vae.objectives.discriminators import PatchDiscriminator
+from tubelet.vae.objectives.drawing import Draw, draw_frames, draw_window, take_frames
 from tubelet.vae.objectives.objective import Objective, Reconstruction, Term
-from tubelet.vae.objectives.perceptual import draw_frames, perceptual_loss
+from tubelet.vae.objectives.perceptual import perceptual_loss
 from tubelet.vae.objectives.schedule import LossPhase, LossSchedule
 from tubelet.vae.objectives.step import reconstruct, training_step
 
@@ -34,6 +35,7 @@ __all__ = [
     "R1",
     "AdversarialLoss",
     "Adversary",
+    "Draw",
     "Judged",
     "LeCam",
     "LossPhase",
@@ -44,6 +46,7 @@ __all__ = [
     "Term",
     "adaptive_weight",
     "draw_frames",
+    "draw_window",
     "frozen",
     "hinge_discriminator_loss",
     "hinge_generator_loss",
@@ -52,5 +55,6 @@ __all__ = [
     "perceptual_loss",
     "r1_penalty",
     "reconstruct",
+    "take_frames",
     "training_step",
 ]

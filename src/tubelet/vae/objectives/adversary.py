@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelet.vae.objectives.adversarial import HINGE, AdversarialLoss, r1_penalty
+from tubelet.vae.objectives.drawing import Draw, take_frames
 
 __all__ = ["R1", "Adversary", "Judged", "LeCam", "frozen"]
 
@@ -120,6 +121,7 @@ class Adversary(nn.Module):
         discriminator: videos to scores, such as :class:`PatchDiscriminator`.
         loss: of both sides.
         penalties: by name, of :class:`Judged`: `R1`, `LeCam` or others; they are added to the discriminator's loss.
+        draw: which frames are judged, such as ``functools.partial(draw_window, 16)``; None for all.
 
     Example:
         >>> from tubelet.vae.objectives import PatchDiscriminator
@@ -136,29 +138,43 @@ class Adversary(nn.Module):
         loss: AdversarialLoss = HINGE,
         *,
         penalties: Mapping[str, nn.Module] | None = None,
+        draw: Draw | None = None,
     ) -> None:
         super().__init__()
-        self.discriminator, self.loss = discriminator, loss
+        self.discriminator, self.loss, self.draw = discriminator, loss, draw
         self.penalties = nn.ModuleDict(penalties or {})
 
-    def fooling(self, decoded: Float[Tensor, "b c t h w"]) -> Float[Tensor, ""]:
+    def fooling(
+        self, decoded: Float[Tensor, "b c t h w"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, ""]:
         """The loss of the autoencoder; the discriminator gets no gradients of it."""
+        (seen,) = self._seen(generator, decoded)
         with frozen(self.discriminator):
-            return self.loss.generator(self.discriminator(decoded))
+            return self.loss.generator(self.discriminator(seen))
 
     def judging(
-        self, video: Float[Tensor, "b c t h w"], decoded: Float[Tensor, "b c t h w"]
+        self,
+        video: Float[Tensor, "b c t h w"],
+        decoded: Float[Tensor, "b c t h w"],
+        generator: torch.Generator | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The loss of the discriminator, of which the autoencoder gets no gradients.
+        """The loss of the discriminator, of which the autoencoder gets no gradients; it sees the same frames of both.
 
         Returns:
             The loss with its penalties, and numbers without gradients: the mean scores of ``real`` and ``fake``, the
             loss of the ``game`` and each penalty.
         """
-        real, fake = video.detach(), decoded.detach()
+        real, fake = self._seen(generator, video.detach(), decoded.detach())
         judged = Judged(self.discriminator, real, fake, self.discriminator(real), self.discriminator(fake))
         game = self.loss.discriminator(judged.real_scores, judged.fake_scores)
         penalties: dict[str, Tensor] = {name: penalty(judged) for name, penalty in self.penalties.items()}
         means = {"real": judged.real_scores.mean(), "fake": judged.fake_scores.mean()}
         numbers = {name: value.detach() for name, value in {**means, "game": game, **penalties}.items()}
         return torch.stack([game, *penalties.values()]).sum(), numbers
+
+    def _seen(self, generator: torch.Generator | None, *videos: Tensor) -> list[Tensor]:
+        """The frames that are judged."""
+        if self.draw is None:
+            return list(videos)
+        index = self.draw(videos[0].shape[0], videos[0].shape[2], generator)
+        return [take_frames(video, index) for video in videos]

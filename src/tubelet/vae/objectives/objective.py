@@ -95,6 +95,16 @@ class Objective:
         if shared := sorted(self.terms.keys() & self.adversaries.keys()):
             raise ValueError(f"names must be of a term or of an adversary, but {shared} are of both")
 
+    def check(self, weights: Mapping[str, float]) -> None:
+        """Refuse weights that make no loss.
+
+        Raises:
+            ValueError: weights of unknown names, or of no term.
+        """
+        self._check_names(weights)
+        if not any(weights.get(name) for name in self.terms):
+            raise ValueError(f"weights must count one of the terms {list(self.terms)}, got {dict(weights)}")
+
     def autoencoder_loss(
         self, made: Reconstruction, weights: Mapping[str, float], generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
@@ -103,31 +113,29 @@ class Objective:
         Args:
             made: with gradients in ``decoded`` and ``posterior``.
             weights: by name; a name that is missing or has weight 0 is not computed.
-            generator: for terms that draw.
+            generator: for terms and adversaries that draw.
 
         Returns:
             The loss, and its parts without weights or gradients; of an adversary its ``NAME.balance`` too.
 
         Raises:
-            ValueError: weights of unknown names, or of no term.
+            ValueError: as in `check`.
         """
-        self._check(weights)
+        self.check(weights)
         parts = {name: term(made, generator) for name, term in self.terms.items() if weights.get(name)}
-        if not parts:
-            raise ValueError(f"weights must count one of the terms {list(self.terms)}, got {dict(weights)}")
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         numbers = {name: part.detach() for name, part in parts.items()}
         pull = self._gradients(loss) if any(weights.get(name) for name in self.adversaries) else []
         for name, adversary in self._playing(weights).items():
             if weights[name]:
-                fooling = adversary.fooling(made.decoded)
+                fooling = adversary.fooling(made.decoded, generator)
                 balance = adaptive_weight(pull, self._gradients(fooling)) if pull else torch.ones_like(fooling)
                 loss = loss + weights[name] * balance * fooling
                 numbers |= {name: fooling.detach(), f"{name}.balance": balance.detach()}
         return loss, numbers
 
     def discriminator_loss(
-        self, made: Reconstruction, weights: Mapping[str, float]
+        self, made: Reconstruction, weights: Mapping[str, float], generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss of all discriminators that ``weights`` names; the autoencoder gets no gradients of it.
 
@@ -140,14 +148,19 @@ class Objective:
         Raises:
             ValueError: weights of unknown names.
         """
-        self._check(weights)
+        self._check_names(weights)
         loss = made.video.new_zeros(())
         numbers: dict[str, Tensor] = {}
         for name, adversary in self._playing(weights).items():
-            judging, found = adversary.judging(made.video, made.decoded)
+            judging, found = adversary.judging(made.video, made.decoded, generator)
             loss = loss + judging
             numbers |= {f"{name}.{key}": value for key, value in found.items()}
         return loss, numbers
+
+    def _check_names(self, weights: Mapping[str, float]) -> None:
+        known = [*self.terms, *self.adversaries]
+        if unknown := sorted(set(weights) - set(known)):
+            raise ValueError(f"weights name {unknown}, but the objective has {known}")
 
     def _playing(self, weights: Mapping[str, float]) -> dict[str, Any]:
         return {name: adversary for name, adversary in self.adversaries.items() if name in weights}
@@ -158,8 +171,3 @@ class Objective:
             return []
         found = torch.autograd.grad(loss, self.balance_at, retain_graph=True, allow_unused=True, materialize_grads=True)
         return list(found)
-
-    def _check(self, weights: Mapping[str, float]) -> None:
-        known = [*self.terms, *self.adversaries]
-        if unknown := sorted(set(weights) - set(known)):
-            raise ValueError(f"weights name {unknown}, but the objective has {known}")

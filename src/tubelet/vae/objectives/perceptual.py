@@ -8,29 +8,12 @@ from collections.abc import Callable
 
 import torch
 from einops import repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["draw_frames", "perceptual_loss"]
+from tubelet.vae.objectives.drawing import draw_frames, take_frames
 
-
-def draw_frames(
-    batch: int, frames: int, count: int, generator: torch.Generator | None = None
-) -> Int[Tensor, "batch least"]:
-    """Which ``min(count, frames)`` frames of each clip are looked at, in order; all different.
-
-    Raises:
-        ValueError: ``count`` below 1.
-
-    Example:
-        >>> draw_frames(1, 3, 5).tolist()
-        [[0, 1, 2]]
-    """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    device = None if generator is None else generator.device
-    order = torch.rand(batch, frames, generator=generator, device=device).argsort(1)
-    return order[:, :count].sort(1).values
+__all__ = ["perceptual_loss"]
 
 
 def perceptual_loss(
@@ -61,14 +44,9 @@ def perceptual_loss(
     if decoded.shape != video.shape:
         raise ValueError(f"decoded has shape {tuple(decoded.shape)}, but video has {tuple(video.shape)}")
     if frames is not None:
-        index = draw_frames(video.shape[0], video.shape[2], frames, generator).to(video.device)
-        decoded, video = _pick(decoded, index), _pick(video, index)
+        index = draw_frames(frames, video.shape[0], video.shape[2], generator)
+        decoded, video = take_frames(decoded, index), take_frames(video, index)
     return distance(_rgb(decoded), _rgb(video)).mean()
-
-
-def _pick(video: Tensor, index: Tensor) -> Tensor:
-    """The frames of ``index`` ``(b, k)`` of each video."""
-    return torch.stack([clip[:, chosen] for clip, chosen in zip(video, index, strict=True)])
 
 
 def _rgb(video: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ def training_step(
         ``loss`` of the autoencoder and all numbers of the objective, without gradients.
 
     Raises:
-        ValueError: the schedule names an adversary and there is no optimiser of discriminators.
+        ValueError: already in the first step, if any phase names an unknown loss, counts no term, freezes what the
+            autoencoder does not have, or has an adversary without an optimiser of discriminators.
 
     Example:
         >>> from tubelet.vae import CausalAutoencoder, CausalAutoencoderConfig, reconstruction_loss
@@ -78,20 +79,31 @@ def training_step(
         >>> sorted(training_step(vae, objective, schedule, video, 0, optimizer=adam))
         ['l2', 'loss']
     """
+    _check(vae, objective, schedule, discriminators)
     weights = schedule.weights(step)
-    plays = any(name in weights for name in objective.adversaries)
-    if plays and discriminators is None:
-        raise ValueError(f"discriminators must be an optimiser where weights name an adversary, got None and {weights}")
     with frozen(*(vae.get_submodule(name) for name in schedule.frozen(step))):
         made = through(vae, video, generator)
         loss, numbers = objective.autoencoder_loss(made, weights, generator)
         _update(loss, optimizer, max_norm)
     numbers = {"loss": loss.detach(), **numbers}
-    if plays and discriminators is not None:
-        judging, found = objective.discriminator_loss(made, weights)
+    if discriminators is not None and any(name in weights for name in objective.adversaries):
+        judging, found = objective.discriminator_loss(made, weights, generator)
         _update(judging, discriminators, max_norm)
         numbers |= found
     return numbers
+
+
+def _check(
+    vae: nn.Module, objective: Objective, schedule: LossSchedule, discriminators: torch.optim.Optimizer | None
+) -> None:
+    """Refuse now what would fail in a later phase."""
+    children = {name for name, _ in vae.named_modules()}
+    for phase in schedule.phases:
+        objective.check(phase.weights)
+        if missing := sorted(set(phase.frozen) - children):
+            raise ValueError(f"frozen names {missing}, which {type(vae).__name__} does not have")
+    if discriminators is None and (players := sorted(schedule.names & objective.adversaries.keys())):
+        raise ValueError(f"discriminators must be an optimiser, got None, but the schedule names {players}")
 
 
 def _update(loss: Tensor, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
