@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Affine", "Piece", "again", "backward", "blocks", "forward", "pieces_by_row", "refusal"]
+__all__ = ["Affine", "Piece", "again", "backward", "blocks", "forward", "pieces_by_row", "refusal", "through_norm"]
 
 Affine = Callable[[int | Tensor], tuple[Tensor | None, Tensor | None]]
 """Weight and bias in float32 of a row ``(d,)``, or of a row for each token ``(m, d)``; None for ones and zeros.
@@ -164,11 +164,20 @@ def backward(
             sums[1].index_add_(0, row, product)
         if weight is not None:
             g, product = g * weight, product.mul_(weight)
-        value = torch.addcmul(g, normed, product.mean(-1, keepdim=True), value=-1)
-        if len(stats) == 2:
-            value.sub_(g.mean(-1, keepdim=True))
-        dx[block] = value.mul_(stat[0])
+        dx[block] = through_norm(g, product, normed, stat[0], len(stats) == 2)
     return dx, sums
+
+
+def through_norm(grad: Tensor, product: Tensor, normed: Tensor, rstd: Tensor, layer: bool) -> Tensor:
+    """The gradient of what was normed: ``(g - normed·mean(product) [- mean(g)])·rstd``, ``product`` being ``g·normed``.
+
+    Example:
+        >>> x = torch.tensor([[3.0, 4.0]])
+        >>> through_norm(x, x * x, x, torch.ones(1, 1), False).tolist()
+        [[-34.5, -46.0]]
+    """
+    value = torch.addcmul(grad, normed, product.mean(-1, keepdim=True), value=-1)
+    return (value.sub_(grad.mean(-1, keepdim=True)) if layer else value).mul_(rstd)
 
 
 def _layer_normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tubelet.kernels._choice import Backend, use_triton
+from tubelet.kernels._choice import PointwiseBackend, use_blocks, use_triton
 from tubelet.kernels._launching import dense
 from tubelet.kernels._rotation import launches
+from tubelet.kernels._rotation.cpu import by_blocks
 from tubelet.kernels._rotation.reference import reference
 from tubelet.positions import Rotary
 
@@ -30,7 +31,7 @@ def qk_norm_rope(
     k_weight: Float[Tensor, " head_dim"] | None = None,
     *,
     eps: float = 1e-6,
-    backend: Backend = "auto",
+    backend: PointwiseBackend = "auto",
 ) -> tuple[Float[Tensor, "*lead heads head_dim"], Float[Tensor, "*lead kv_heads head_dim"]]:
     """RMS norm of each head of q and k, then their rotation, in float32 or better, rounded once.
 
@@ -39,13 +40,13 @@ def qk_norm_rope(
         rotary: the rotation of each token; leading axes that it lacks broadcast.
         q_weight, k_weight: of the norms; None for none.
         eps: added to the mean square.
-        backend: ``"auto"``, ``"reference"`` or ``"triton"``.
+        backend: ``"auto"``, ``"reference"``, ``"triton"`` or ``"blocks"``.
 
     Returns:
         q and k, in their dtypes.
 
     Raises:
-        ValueError: widths or numbers of tokens disagree; or ``triton`` was asked for and cannot serve, with the reason.
+        ValueError: widths or numbers of tokens disagree; or a backend was asked for and cannot serve, with the reason.
 
     Example:
         >>> from tubelet.positions import Rope3d
@@ -56,8 +57,10 @@ def qk_norm_rope(
     """
     _check(q, k, rotary)
     tensors = (q, k, rotary.cos, rotary.sin, q_weight, k_weight)
+    if use_blocks(backend, "qk_norm_rope", tensors):
+        return by_blocks(q, rotary, q_weight, eps=eps), by_blocks(k, rotary, k_weight, eps=eps)
     if not use_triton(backend, "qk_norm_rope", tensors, _refusal(q, k, rotary)):
-        return reference(q, rotary, q_weight, eps), reference(k, rotary, k_weight, eps)
+        return reference(q, rotary, q_weight, eps=eps), reference(k, rotary, k_weight, eps=eps)
     cos, sin = (_rows(x.expand(*q.shape[:-2], x.shape[-1]), 1) for x in rotary[:2])
     flat = (_rows(q, 2), _rows(k, 2))
     results = _qk_norm_rope(*flat, cos, sin, q_weight, k_weight, eps, rotary.layout == "interleaved")
