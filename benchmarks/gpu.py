@@ -1,8 +1,9 @@
 """``python -m benchmarks.gpu --out DIR``: what a GPU can do, and how near our kernels come to it.
 
-Tables, each as JSON and Markdown: the ceilings (matrix product, copy), norm + modulate, QK-norm + RoPE, and attention
-over time against eager code and ``torch.compile``; joint attention against cuDNN, and windows, causal frames and packed
-mixtures against FlexAttention. Forward and backward, with the error of the timed call beside its time.
+Tables, each as JSON and Markdown: the ceilings (matrix product, copy), norm + modulate, gate + residual with and
+without the norm + modulate behind it, QK-norm + RoPE, and attention over time against eager code and ``torch.compile``;
+joint attention against cuDNN, and windows, causal frames and packed mixtures against FlexAttention. Forward and
+backward, with the error of the timed call beside its time.
 ``--dry`` runs the same code on the CPU with tiny shapes. Exit status 1: a result was wrong.
 
 Times are medians of Triton's ``do_bench``: CUDA events, second-level cache flushed before each call. "of floor" is the
@@ -30,8 +31,8 @@ from tubelet.attention import FrameCausal, Joint, Neighborhood, SlidingTile, Tem
 from tubelet.attention.places import Affine
 from tubelet.attention.tiles import Run
 from tubelet.bench.device import environment
-from tubelet.blocks import modulate
-from tubelet.kernels import grouped_attention, norm_modulate, qk_norm_rope
+from tubelet.blocks import gated, modulate
+from tubelet.kernels import gate_residual, grouped_attention, norm_modulate, qk_norm_rope, residual_norm_modulate
 from tubelet.layout import Grid, LayoutIndex, Rows, TokenLayout
 from tubelet.norms import LayerNorm
 from tubelet.positions import Rotary, apply_rope
@@ -104,7 +105,12 @@ def main() -> int:
     text = f"bf16 matrix product {top.matmul_tflops:.0f} TFLOP/s, copy {top.copy_gbs:.0f} GB/s (read + written)"
     save(arguments.out / "ceilings", {**about, **asdict(top)}, text, about)
     wrong = 0
-    tables = {"norm_modulate": modulation, "qk_norm_rope": rotation, "grouped_attention": over_time}
+    tables = {
+        "norm_modulate": modulation,
+        "residual_norm_modulate": residuals,
+        "qk_norm_rope": rotation,
+        "grouped_attention": over_time,
+    }
     tables |= {"joint_attention": jointly, "tiled_attention": in_tiles}
     for name, problems in tables.items():
         lines: list[Line] = []
@@ -162,6 +168,51 @@ def _modulated_eagerly(x: Tensor, values: Tensor, index: Tensor | None, norm: La
 
 def _modulated(x: Tensor, values: Tensor, index: Tensor | None, backend: Any) -> Sequence[Tensor]:
     return (norm_modulate(x, *Rows(values, index).chunk(2), backend=backend),)
+
+
+def residuals(device: str, dry: bool) -> Iterator[Problem]:
+    """Gate + residual at widths and tokens of known models, alone and with norm + modulate."""
+    problems = [
+        ("wan-1.3b-480p", 32_760, 1536, 1, False),
+        ("wan-1.3b-480p", 32_760, 1536, 1, True),
+        ("wan-1.3b-480p", 32_760, 1536, 21, True),
+        ("hunyuanvideo-720p", 119_056, 3072, 1, True),
+        ("wan-14b-720p", 75_600, 5120, 21, True),
+    ]
+    tiny = [("tiny", 64, 32, 1, False), ("tiny", 64, 32, 4, True)]
+    for name, n, width, rows, normed in tiny if dry else problems:
+        index = None if rows == 1 else torch.arange(n, device=device) * rows // n
+        x, update = (torch.randn(n, width, device=device, dtype=torch.bfloat16).requires_grad_() for _ in range(2))
+        values = torch.randn(rows, (1 + 2 * normed) * width, device=device, dtype=torch.bfloat16, requires_grad=True)
+        eager = partial(_added_eagerly, index=index, norm=LayerNorm(width, affine=False) if normed else None)
+        ways: dict[str, Way] = {
+            "eager": eager,
+            "compiled": torch.compile(eager, fullgraph=True, backend="eager" if dry else "inductor"),
+            "ours": partial(_added, index=index, normed=normed, backend="reference" if dry else "triton"),
+        }
+        exact = partial(_added, index=index, normed=normed, backend="reference")
+        shape = f"{name}: {n} x {width}, {rows} rows, {'then norm + modulate' if normed else 'alone'}"
+        moved = (4, 6) if normed else (3, 3)
+        yield Problem(
+            "residual_norm_modulate", shape, (x, update, values), ways, exact, moved[0] * x.nbytes, moved[1] * x.nbytes
+        )
+
+
+def _added_eagerly(
+    x: Tensor, update: Tensor, values: Tensor, index: Tensor | None, norm: LayerNorm | None
+) -> Sequence[Tensor]:
+    gate, *rows = Rows(values, index).chunk(1 if norm is None else 3)
+    y = gated(x, update, gate)
+    return (y,) if norm is None else (y, modulate(norm(y), *rows))
+
+
+def _added(
+    x: Tensor, update: Tensor, values: Tensor, index: Tensor | None, normed: bool, backend: Any
+) -> Sequence[Tensor]:
+    gate, *rows = Rows(values, index).chunk(3 if normed else 1)
+    if normed:
+        return residual_norm_modulate(x, update, gate, *rows, backend=backend)
+    return (gate_residual(x, update, gate, backend=backend),)
 
 
 def rotation(device: str, dry: bool) -> Iterator[Problem]:

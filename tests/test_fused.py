@@ -10,7 +10,14 @@ from tubelet.attention import Attention, ParallelAttention
 from tubelet.blocks import Branch, TransformerBlock
 from tubelet.conditioning import AdaLNZero, ModulationSlice
 from tubelet.fused import FusedLinear, use_eager, use_kernels
-from tubelet.kernels import layer_norm, linear, norm_modulate, qk_norm_rope
+from tubelet.kernels import (
+    gate_residual,
+    layer_norm,
+    linear,
+    norm_modulate,
+    qk_norm_rope,
+    residual_norm_modulate,
+)
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.mlp import MLP
 from tubelet.models import VideoDiT, VideoDiTConfig
@@ -45,7 +52,7 @@ def results(model: nn.Module) -> list[Tensor]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the fused operations, as they are called."""
     made: list[str] = []
-    for operation in (layer_norm, linear, norm_modulate, qk_norm_rope):
+    for operation in (gate_residual, layer_norm, linear, norm_modulate, qk_norm_rope, residual_norm_modulate):
 
         def counting(*args: object, _operation: object = operation, **kwargs: object) -> object:
             made.append(_operation.__name__)
@@ -64,9 +71,9 @@ def test_a_whole_model_computes_the_same_and_keeps_its_keys(model: VideoDiT, mon
     eager, keys = results(model), list(model.state_dict())
     changed = use_kernels(model)
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    # In each block: attention's branch, its attention, the MLP's branch and the MLP; not the cross-attention's.
+    # In each block: itself, three branches, the attention and the MLP; not the cross-attention.
     norms = [name for name, module in model.named_modules() if isinstance(module, LayerNorm)]
-    assert len(changed) == 2 * 4 + len(linears) + len(norms)
+    assert len(changed) == 2 * 6 + len(linears) + len(norms)
     assert {"blocks.0.branches.0.inner", *linears} <= set(changed)
     made = calls(monkeypatch)
     equal(results(model), eager)
@@ -96,6 +103,67 @@ def test_the_filter_chooses(model: VideoDiT) -> None:
     assert use_eager(model) == changed
 
 
+@pytest.fixture
+def joins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Residuals as on a GPU; their operations then take the reference."""
+    monkeypatch.setattr("tubelet.fused._pays", lambda x: True)
+
+
+@pytest.mark.usefixtures("joins")
+def test_neighbouring_branches_are_joined(model: VideoDiT, monkeypatch) -> None:
+    """Attention, cross-attention without modulation, MLP: two joints a block, one norm before them, one gate after."""
+    eager = results(model)
+    use_kernels(model)
+    made = calls(monkeypatch)
+    equal(results(model), eager)
+    counted = {name: made.count(name) for name in ("norm_modulate", "residual_norm_modulate", "gate_residual")}
+    assert counted == {"norm_modulate": 2, "residual_norm_modulate": 4, "gate_residual": 2}
+
+
+class Twice(Branch):
+    """A branch of somebody else."""
+
+    def forward(self, x: Tensor, cond: Rows | None = None, context: object = None) -> Tensor:
+        return super().forward(super().forward(x, cond), cond)
+
+
+def _block(kind: type[Branch] = Branch, norm: type[nn.Module] = RMSNorm) -> TransformerBlock:
+    branches = [
+        Branch(nn.Linear(8, 8, **F64), norm(8, **F64), modulation=ModulationSlice(8, 0), post_norm=norm(8, **F64)),
+        kind(nn.Linear(8, 8, **F64), norm(8, **F64), modulation=ModulationSlice(8, 3, parts=2), parts=("scale", "gate"),
+             gate=torch.tanh),
+        Branch(nn.Linear(8, 8, **F64), norm(8, **F64), modulation=ModulationSlice(8, 5, parts=1), parts=("gate",)),
+        Branch(nn.Linear(8, 8, **F64)),
+    ]  # fmt: skip
+    return randomised(TransformerBlock(branches, AdaLNZero(8, 6, parts=6, **F64)))
+
+
+@pytest.mark.usefixtures("joins")
+@pytest.mark.parametrize(
+    ("change", "joints"),
+    [
+        (None, 2),  # the fourth branch has no norm
+        ("kind", 0),
+        ("norm", 0),
+        ("hook", 0),
+        ("filter", 1),
+    ],
+)
+def test_what_cannot_be_joined_is_left_apart(change: str | None, joints: int, monkeypatch) -> None:
+    made = {"kind": {"kind": Twice}, "norm": {"norm": nn.LayerNorm}}.get(change or "", {})
+    block = _block(**made)
+    layout = TokenLayout.dense(3, Grid(1, 2, 2)).on("cpu")
+    x, cond = torch.randn(3, 4, 8, **F64), layout.rows(torch.randn(3, 6, **F64), "sample")
+    eager, heard = block(x, cond), []
+    use_kernels(block, lambda name, module: change != "filter" or name != "branches.0")
+    if change == "hook":
+        block.branches[1].register_forward_hook(lambda *_: heard.append(1))
+    names = calls(monkeypatch)
+    equal([block(x, cond)], [eager])
+    assert names.count("residual_norm_modulate") == joints
+    assert len(heard) == (change == "hook")
+
+
 def test_what_has_no_kernel_is_left_alone() -> None:
     class Doubled(RMSNorm):
         def forward(self, x: Tensor) -> Tensor:
@@ -104,15 +172,20 @@ def test_what_has_no_kernel_is_left_alone() -> None:
     listened = LayerNorm(8, affine=False)
     listened.register_forward_hook(lambda *_: None)
     for module in (
-        Branch(nn.Identity(), LayerNorm(8)),  # no modulation
-        Branch(nn.Identity(), Doubled(8), modulation=AdaLNZero(8, 8)),
-        Branch(nn.Identity(), nn.LayerNorm(8), modulation=AdaLNZero(8, 8)),
-        Branch(nn.Identity(), listened, modulation=AdaLNZero(8, 8)),
         Attention(8, 2),
         Attention(8, 2, qk_norm=LayerNorm),
         Attention(8, 2, qk_norm=Doubled),
     ):
         assert use_kernels(module, lambda name, module: not isinstance(module, nn.Linear | LayerNorm)) == []
+    for branch in (
+        Branch(nn.Identity(), LayerNorm(8)),  # no modulation
+        Branch(nn.Identity(), Doubled(8), modulation=AdaLNZero(8, 8)),
+        Branch(nn.Identity(), nn.LayerNorm(8), modulation=AdaLNZero(8, 8)),
+        Branch(nn.Identity(), listened, modulation=AdaLNZero(8, 8)),
+    ):
+        plain = branch.norm_modulate
+        assert "" in use_kernels(branch)
+        assert branch.norm_modulate is plain
 
 
 @pytest.mark.parametrize("norm", [LayerNorm, RMSNorm])
@@ -175,13 +248,12 @@ def test_rotations_that_the_kernel_does_not_know_stay_eager(rope: nn.Module, mon
 
 
 @pytest.mark.graph
+@pytest.mark.usefixtures("joins")
 def test_fused_blocks_compile_into_one_graph() -> None:
     attention = Attention(24, 2, qk_norm=RMSNorm)
-    block = randomised(
-        TransformerBlock(
-            [Branch(attention, LayerNorm(24, affine=False), modulation=AdaLNZero(24, 6), takes=["layout", "rope"])]
-        )
-    )
+    norm, modulation = LayerNorm(24, affine=False), AdaLNZero(24, 6)
+    branches = [Branch(attention, norm, modulation=modulation, takes=["layout", "rope"])]
+    block = randomised(TransformerBlock([*branches, Branch(MLP(24), LayerNorm(24), modulation=AdaLNZero(24, 6))]))
     use_kernels(block)
     layout = TokenLayout.packed([Grid(1, 2, 2), Grid(2, 1, 1)]).on("cpu")
     context = {"layout": layout, "rope": Rope3d(12)(layout.coords)}

@@ -8,7 +8,7 @@ Norm, modulation and residual are computed in the wider of the dtypes of the tok
 tokens keep theirs: float32 rows make a float32 island in a bfloat16 model, as Wan has it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -25,6 +25,7 @@ __all__ = [
     "Part",
     "TransformerBlock",
     "gated",
+    "in_turn",
     "modulate",
     "norm_modulate",
     "taken",
@@ -71,6 +72,8 @@ def gated(
 ) -> Float[Tensor, "*lead d"]:
     """``x + gate · update`` in the wider dtype of ``x`` and the gate, returned in that of ``x``; None: no gate.
 
+    What :func:`tubelet.fused.use_kernels` replaces by one kernel.
+
     Raises:
         ValueError: the rows are those of other tokens than ``x``.
 
@@ -106,6 +109,7 @@ class Branch(nn.Module):
     """
 
     norm_modulate: Callable[..., Tensor] = staticmethod(norm_modulate)
+    gated: Callable[..., Tensor] = staticmethod(gated)
 
     def __init__(
         self,
@@ -137,20 +141,20 @@ class Branch(nn.Module):
                 takes.
         """
         h, gate = self.enter(x, cond)
-        return self.leave(x, self._run(h, context), gate)
+        return self.leave(x, self.run(h, context), gate)
 
     def enter(self, x: Float[Tensor, "*lead d"], cond: Rows | None) -> tuple[Float[Tensor, "*lead d"], Rows | None]:
         """What ``inner`` is given, and the gate of what it returns."""
-        rows = self._rows(cond)
+        rows = self.rows(cond)
         return self.norm_modulate(self.norm, x, rows.get("shift"), rows.get("scale")), rows.get("gate")
 
     def leave(
         self, x: Float[Tensor, "*lead d"], update: Float[Tensor, "*lead d"], gate: Rows | None
     ) -> Float[Tensor, "*lead d"]:
         """Add what ``inner`` returned to ``x``, through the norm behind it and the gate."""
-        return gated(x, self.post_norm(update), gate)
+        return self.gated(x, self.post_norm(update), gate)
 
-    def _rows(self, cond: Rows | None) -> dict[Part, Rows]:
+    def rows(self, cond: Rows | None) -> dict[Part, Rows]:
         """The parts of the modulation by name; none for an unmodulated branch."""
         if self.modulation is None:
             return {}
@@ -161,7 +165,8 @@ class Branch(nn.Module):
             rows["gate"] = rows["gate"].map(self.gate)
         return rows
 
-    def _run(self, h: Tensor, context: Mapping[str, Any] | None) -> Tensor:
+    def run(self, h: Float[Tensor, "*lead d"], context: Mapping[str, Any] | None) -> Float[Tensor, "*lead d"]:
+        """What ``inner`` makes of ``h`` and the entries of the context that it takes."""
         out: Tensor = self.inner(h, **taken(context, self.takes))
         return out
 
@@ -170,6 +175,22 @@ class Branch(nn.Module):
         def __call__(
             self, x: Float[Tensor, "*lead d"], cond: Rows | None = None, context: Mapping[str, Any] | None = None
         ) -> Float[Tensor, "*lead d"]: ...
+
+
+def in_turn(
+    branches: Iterable[nn.Module], x: Float[Tensor, "*lead d"], cond: Rows | None, context: Mapping[str, Any] | None
+) -> Float[Tensor, "*lead d"]:
+    """Every branch in turn.
+
+    What :func:`tubelet.fused.use_kernels` replaces by one kernel for the end of a branch and the start of the next.
+
+    Example:
+        >>> in_turn([Branch(nn.Identity()), Branch(nn.Identity())], torch.ones(1, 2), None, None).tolist()
+        [[4.0, 4.0]]
+    """
+    for branch in branches:
+        x = branch(x, cond, context)
+    return x
 
 
 class TransformerBlock(nn.Module):
@@ -186,6 +207,8 @@ class TransformerBlock(nn.Module):
         >>> block(torch.randn(2, 5, 8)).shape
         torch.Size([2, 5, 8])
     """
+
+    in_turn: Callable[..., Tensor] = staticmethod(in_turn)
 
     def __init__(self, branches: Sequence[nn.Module], modulation: nn.Module | None = None) -> None:
         super().__init__()
@@ -204,9 +227,7 @@ class TransformerBlock(nn.Module):
             if cond is None:
                 raise ValueError("cond is None, but this block is modulated: give Rows of conditioning")
             cond = self.modulation(cond)
-        for branch in self.branches:
-            x = branch(x, cond, context)
-        return x
+        return self.in_turn(self.branches, x, cond, context)
 
     if TYPE_CHECKING:
 

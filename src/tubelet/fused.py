@@ -3,22 +3,34 @@
 ``use_kernels`` changes how some kinds of module compute, never what they hold: parameters, buffers, submodules and
 state-dict keys stay as they are, so checkpoints, optimisers, PEFT and EMA copies do not notice.
 
-- A :class:`tubelet.blocks.Branch` with a modulation and a plain layer or RMS norm: norm + modulate.
+- A :class:`tubelet.blocks.Branch`: gate + residual; with a modulation and a plain layer or RMS norm: norm + modulate.
+- A :class:`tubelet.blocks.TransformerBlock`: the end of a branch together with the norm + modulate of the next.
 - A :class:`tubelet.attention.Attention` with RMS norms of queries and keys: qk-norm + RoPE, where it gets rotations.
 - An ``nn.Linear``: oneDNN's product on the CPU.
 - A :class:`tubelet.norms.LayerNorm`: PyTorch's kernel of two precisions on the CPU.
 - A :class:`tubelet.mlp.MLP` or :class:`tubelet.attention.ParallelAttention`: its first projection and its activation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelet.attention.modules import Attention, normed_and_turned
 from tubelet.attention.streams import ParallelAttention
-from tubelet.blocks import Branch
-from tubelet.kernels import Activation, Norm, layer_norm, linear, norm_modulate, qk_norm_rope
+from tubelet.blocks import Branch, TransformerBlock, gated
+from tubelet.kernels import (
+    Activation,
+    Norm,
+    gate_residual,
+    layer_norm,
+    linear,
+    norm_modulate,
+    qk_norm_rope,
+    residual_norm_modulate,
+)
 from tubelet.layout import Rows
 from tubelet.mlp import MLP, raised
 from tubelet.norms import LayerNorm, RMSNorm
@@ -83,15 +95,19 @@ def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
     Example:
         >>> from tubelet.conditioning import AdaLNZero
         >>> block = nn.ModuleList([Branch(nn.Linear(8, 8), LayerNorm(8), modulation=AdaLNZero(8, 8))])
-        >>> use_kernels(block), use_eager(block)
-        (['0', '0.inner', '0.norm', '0.modulation.proj'], ['0', '0.inner', '0.norm', '0.modulation.proj'])
+        >>> use_kernels(block) == use_eager(block) == ["0", "0.inner", "0.norm", "0.modulation.proj"]
+        True
     """
     changed = []
     for name, module in model.named_modules():
         if filter is not None and not filter(name, module):
             continue
-        if isinstance(module, Branch) and _modulated(module) and _plain_norm(module.norm):
-            module.norm_modulate = _norm_modulate
+        if isinstance(module, Branch):
+            module.gated = _gated
+            if _modulated(module) and _plain_norm(module.norm):
+                module.norm_modulate = _norm_modulate
+        elif isinstance(module, TransformerBlock):
+            module.in_turn = _in_turn
         elif isinstance(module, Attention) and _qk_norms(module):
             module.normed_and_turned = _normed_and_turned
         elif isinstance(module, MLP | ParallelAttention):
@@ -113,21 +129,22 @@ def use_eager(model: nn.Module) -> list[str]:
     """
     changed = []
     for name, module in model.named_modules():
-        for plain, fused in _CLASSES:
-            if type(module) is fused:
-                module.__class__ = plain
-                changed.append(name)
-        for kind, attribute in _REPLACED:
-            if isinstance(module, kind) and vars(module).pop(attribute, None) is not None:
-                changed.append(name)
+        found = [plain for plain, fused in _CLASSES if type(module) is fused]
+        if found:
+            module.__class__ = found[0]
+        replaced = [each for kind, names in _REPLACED if isinstance(module, kind) for each in names]
+        undone = [each for each in replaced if vars(module).pop(each, None) is not None]
+        if found or undone:
+            changed.append(name)
     return changed
 
 
-_REPLACED: tuple[tuple[type[nn.Module], str], ...] = (
-    (Branch, "norm_modulate"),
-    (Attention, "normed_and_turned"),
-    (MLP, "raised"),
-    (ParallelAttention, "raised"),
+_REPLACED: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
+    (Branch, ("gated", "norm_modulate")),
+    (TransformerBlock, ("in_turn",)),
+    (Attention, ("normed_and_turned",)),
+    (MLP, ("raised",)),
+    (ParallelAttention, ("raised",)),
 )
 
 
@@ -151,9 +168,68 @@ def _activation(act: Callable[[Tensor], Tensor]) -> Activation | None:
 def _norm_modulate(norm: nn.Module, x: Float[Tensor, "*lead d"], shift: Rows, scale: Rows) -> Float[Tensor, "*lead d"]:
     """What a branch computes before its inner module."""
     assert isinstance(norm, LayerNorm | RMSNorm)
-    bias = norm.bias if isinstance(norm, LayerNorm) else None
+    return norm_modulate(x, shift, scale, **_described(norm), dtype=x.dtype)
+
+
+def _described(norm: nn.Module) -> dict[str, Any]:
+    """A plain norm as the arguments of an operation."""
+    assert isinstance(norm, LayerNorm | RMSNorm)
     kind: Norm = "layer" if isinstance(norm, LayerNorm) else "rms"
-    return norm_modulate(x, shift, scale, norm=kind, weight=norm.weight, bias=bias, eps=norm.eps, dtype=x.dtype)
+    bias = norm.bias if isinstance(norm, LayerNorm) else None
+    return {"norm": kind, "weight": norm.weight, "bias": bias, "eps": norm.eps}
+
+
+def _gated(
+    x: Float[Tensor, "*lead d"], update: Float[Tensor, "*lead d"], gate: Rows | None
+) -> Float[Tensor, "*lead d"]:
+    """What a branch computes after its inner module."""
+    return gate_residual(x, update, gate) if gate is not None and _pays(x) else gated(x, update, gate)
+
+
+def _in_turn(
+    branches: Iterable[nn.Module], x: Float[Tensor, "*lead d"], cond: Rows | None, context: Mapping[str, Any] | None
+) -> Float[Tensor, "*lead d"]:
+    """Branches in turn, neighbours joined where they can be."""
+    entered: tuple[Tensor, Rows | None] | None = None
+    followed: list[nn.Module | None] = [*branches, None]
+    for branch, following in pairwise(followed):
+        assert branch is not None
+        joined = _pays(x) and _joined(branch, following)
+        if entered is None and not joined:
+            x = branch(x, cond, context)
+            continue
+        assert isinstance(branch, Branch)
+        h, gate = branch.enter(x, cond) if entered is None else entered
+        update = branch.run(h, context)
+        if joined:
+            assert isinstance(following, Branch)
+            x, entered = _left_and_entered(branch, following, x, update, gate, cond)
+        else:
+            x, entered = branch.leave(x, update, gate), None
+    return x
+
+
+def _left_and_entered(
+    branch: Branch, following: Branch, x: Tensor, update: Tensor, gate: Rows | None, cond: Rows | None
+) -> tuple[Tensor, tuple[Tensor, Rows | None]]:
+    """The tokens between two branches; what the second's inner module is given, and its gate."""
+    rows = following.rows(cond)
+    modulation = (rows.get("shift"), rows.get("scale"))
+    update = branch.post_norm(update)
+    y, h = residual_norm_modulate(x, update, gate, *modulation, **_described(following.norm))
+    return y, (h, rows.get("gate"))
+
+
+def _joined(branch: nn.Module, following: nn.Module | None) -> bool:
+    """Whether one kernel ends a branch and begins the next: both use kernels, and nobody listens to either."""
+    if not (type(branch) is type(following) is Branch and _plain_norm(following.norm)):
+        return False
+    return all(each.gated is _gated and not _heard(each) for each in (branch, following))
+
+
+def _pays(x: Tensor) -> bool:
+    """Whether the residual has a kernel: on the CPU it would save no pass over the tokens."""
+    return x.is_cuda
 
 
 def _normed_and_turned(

@@ -11,7 +11,7 @@ from torch import Tensor
 from tubelet.attention import FrameCausal, Joint, Neighborhood, SlidingTile, Spatial, Strided, Temporal, Window, attend
 from tubelet.fused import use_kernels
 from tubelet.kernels import _measuring as measuring
-from tubelet.kernels import norm_modulate, qk_norm_rope, varlen_attention
+from tubelet.kernels import gate_residual, norm_modulate, qk_norm_rope, residual_norm_modulate, varlen_attention
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.models import VideoDiT, VideoDiTConfig
 from tubelet.positions import Rope3d, Rotary
@@ -32,6 +32,22 @@ def modulated(width: int, dtype: torch.dtype, rows: int | None, norm: Any) -> tu
     def run(x: Tensor, values: Tensor, weight: Tensor, backend: Any = "triton") -> tuple[Tensor, ...]:
         shift, scale, _ = Rows(values, index).chunk(3)
         return (norm_modulate(x, shift, scale, norm=norm, weight=weight, bias=weight, backend=backend),)
+
+    return run, [x, values, weight]
+
+
+def joined(width: int, dtype: torch.dtype, rows: int | None, norm: Any) -> tuple[Operation, list[Tensor]]:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 700, width, device="cuda", dtype=dtype, requires_grad=True)
+    values = torch.randn(rows or 3, 3 * width, device="cuda", dtype=dtype, requires_grad=True)
+    weight = torch.randn(width, device="cuda", dtype=dtype, requires_grad=True)
+    index = None if rows is None else torch.randint(0, rows, (3, 700), device="cuda")
+
+    def run(x: Tensor, values: Tensor, weight: Tensor, backend: Any = "triton") -> tuple[Tensor, ...]:
+        gate, shift, scale = Rows(values, index).chunk(3)
+        affine = {"norm": norm, "weight": weight, "bias": weight}
+        y, out = residual_norm_modulate(*x, gate, shift, scale, **affine, backend=backend)
+        return y, out, gate_residual(y, out, gate, backend=backend)
 
     return run, [x, values, weight]
 
@@ -103,6 +119,12 @@ def test_norm_modulate(width: int, dtype: torch.dtype, rows: int | None, norm: s
     near(*modulated(width, dtype, rows, norm), TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize(("width", "dtype"), WIDTHS)
+@pytest.mark.parametrize(("rows", "norm"), [(None, "layer"), (1, "layer"), (40, "rms")])
+def test_gate_residual(width: int, dtype: torch.dtype, rows: int | None, norm: str) -> None:
+    near(*joined(width, dtype, rows, norm), 2 * TOLERANCE[dtype])  # the norm reads the sum as it was rounded
+
+
 @pytest.mark.parametrize(("head_dim", "dtype"), HEAD_DIMS)
 @pytest.mark.parametrize("layout", ["interleaved", "half"])
 def test_qk_norm_rope(head_dim: int, dtype: torch.dtype, layout: str) -> None:
@@ -153,6 +175,7 @@ def test_attention_errs_hardly_more_than_pytorchs(pattern: Any, dtype: torch.dty
 
 CASES = {
     "norm_modulate": lambda: modulated(1536, torch.bfloat16, 40, "layer"),
+    "residual_norm_modulate": lambda: joined(1536, torch.bfloat16, 40, "layer"),
     "qk_norm_rope": lambda: turned(128, torch.bfloat16, "interleaved"),
     "grouped_attention": lambda: grouped(Strided(2), 128, torch.bfloat16),
     "tiled_attention": lambda: grouped(Neighborhood((5, 3, 3)), 128, torch.bfloat16),
@@ -201,7 +224,7 @@ def test_a_cuda_graph_replays_forward_and_backward(name: str) -> None:
         assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("name", ["norm_modulate", "tiled_attention", "varlen_attention"])
+@pytest.mark.parametrize("name", ["norm_modulate", "residual_norm_modulate", "tiled_attention", "varlen_attention"])
 def test_gradients_repeat_to_the_bit(name: str) -> None:
     run, leaves = CASES[name]()
     first, second = (torch.autograd.grad(run(*leaves)[0].sum(), leaves) for _ in range(2))

@@ -9,8 +9,14 @@ from tubelet.attention import Temporal, Window
 from tubelet.attention.places import Affine
 from tubelet.attention.plan import make_plan
 from tubelet.attention.tiles import Run
-from tubelet.blocks import modulate
-from tubelet.kernels import grouped_attention, norm_modulate, qk_norm_rope
+from tubelet.blocks import gated, modulate
+from tubelet.kernels import (
+    gate_residual,
+    grouped_attention,
+    norm_modulate,
+    qk_norm_rope,
+    residual_norm_modulate,
+)
 from tubelet.kernels._choice import use_triton
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.norms import LayerNorm, RMSNorm
@@ -41,6 +47,32 @@ def test_norm_modulate_passes_gradcheck(norm: str) -> None:
         return norm_modulate(x, *Rows(rows, index).chunk(2), norm=norm, weight=weight, bias=bias)
 
     assert torch.autograd.gradcheck(run, leaves)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("affine", [False, True])
+def test_residual_norm_modulate_is_the_librarys_residual_norm_and_modulation(norm: str, affine: bool) -> None:
+    module = (LayerNorm if norm == "layer" else RMSNorm)(12, affine=affine, **F64)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    x, update = torch.randn(2, 2, 5, 12, **F64)
+    rows = Rows(torch.randn(3, 36, **F64), torch.randint(0, 3, (2, 5)))
+    arguments = {"norm": norm, "weight": module.weight, "bias": getattr(module, "bias", None)}
+    for gate, shift, scale in (rows.chunk(3), (None, None, None), (None, *rows.chunk(3)[1:])):
+        y, out = residual_norm_modulate(x, update, gate, shift, scale, **arguments)
+        expected = gated(x, update, gate)
+        torch.testing.assert_close(y, expected, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(out, modulate(module(expected), shift, scale), rtol=1e-11, atol=1e-12)
+    assert torch.equal(gate_residual(x, update, rows.chunk(3)[0]), gated(x, update, rows.chunk(3)[0]))
+
+
+def test_the_residual_keeps_its_dtype_and_the_norm_reads_what_is_kept() -> None:
+    x, row = torch.randn(2, 5, 40).bfloat16(), Rows(torch.randn(1, 40))
+    y, out = residual_norm_modulate(x[0], x[1], row, row, row)
+    exact = x[0].double() + row.values.double() * x[1].double()
+    assert y.dtype == out.dtype == torch.bfloat16
+    assert torch.equal(y, exact.bfloat16())
+    assert torch.equal(out, norm_modulate(y, row, row).bfloat16())
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "half"])

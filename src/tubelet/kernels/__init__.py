@@ -11,6 +11,7 @@ from tubelet.kernels._linear.op import LinearBackend, linear
 from tubelet.kernels._linear.reference import Activation
 from tubelet.kernels._modulation.op import norm_modulate
 from tubelet.kernels._modulation.reference import Norm
+from tubelet.kernels._residual.op import gate_residual, residual_norm_modulate
 from tubelet.kernels._rotation.op import qk_norm_rope
 from tubelet.kernels._tiled.op import (
     tiled_attention,
@@ -32,6 +33,7 @@ __all__ = [
     "TileSizes",
     "Tiles",
     "absence",
+    "gate_residual",
     "grouped_attention",
     "grouped_backward",
     "grouped_forward",
@@ -41,6 +43,7 @@ __all__ = [
     "linear",
     "norm_modulate",
     "qk_norm_rope",
+    "residual_norm_modulate",
     "segment_tiles",
     "tile_rows",
     "tiled_attention",

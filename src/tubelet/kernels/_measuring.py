@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tubelet.kernels._launching import Sizes
 from tubelet.kernels._modulation import launches as modulation
+from tubelet.kernels._residual import launches as residual
 from tubelet.kernels._rotation import launches as rotation
 from tubelet.kernels._tuning import key, tuned_file, write
 
@@ -23,7 +24,7 @@ Job = tuple[str, int, Sizes, Callable[[Sizes], Sequence[Tensor]]]
 
 
 def tune(widths: Sequence[int], head_dims: Sequence[int], dtype: str = "bfloat16", tokens: int = 32_768) -> Path:
-    """Measure both operations, forward and backward, on the current CUDA device and keep the fastest sizes.
+    """Measure the operations that have sizes to choose, forward and backward, on the current CUDA device; keep the fastest.
 
     Returns:
         The file written; processes that start later read it.
@@ -54,7 +55,8 @@ def jobs(
 
     Example:
         >>> [name for name, *_ in jobs([8], [], torch.float32, 4, "meta")]
-        ['modulation_forward', 'modulation_backward']
+        ['modulation_forward', 'modulation_backward', 'residual_forward', 'residual_backward', 'gate_forward',
+         'gate_backward']
     """
     make = partial(torch.randn, device=device, dtype=dtype)
     for width in widths:
@@ -65,6 +67,7 @@ def jobs(
         backward = partial(_with_sizes, modulation.backward, (x, given, stats, None, None))
         yield "modulation_forward", width, modulation.fixed_forward(width), forward
         yield "modulation_backward", width, modulation.fixed_backward(width), backward
+        yield from _residuals(x, row, stats)
     for width in head_dims:
         q, k, _ = make(1, tokens, 3, 12, width).unbind(2)
         angles = torch.randn(1, tokens, width // 2, device=device)
@@ -113,6 +116,20 @@ def neighbours(fixed: Sizes) -> Iterator[Sizes]:
         for warps in (fixed.warps // 2, fixed.warps, 2 * fixed.warps):
             if tokens >= 1 and 1 <= warps <= 16 and (tokens, warps) != fixed:
                 yield Sizes(tokens, warps)
+
+
+def _residuals(x: Tensor, row: Tensor, stats: Tensor) -> Iterator[Job]:
+    """Gate + residual, with norm + modulate and alone."""
+    (tokens, width), norm = x.shape, residual.Normed(row, row, None, None, False, 1e-6)
+    gated = residual.Given(x, row, None, tokens, 1)
+    forward, backward = (partial(_with_sizes, each) for each in (residual.forward, residual.backward))
+    yield "residual_forward", width, residual.fixed_forward(width), partial(forward, (x, gated, norm))
+    launched = gated if residual.together(width) else gated.ungated()
+    both = ((x, x), x, stats, launched, norm, None, None)
+    yield "residual_backward", width, residual.fixed_backward(width), partial(backward, both)
+    yield "gate_forward", width, residual.fixed_gate_forward(width), partial(forward, (x, gated, None))
+    alone = ((x, None), None, None, gated, None, None, None)
+    yield "gate_backward", width, residual.fixed_gate_backward(width), partial(backward, alone)
 
 
 def _with_sizes(

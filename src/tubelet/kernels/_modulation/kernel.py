@@ -10,17 +10,9 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-__all__ = ["backward", "combine", "forward"]
+from tubelet.kernels._rows.kernel import keep, row_of
 
-
-@triton.jit
-@no_type_check
-def _row(INDEX, token, here, rows, per_row):
-    """The row of each token: looked up (a negative one counts from the end), or the tokens share rows in order."""
-    if INDEX is None:
-        return token // per_row
-    row = tl.load(INDEX + token, mask=here, other=0)
-    return tl.where(row < 0, row + rows, row)
+__all__ = ["backward", "forward"]
 
 
 @triton.jit
@@ -64,19 +56,11 @@ def forward(
         out_td *= tl.load(WEIGHT + column_d, mask=inside_d, other=0.0).to(tl.float32)[None, :]
     if BIAS is not None:
         out_td += tl.load(BIAS + column_d, mask=inside_d, other=0.0).to(tl.float32)[None, :]
-    row_t = _row(INDEX, token_t, here_t, rows, per_row).to(tl.int64)
+    row_t = row_of(INDEX, token_t, here_t, rows, per_row).to(tl.int64)
     scale_td = tl.load(SCALE + row_t[:, None] * scale_stride + column_d[None, :], mask=mask_td, other=0.0)
     shift_td = tl.load(SHIFT + row_t[:, None] * shift_stride + column_d[None, :], mask=mask_td, other=0.0)
     out_td = out_td * (1 + scale_td.to(tl.float32)) + shift_td.to(tl.float32)
     tl.store(OUT + long_t[:, None] * D + column_d[None, :], out_td.to(OUT.dtype.element_ty), mask=mask_td)
-
-
-@triton.jit
-@no_type_check
-def _keep(SUMS, slot, slots, by_shift_d, by_scale_d, column_d, D: tl.constexpr):
-    """Write both sums of a chunk's tokens of one row; ``slot`` is int64."""
-    tl.store(SUMS + slot * D + column_d, by_shift_d, mask=column_d < D)
-    tl.store(SUMS + (slot + slots) * D + column_d, by_scale_d, mask=column_d < D)
 
 
 @triton.jit
@@ -105,8 +89,7 @@ def backward(
 ):
     """One program walks ``chunk`` tokens in the order of their rows: gradients, and the sums of the rows it meets.
 
-    The rows and the chunks both only grow along that order, so ``chunk number + row`` names a slot of ``SUMS``
-    ``(2, slots, D)`` that nobody else writes: no atomics, no counting, and always the same order of additions.
+    ``SUMS`` is ``(2, slots, D)``; a chunk and a row have slot ``chunk number + row``.
     """
     number = tl.program_id(0)
     column_d = tl.arange(0, BLOCK)
@@ -123,10 +106,11 @@ def backward(
         token = begin + step
         if ORDER is not None:
             token = tl.load(ORDER + token).to(tl.int64)
-        row = _row(INDEX, token, token >= 0, rows, per_row).to(tl.int64)
+        row = row_of(INDEX, token, token >= 0, rows, per_row).to(tl.int64)
         if row != current:
             if current >= 0:
-                _keep(SUMS, number + current, slots, by_shift_d, by_scale_d, column_d, D)
+                keep(SUMS, number + current, by_shift_d, column_d, D)
+                keep(SUMS, slots + number + current, by_scale_d, column_d, D)
             by_shift_d = tl.zeros([BLOCK], tl.float32)
             by_scale_d = tl.zeros([BLOCK], tl.float32)
             scale_d = tl.load(SCALE + row * scale_stride + column_d, mask=inside_d, other=0.0)
@@ -144,36 +128,5 @@ def backward(
         if not RMS:
             dx_d -= tl.sum(inner_d, axis=0) / D
         tl.store(DX + token * D + column_d, (dx_d * rstd).to(DX.dtype.element_ty), mask=inside_d)
-    _keep(SUMS, number + current, slots, by_shift_d, by_scale_d, column_d, D)
-
-
-@triton.jit
-@no_type_check
-def combine(
-    SUMS,
-    OUT,
-    OFFSETS,
-    rows,
-    per_row,
-    slots,
-    chunk,
-    D: tl.constexpr,
-    PARTS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """One program adds the slots of one row, in order, for ``COLUMNS`` columns of one of the two sums."""
-    row, which = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
-    column_d = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    part_t = tl.arange(0, PARTS)
-    begin, end = row * per_row, (row + 1) * per_row
-    if OFFSETS is not None:
-        begin, end = tl.load(OFFSETS + row), tl.load(OFFSETS + row + 1)
-    first, last = begin // chunk, (end + chunk - 1) // chunk
-    last = tl.where(end > begin, last, first)
-    total_td = tl.zeros([PARTS, COLUMNS], tl.float32)
-    for start in range(first, last, PARTS):
-        number_t = start + part_t
-        mask_td = (number_t < last)[:, None] & (column_d < D)[None, :]
-        slot_t = which * slots + number_t + row
-        total_td += tl.load(SUMS + slot_t[:, None] * D + column_d[None, :], mask=mask_td, other=0.0)
-    tl.store(OUT + (which * rows + row) * D + column_d, tl.sum(total_td, axis=0), mask=column_d < D)
+    keep(SUMS, number + current, by_shift_d, column_d, D)
+    keep(SUMS, slots + number + current, by_scale_d, column_d, D)

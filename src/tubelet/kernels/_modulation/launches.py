@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from tubelet.kernels._launching import Launcher, Sizes, launch, power_of_two
+from tubelet.kernels._rows.sums import chunks
 from tubelet.kernels._tuning import choose
 
 __all__ = ["LARGEST", "Given", "backward", "fixed_backward", "fixed_forward", "forward"]
 
 LARGEST = 8192
 """The widest row that one program holds in registers."""
-_ENOUGH = 1024
-"""Programs that keep the largest GPUs busy."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +114,9 @@ def backward(
 
     x, (n, width), rows = given.x, given.x.shape, given.scale.shape[0]
     sizes = sizes or choose("modulation_backward", x.device, width, x.dtype, fixed_backward(width))
-    chunk = _chunk(n, sizes.tokens)
-    chunks = -(-n // chunk)
-    slots = chunks + rows
+    cut = chunks(n, sizes.tokens, rows)
     dx = x.new_empty(n, width)
-    partial = x.new_empty(2, slots, width, dtype=torch.float32)
-    sums = x.new_zeros(2, rows, width, dtype=torch.float32) if n == 0 else partial.new_empty(2, rows, width)
-    shared = {"rows": rows, "per_row": given.per_row, "slots": slots, "chunk": chunk}
+    partial = x.new_empty(2, cut.slots, width, dtype=torch.float32)
     arguments = {
         "GRAD": grad,
         "X": x,
@@ -133,18 +128,18 @@ def backward(
         "WEIGHT": given.weight,
         "SUMS": partial,
         "n": n,
-        **shared,
+        "rows": rows,
+        "per_row": given.per_row,
+        "slots": cut.slots,
+        "chunk": cut.tokens,
         "grad_stride": grad.stride(0),
         "x_stride": x.stride(0),
         "scale_stride": given.scale.stride(0),
         **given.constants,
     }
     if n:
-        launcher(kernel.backward, (chunks,), arguments, sizes.warps)
-        tile = {"D": width, "PARTS": 32, "COLUMNS": min(64, power_of_two(width))}
-        totals = {"SUMS": partial, "OUT": sums, "OFFSETS": offsets, **shared, **tile}
-        launcher(kernel.combine, (rows, -(-width // tile["COLUMNS"]), 2), totals, 4)
-    return dx, sums
+        launcher(kernel.backward, (cut.count,), arguments, sizes.warps)
+    return dx, cut.combined(partial, offsets, given.per_row, launcher)
 
 
 def fixed_forward(width: int) -> Sizes:
@@ -166,13 +161,6 @@ def fixed_backward(width: int) -> Sizes:
         Sizes(tokens=64, warps=4)
     """
     return Sizes(64, _warps(power_of_two(width)))
-
-
-def _chunk(n: int, tokens: int) -> int:
-    """Tokens that a program walks in turn: ``tokens``, or fewer where that would leave the device idle."""
-    while tokens > 8 and n < tokens * _ENOUGH:
-        tokens //= 2
-    return tokens
 
 
 def _warps(numbers: int) -> int:

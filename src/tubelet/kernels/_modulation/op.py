@@ -20,6 +20,7 @@ from tubelet.kernels._launching import dense
 from tubelet.kernels._modulation import launches
 from tubelet.kernels._modulation.cpu import NormModulate, row_gradients
 from tubelet.kernels._modulation.reference import Norm, reference
+from tubelet.kernels._rows.sums import by_row, check_rows, flat_index, tokens_per_row
 from tubelet.layout import Rows
 
 __all__ = ["norm_modulate"]
@@ -68,10 +69,7 @@ def norm_modulate(
     if not on_cpu and not use_triton(backend, "norm_modulate", tensors, _refusal(x, shift, scale)):
         return reference(x, shift, scale, norm, weight, bias, eps).to(dtype)
     width = x.shape[-1]
-    per_row = x.numel() // width
-    if shift.index is None and shift.values.shape[0] > 1:
-        per_row //= x.shape[0]
-    index = None if shift.index is None else shift.index.expand(x.shape[:-1]).reshape(-1)
+    per_row, index = tokens_per_row(x, shift), flat_index(x, shift)
     flat = (x.reshape(-1, width), shift.values, scale.values, index, weight, bias)
     if on_cpu:
         out: Tensor = NormModulate.apply(*flat, norm == "rms", eps, dtype)  # type: ignore[no-untyped-call]
@@ -84,9 +82,7 @@ def _check(x: Tensor, shift: Rows, scale: Rows) -> None:
     if shift.values.shape != scale.values.shape or shift.values.shape[1:] != x.shape[-1:]:
         found = f"shift has rows {tuple(shift.values.shape)} and scale {tuple(scale.values.shape)}"
         raise ValueError(f"{found}, but x has width {x.shape[-1]}")
-    rows = shift.values.shape[0]
-    if shift.index is None and rows != 1 and (x.ndim != 3 or x.shape[0] != rows):
-        raise ValueError(f"{rows} rows without an index belong to a batch of {rows} rows, but x is {tuple(x.shape)}")
+    check_rows(x, shift)
 
 
 def _refusal(x: Tensor, shift: Rows, scale: Rows) -> str | None:
@@ -171,23 +167,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     x, scale, stats, index, weight, bias = ctx.saved_tensors
-    order, offsets = (None, None) if index is None else _by_row(index, scale.shape[0])
+    order, offsets = (None, None) if index is None else by_row(index, scale.shape[0])
     dx, sums = _norm_modulate_backward(grad, x, scale, stats, index, order, offsets, weight, ctx.per_row, ctx.rms)
     dshift, dscale, dweight, dbias = row_gradients(sums, scale, weight, bias)
     return dx, dshift.to(ctx.shift_dtype), dscale, None, dweight, dbias, None, None, None
 
 
 _norm_modulate.register_autograd(_backward, setup_context=_save)
-
-
-def _by_row(index: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """The tokens in the order of their rows, and where each row begins.
-
-    Plain operations: a compiled graph does them once for all layers that have one index.
-    """
-    # half as many passes of the radix sort as over int64; a negative row counts from the end
-    ordered, order = index.remainder(rows).to(torch.int32).sort(stable=True)
-    return order, torch.searchsorted(ordered, torch.arange(rows + 1, device=index.device, dtype=torch.int32))
 
 
 def _dense(tensor: Any) -> Any:

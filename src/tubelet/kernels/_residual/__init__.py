@@ -1,0 +1,1 @@
+"""Gate + residual, alone and with the next norm + modulate: reference, kernels, the operations around them."""
