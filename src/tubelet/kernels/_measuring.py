@@ -24,7 +24,7 @@ Job = tuple[str, int, Sizes, Callable[[Sizes], Sequence[Tensor]]]
 
 
 def tune(widths: Sequence[int], head_dims: Sequence[int], dtype: str = "bfloat16", tokens: int = 32_768) -> Path:
-    """Measure the operations that have sizes to choose, forward and backward, on the current CUDA device; keep the fastest.
+    """Measure forward and backward of what has sizes to choose on the current CUDA device, and keep the fastest.
 
     Returns:
         The file written; processes that start later read it.
