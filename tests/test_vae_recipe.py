@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tubelet.metrics import psnr
+from tubelet.metrics import LPIPS, psnr
 from tubelet.training import Interrupted, Progress
 from tubelet.vae import bicubic_code
 from tubelet.vae.families import (
@@ -111,6 +111,43 @@ def test_scores_are_those_of_what_is_shown() -> None:
     for name in ("reconstruction", "bicubic"):
         assert scores[name]["psnr"] == pytest.approx(float(psnr(video, videos[name])))
     assert math.isfinite(scores["bicubic"]["ssim"])
+
+
+def test_losses_come_in_stages() -> None:
+    recipe = AutoencoderRecipe(steps=900, kl=0.5, lpips=0.1, frames=0.2, adversarial_from=300)
+    first = {"pixels": 1.0, "kl": 0.5, "lpips": 0.1}
+    assert recipe.schedule.weights(299) == first
+    assert recipe.schedule.weights(350) == pytest.approx({**first, "frames": 0.1})
+    assert recipe.schedule.weights(400) == {**first, "frames": 0.2}
+    at_once = AutoencoderRecipe(steps=9, kl=0.0, clips=0.3).schedule
+    assert at_once.weights(0) == {"pixels": 1.0, "clips": 0.3}
+
+
+def test_an_adversarial_run_resumes_with_its_discriminators(tmp_path) -> None:
+    recipe = AutoencoderRecipe(steps=4, lpips=0.1, frames=0.5, clips=0.5, adversarial_from=2, save_every=3)
+    torch.manual_seed(3)
+    distance = LPIPS((4, 4, 4, 4, 4)).requires_grad_(False)
+    options = {"distance": distance, "on_progress": quiet}
+    whole = made()
+    history = train_on_crops(whole, batch, recipe, **options)
+    assert history.steps["lpips"] == [0, 1, 2, 3]
+    assert history.steps["frames.real"] == history.steps["clips.fake"] == [2, 3]
+    assert history.steps["frames"] == [3]  # a weight of 0 at its first step: the discriminator learns alone
+    assert history["frames.balance"][0] > 0
+
+    def stopping(step: int) -> torch.Tensor:
+        if step == 3:
+            raise RuntimeError("the machine went down")
+        return batch(step)
+
+    with pytest.raises(RuntimeError, match="went down"):
+        train_on_crops(made(), stopping, recipe, checkpoint=tmp_path / "run.safetensors", **options)
+    resumed = made()
+    train_on_crops(resumed, batch, recipe, checkpoint=tmp_path / "run.safetensors", **options)
+    for name, p in whole.state_dict().items():
+        assert torch.equal(p, resumed.state_dict()[name]), name
+    with pytest.raises(ValueError, match="distance must be given for a weight of lpips=0.1, got None"):
+        train_on_crops(made(), batch, recipe, on_progress=quiet)
 
 
 def test_recipes_and_lengths_are_checked() -> None:

@@ -3,9 +3,9 @@
 It is a few lines around :func:`tubelet.training.fit`: data and noise are pure functions of the seed and the step, so
 that a run that is stopped and resumed equals one that never was. The loss is the error of the pixels plus the
 posterior's divergence from the normal (arXiv:1312.6114; small, as in latent diffusion, arXiv:2112.10752, appendix G).
-Matrices and kernels inside blocks and residual branches are trained with Muon (Jordan et al., 2024;
-``torch.optim.Muon``), a kernel as the matrix from all that it sees to its outputs; everything else with AdamW. Matrix
-products run in bfloat16, losses and weights are float32. What is kept is a moving average of the weights.
+A perceptual distance and discriminators of frames and of clips may be added (:mod:`tubelet.vae.objectives`). Matrices
+and kernels inside blocks and residual branches are trained with Muon, everything else with AdamW. Matrix products run
+in bfloat16, losses and weights are float32. What is kept is a moving average of the weights.
 
 Shapes: videos ``(b, c, T, H, W)`` in [-1, 1]; latents ``(b, z, t, h, w)``.
 """
@@ -13,7 +13,6 @@ Shapes: videos ``(b, c, T, H, W)`` in [-1, 1]; latents ``(b, z, t, h, w)``.
 import copy
 import io
 import math
-import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -25,15 +24,37 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelet.metrics import psnr, ssim
-from tubelet.training import EMA, Checkpoint, History, Progress, fit, set_lr, step_generator, warmup_cosine
+from tubelet.training import (
+    EMA,
+    Checkpoint,
+    History,
+    MuonAdamW,
+    Progress,
+    fit,
+    set_lr,
+    step_generator,
+    warmup_cosine,
+)
 from tubelet.vae import ChannelStatistics, bicubic_code, kl_loss, reconstruction_loss
+from tubelet.vae.objectives import (
+    Adversary,
+    LossPhase,
+    LossSchedule,
+    Objective,
+    PatchDiscriminator,
+    Reconstruction,
+    perceptual_loss,
+    reconstruct,
+    training_step,
+)
 
 __all__ = ["AutoencoderRecipe", "compare", "measure_latents", "steps_in", "train_on_crops"]
 
 Batch = Callable[[int], Float[Tensor, "b c T H W"]]
 
 _TRIAL = 3
-_INSIDE = re.compile(r"\.(blocks|branch)\.")
+_RAMP = 100  # steps in which an adversary comes to its weight
+_FRAMES = 2  # of each clip, that the perceptual distance sees
 _LEAST_STD = 1e-4
 
 
@@ -48,6 +69,9 @@ class AutoencoderRecipe:
         warmup: steps.
         l1: share of the absolute error in that of the pixels; the rest is the squared error.
         kl: weight of the posterior's divergence from the normal, nats per latent number.
+        lpips: weight of the perceptual distance, of two frames of each clip.
+        frames, clips: weights of discriminators of frames and of clips, whose gradient at the decoder's last layer is
+            first made as long as that of the rest; they learn and count from step ``adversarial_from`` on.
         ema: decay of the weights' average.
         bf16: run matrix products in bfloat16 (autocast).
         save_every: steps between checkpoints.
@@ -67,6 +91,10 @@ class AutoencoderRecipe:
     warmup: int = 50
     l1: float = 0.0
     kl: float = 1e-6
+    lpips: float = 0.0
+    frames: float = 0.0
+    clips: float = 0.0
+    adversarial_from: int = 0
     ema: float = 0.998
     bf16: bool = True
     save_every: int = 250
@@ -75,11 +103,23 @@ class AutoencoderRecipe:
         for name in ("steps", "lr", "muon_lr", "save_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        for name in ("kl", "warmup"):
+        for name in ("kl", "warmup", "lpips", "frames", "clips", "adversarial_from"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
         if not 0 <= self.l1 <= 1:
             raise ValueError(f"l1 must lie in [0, 1], got {self.l1}")
+
+    @property
+    def schedule(self) -> LossSchedule:
+        """The weights of the losses by step: pixels, divergence and perceptual distance, then the adversaries too."""
+        weights = {"pixels": 1.0, "kl": self.kl, "lpips": self.lpips}
+        first = {name: weight for name, weight in weights.items() if weight}
+        adversaries = {name: weight for name in ("frames", "clips") if (weight := getattr(self, name))}
+        if not adversaries:
+            return LossSchedule((LossPhase(0, first),))
+        if not self.adversarial_from:
+            return LossSchedule((LossPhase(0, first | adversaries),))
+        return LossSchedule((LossPhase(0, first), LossPhase(self.adversarial_from, first | adversaries, ramp=_RAMP)))
 
 
 def train_on_crops(
@@ -87,6 +127,7 @@ def train_on_crops(
     batch: Batch,
     recipe: AutoencoderRecipe,
     *,
+    distance: Callable[[Tensor, Tensor], Tensor] | None = None,
     checkpoint: Path | None = None,
     on_save: Callable[[int, nn.Module], None] | None = None,
     on_progress: Callable[[int, int], Progress] | None = None,
@@ -97,15 +138,17 @@ def train_on_crops(
         vae: encodes to a posterior with ``kl()``, a diagonal Gaussian.
         batch: videos, a pure function of the step.
         recipe: lengths, rates and weights.
+        distance: of videos, such as :class:`tubelet.metrics.LPIPS`; needed where ``recipe.lpips`` is not 0.
         checkpoint: where to save and, if the file is there, to go on from.
         on_save: called after each save with the steps done and the autoencoder, which then has the averaged weights.
         on_progress: makes the progress display from the number of steps and the first step.
 
     Returns:
-        ``loss``, ``psnr`` (of the sampled reconstruction, decibels), ``kl`` and ``seconds`` by step.
+        ``loss``, ``pixels``, ``kl`` and what else the recipe counts (:func:`tubelet.vae.objectives.training_step`),
+        ``psnr`` (of the sampled reconstruction, decibels) and ``seconds``, by step.
 
     Raises:
-        ValueError: a checkpoint of another run.
+        ValueError: a checkpoint of another run, or a weight of the perceptual distance without one.
 
     Example:
         >>> from tubelet.vae import CausalAutoencoder, digits
@@ -113,27 +156,42 @@ def train_on_crops(
         >>> history = train_on_crops(vae, lambda step: torch.zeros(1, 1, 5, 8, 8), recipe)  # doctest: +ELLIPSIS
         train ...
         >>> sorted(history.values)
-        ['kl', 'loss', 'psnr', 'seconds']
+        ['kl', 'loss', 'pixels', 'psnr', 'seconds']
     """
-    optimizers = _Optimizers(vae, recipe)
+    optimizer = MuonAdamW(vae, lr=recipe.lr, muon_lr=recipe.muon_lr)
+    objective, schedule = _objective(vae, recipe, distance), recipe.schedule
     history, ema = History(), EMA(vae, recipe.ema)
-    parts: dict[str, Any] = {"model": vae, "optimizers": optimizers, "ema": ema, "history": history}
+    parts: dict[str, Any] = {"model": vae, "optimizer": optimizer, "ema": ema, "history": history}
+    discriminators = None
+    if objective.adversaries:
+        discriminators = torch.optim.Adam(objective.adversaries.parameters(), recipe.lr / 2, betas=(0.5, 0.9))
+        parts |= {"adversaries": objective.adversaries, "discriminators": discriminators}
     run = None if checkpoint is None else Checkpoint(checkpoint, **parts)
 
     def step_fn(step: int) -> dict[str, float | Tensor]:
-        began = time.perf_counter()
-        optimizers.set_lr(warmup_cosine(step, recipe.steps, warmup=min(recipe.warmup, recipe.steps)))
-        video = batch(step)
-        decoded, posterior = _reconstructed(vae, video, step_generator(recipe.seed, step, stream=7), recipe.bf16)
-        error, kl = reconstruction_loss(decoded, video, l1=recipe.l1), kl_loss(posterior)
-        loss = error + recipe.kl * kl
-        vae.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizers.step()
+        began, seen = time.perf_counter(), []
+
+        def through(vae: nn.Module, video: Tensor, generator: torch.Generator | None) -> Reconstruction:
+            with torch.autocast(video.device.type, torch.bfloat16, enabled=recipe.bf16):
+                made = reconstruct(vae, video, generator)
+            made = made._replace(decoded=made.decoded.float())
+            seen.append(psnr(video, made.decoded.detach()).mean())
+            return made
+
+        set_lr(optimizer, warmup_cosine(step, recipe.steps, warmup=min(recipe.warmup, recipe.steps)))
+        numbers = training_step(
+            vae,
+            objective,
+            schedule,
+            batch(step),
+            step,
+            optimizer=optimizer,
+            discriminators=discriminators,
+            generator=step_generator(recipe.seed, step, stream=7),
+            through=through,
+        )
         ema.update(vae)
-        shown = psnr(video, decoded.detach()).mean()
-        return {"loss": loss.detach(), "psnr": shown, "kl": kl.detach(), "seconds": time.perf_counter() - began}
+        return {**numbers, "psnr": seen[0], "seconds": time.perf_counter() - began}
 
     def save(done: int) -> None:
         if run is not None:
@@ -157,34 +215,32 @@ def train_on_crops(
     return history
 
 
-class _Optimizers:
-    """Muon for the kernels and matrices inside blocks, AdamW for everything else, as one."""
-
-    def __init__(self, vae: nn.Module, recipe: AutoencoderRecipe) -> None:
-        inner = {id(p) for name, p in vae.named_parameters() if p.ndim > 1 and _INSIDE.search(name)}
-        self.kernels = [p for p in vae.parameters() if id(p) in inner]
-        self.views = [nn.Parameter(p.detach().flatten(1)) for p in self.kernels]  # of the same memory, as matrices
-        others = [p for p in vae.parameters() if id(p) not in inner]
-        adamw = torch.optim.AdamW(others, recipe.lr, betas=(0.9, 0.95), weight_decay=0.01)
-        muon = torch.optim.Muon(self.views, recipe.muon_lr, momentum=0.95, weight_decay=0.01) if self.views else None
-        self.parts = {"adamw": adamw} | ({} if muon is None else {"muon": muon})
-
-    def set_lr(self, factor: float) -> None:
-        for part in self.parts.values():
-            set_lr(part, factor)
-
-    def step(self) -> None:
-        for view, kernel in zip(self.views, self.kernels, strict=True):
-            view.grad = None if kernel.grad is None else kernel.grad.flatten(1)
-        for part in self.parts.values():
-            part.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self.parts.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+def _objective(
+    vae: nn.Module, recipe: AutoencoderRecipe, distance: Callable[[Tensor, Tensor], Tensor] | None
+) -> Objective:
+    """The losses that the recipe counts; adversaries are balanced at the last matrix or kernel of the decoder."""
+    if recipe.lpips and distance is None:
+        raise ValueError(f"distance must be given for a weight of lpips={recipe.lpips}, got None")
+    config: Any = vae.config
+    sizes = {"frames": (1, 4, 4), "clips": (3, 4, 4)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        adversaries = {
+            name: Adversary(PatchDiscriminator(config.in_channels, 32, n_layers=2, kernel=kernel))
+            for name, kernel in sizes.items()
+            if getattr(recipe, name)
+        }
+    terms = {
+        "pixels": lambda made, _: reconstruction_loss(made.decoded, made.video, l1=recipe.l1),
+        "kl": lambda made, _: kl_loss(made.posterior),
+    }
+    if distance is not None:
+        terms["lpips"] = lambda made, draws: perceptual_loss(
+            distance, made.decoded, made.video, frames=min(_FRAMES, made.video.shape[2]), generator=draws
+        )
+    decoder: Any = vae.decoder
+    last = [p for p in decoder.parameters() if p.ndim > 1][-1:]
+    return Objective(terms, adversaries, balance_at=last)
 
 
 def steps_in(minutes: float, vae: nn.Module, batch: Batch, recipe: AutoencoderRecipe) -> int:
@@ -196,7 +252,7 @@ def steps_in(minutes: float, vae: nn.Module, batch: Batch, recipe: AutoencoderRe
         >>> steps_in(0.1, vae, lambda step: torch.zeros(1, 1, 5, 8, 8), recipe) > 1
         True
     """
-    trial = replace(recipe, steps=_TRIAL, warmup=0)
+    trial = replace(recipe, steps=_TRIAL, warmup=0, lpips=0.0, adversarial_from=0)
 
     def seconds() -> float:
         began = time.perf_counter()
@@ -258,13 +314,6 @@ def compare(vae: nn.Module, video: Float[Tensor, "1 c T H W"]) -> tuple[dict[str
     }
     scores = {name: {"psnr": float(psnr(video, y)), "ssim": float(ssim(video, y))} for name, y in made.items()}
     return {"original": video, **made}, scores
-
-
-def _reconstructed(vae: Any, video: Tensor, generator: torch.Generator, bf16: bool) -> tuple[Tensor, Any]:
-    """What is decoded of a sample of the posterior, in float32, and the posterior."""
-    with torch.autocast(video.device.type, torch.bfloat16, enabled=bf16):
-        posterior = vae.encode(video)
-        return vae.decode(posterior.sample(generator)).float(), posterior
 
 
 def _silent(steps: int, start: int) -> Progress:

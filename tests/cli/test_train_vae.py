@@ -103,6 +103,12 @@ def test_a_saved_autoencoder_is_trained_further_for_some_minutes(folder) -> None
     assert json.loads((folder / "run" / "run.json").read_text())["steps"] >= 1
 
 
+def test_discriminators_begin_halfway(folder) -> None:
+    assert run(folder, "--steps", 2, "--frames-weight", 0.5, "--clips-weight", 0.1) == 0
+    history = load_checkpoint(folder / "run" / "vae.run.safetensors")["parts"]["history"]
+    assert history["steps"]["frames.real"] == history["steps"]["clips.real"] == [1]
+
+
 def test_mistakes_are_one_line(folder, capsys) -> None:
     (folder / "none").mkdir()
     (folder / "list.json").write_text("[]")
@@ -115,6 +121,7 @@ def test_mistakes_are_one_line(folder, capsys) -> None:
         ((), {"clips": "small.json"}, "--clips must be a folder, got the file"),
         (("--judge", folder / "none"), {}, "no usable clips in"),
         (("--resume",), {}, "there is no run in"),
+        (("--lpips", 0.1), {}, "--lpips and --lpips-weights go together, got 0.1 and None"),
         (("--size", 20), {}, "height must be a multiple of the spatial factor 8, not 20"),
         (("--frames", 6), {}, "frames must be 1 + 4·k, not 6"),
         (("--frames", 13), {}, "a.mp4 has 9 frames, but 13 are needed"),

@@ -4,6 +4,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from tubelet.files import replacing
 
 __all__ = ["add", "run"]
 
-_KEPT = ("config", "vae", "size", "frames", "batch", "lr", "muon_lr", "l1", "kl", "seed", "images")
+_LOSSES = ("l1", "kl", "lpips", "frames_weight", "clips_weight", "adversarial_from")
+_KEPT = ("config", "vae", "size", "frames", "batch", "lr", "muon_lr", *_LOSSES, "seed", "images")
 _PER_START, _PER_STATISTICS = 16, 8  # batches
 _SHOWN = 4  # clips on a sheet
 _RUN, _DONE = "run.json", "autoencoder"
@@ -62,6 +64,17 @@ def add(commands: Any) -> None:
     parser.add_argument("--muon-lr", type=positive, default=0.01, help="peak rate of Muon; default 0.01")
     parser.add_argument("--l1", type=share, default=0.0, help="share of the absolute error in the loss; default 0")
     parser.add_argument("--kl", type=share, default=1e-6, help="weight of the divergence; default 1e-6")
+    parser.add_argument("--lpips", type=share, default=0.0, help="weight of the perceptual distance; default 0")
+    parser.add_argument(
+        "--lpips-weights", type=existing, metavar="FILE", help="lpips.safetensors of scripts/metric_weights.py"
+    )
+    for name in ("frames", "clips"):
+        parser.add_argument(
+            f"--{name}-weight", type=share, default=0.0, help=f"of a discriminator of {name}; default 0: none"
+        )
+    parser.add_argument(
+        "--adversarial-from", type=count, metavar="STEP", help="when discriminators begin; default halfway"
+    )
     parser.add_argument("--save-every", type=count, default=250, metavar="N", help="steps between saves; default 250")
     parser.add_argument("--seed", type=number, default=0, help="default 0")
     parser.add_argument("--out", type=folder, default=Path("runs/vae"), metavar="DIR", help="default runs/vae")
@@ -94,6 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
     vae = _made(arguments)
     batch, files = _batches(arguments, vae)
     clips = judged(arguments.judge or arguments.clips, arguments.frames, arguments.size)
+    distance = _distance(arguments)
     recipe = _recipe(arguments, files, vae, batch)
 
     def show(done: int, model: nn.Module) -> None:
@@ -105,6 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
             vae,
             batch,
             recipe,
+            distance=distance,
             checkpoint=out / "vae.run.safetensors",
             on_save=show,
             on_progress=lambda steps, start: Progress(steps, start=start, title="autoencoder"),
@@ -185,6 +200,17 @@ def _batches(arguments: argparse.Namespace, vae: Any) -> tuple[Callable[[int], F
     return batch, names + [file.name for file in images.files]
 
 
+def _distance(arguments: argparse.Namespace) -> nn.Module | None:
+    """The perceptual distance that is asked for."""
+    from tubelet.metrics import LPIPS, load_weights
+
+    if bool(arguments.lpips) != (arguments.lpips_weights is not None):
+        raise ValueError(
+            f"--lpips and --lpips-weights go together, got {arguments.lpips} and {arguments.lpips_weights}"
+        )
+    return load_weights(LPIPS(), arguments.lpips_weights) if arguments.lpips else None
+
+
 def _recipe(arguments: argparse.Namespace, files: list[str], vae: Any, batch: Any) -> Any:
     """How long to train: of a new run asked for or measured, and noted; of a resumed one what was noted.
 
@@ -193,7 +219,8 @@ def _recipe(arguments: argparse.Namespace, files: list[str], vae: Any, batch: An
     from tubelet.vae.families import PrincipalAutoencoder, start_from
     from tubelet.vae_recipe import AutoencoderRecipe, steps_in
 
-    given = {name: getattr(arguments, name) for name in ("seed", "lr", "muon_lr", "l1", "kl", "save_every")}
+    given = {name: getattr(arguments, name) for name in ("seed", "lr", "muon_lr", "l1", "kl", "lpips", "save_every")}
+    given |= {"frames": arguments.frames_weight, "clips": arguments.clips_weight}
     kept = {name: getattr(arguments, name) for name in _KEPT}
     asked = json.loads(json.dumps(kept, default=str)) | {"files": files}
     path = arguments.out / _RUN
@@ -203,7 +230,7 @@ def _recipe(arguments: argparse.Namespace, files: list[str], vae: Any, batch: An
         if begun["files"] != files:
             then, now = (", ".join(names) for names in (begun["files"], files))
             raise ValueError(f"--resume: the run was begun with other clips: {then} then, {now} now")
-        return AutoencoderRecipe(steps=begun["steps"], **given)
+        return _from(AutoencoderRecipe(steps=begun["steps"], **given), arguments)
     if isinstance(vae, PrincipalAutoencoder) and arguments.vae is None:
         start_from(vae, _clips_of(batch, _PER_START))
     steps = arguments.steps
@@ -212,7 +239,13 @@ def _recipe(arguments: argparse.Namespace, files: list[str], vae: Any, batch: An
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "vae.run.safetensors").unlink(missing_ok=True)
     _write_json(path, asked | {"steps": steps})
-    return AutoencoderRecipe(steps=steps, **given)
+    return _from(AutoencoderRecipe(steps=steps, **given), arguments)
+
+
+def _from(recipe: Any, arguments: argparse.Namespace) -> Any:
+    """The recipe with the step from which discriminators count."""
+    begin = arguments.adversarial_from
+    return replace(recipe, adversarial_from=recipe.steps // 2 if begin is None else begin)
 
 
 def _clips_of(batch: Callable[[int], Tensor], many: int) -> Iterator[Float[Tensor, "b 3 t h w"]]:

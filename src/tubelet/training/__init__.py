@@ -4,6 +4,7 @@ Nothing here owns a model: each piece is a function or a small object beside a s
 
 - :class:`EMA` averages weights, and :func:`posthoc_average` gives averages of other lengths afterwards;
   :func:`warmup_cosine`, :func:`warmup_linear_decay` and :func:`set_lr` set rates;
+- :class:`MuonAdamW` is Muon for matrices and kernels inside blocks and AdamW for everything else;
 - :func:`step_generator`, :func:`batch_indices` and :func:`interleave` make data, their mix and noise pure functions of
   ``(seed, step)``, so that a resumed run needs no loader state;
 - :func:`save_checkpoint`, :func:`load_checkpoint` and :class:`Checkpoint` keep a run in one atomic safetensors file;
@@ -13,6 +14,7 @@ Nothing here owns a model: each piece is a function or a small object beside a s
 from tubelet.training.checkpoint import Checkpoint, Stateful, load_checkpoint, save_checkpoint
 from tubelet.training.ema import EMA
 from tubelet.training.loop import History, Interrupted, fit
+from tubelet.training.muon import MuonAdamW
 from tubelet.training.order import batch_indices, interleave, step_generator
 from tubelet.training.posthoc import (
     posthoc_average,
@@ -30,6 +32,7 @@ __all__ = [
     "Checkpoint",
     "History",
     "Interrupted",
+    "MuonAdamW",
     "Progress",
     "Stateful",
     "batch_indices",
