@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tubelet import attention, models, positions
+from tubelet import attention, blocks, diffusion, models, positions
 from tubelet.hub import foreign
 
 PAGE = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
@@ -128,3 +128,100 @@ def test_every_adapter_is_in_the_table_of_checkpoints() -> None:
 def _is_preset(function: object) -> bool:
     returned = inspect.signature(function).return_annotation  # type: ignore[arg-type]
     return getattr(returned, "__name__", "").endswith("Config")
+
+
+def rows_of(head: str) -> dict[str, list[str]]:
+    """The cells of a table by its first column, which may name several families of one kind."""
+    body = PAGE.split(f"| Family | {head}")[1].split("\n\n")[0].splitlines()[2:]
+    cells = ([cell.strip() for cell in line.strip("| ").split(" | ")] for line in body)
+    return {re.sub(r"\[(.+)\]\(.*\)", r"\1", first): rest for first, *rest in cells}
+
+
+SHARED, PROCESSES = rows_of("Text reaches"), rows_of("`Process(...)`")
+COMMON = {"self", "x", "t", "text", "layout", "text_layout"}
+
+
+@pytest.mark.parametrize("family", SHARED)
+def test_the_table_of_families_says_what_a_model_has(family: str) -> None:
+    model = MODELS[family][0]
+    norms, modulation, inputs = SHARED[family][2], SHARED[family][3], SHARED[family][5:]
+    of_tokens, of_heads = norms.split("; ")
+    branches = [each for each in model.modules() if isinstance(each, blocks.Branch)]
+    kinds = {type(each.norm).__name__ for each in branches} - {"Identity"}
+    assert kinds == set(re.findall(r"\w*Norm", of_tokens))
+    affine = [getattr(each.norm, "weight", None) is not None for each in branches]
+    assert all(affine) == ("affine" in of_tokens)
+    assert any(not isinstance(each.post_norm, nn.Identity) for each in branches) == ("behind" in of_tokens)
+    attentions = [each for each in model.modules() if isinstance(each, attention.Attention)]
+    width = {each.norm_widths[0] == each.head_dim for each in attentions}
+    found = {type(each.q_norm).__name__ for each in attentions} - {"Identity"}
+    assert {name.replace("RMSNorm", "RMS") for name in found} == set(of_heads.split()[:1]) - {"none"}
+    assert not found or width == {"per head" in of_heads} == {"across heads" not in of_heads}
+    has = {name for name in made_of(model) if name.startswith("AdaLN")}
+    named = {name.replace("-", "").lower() for name in re.findall(r"adaLN-\w+", modulation)}
+    assert named <= {name.lower() for name in has} <= named | {"adalnzero"}
+    listed = set(re.findall(r"`(\w+)`", "".join(inputs)))
+    assert listed - {"text"} == set(inspect.signature(type(model).forward).parameters) - COMMON
+
+
+def family_of(row: str) -> list[nn.Module]:
+    """A tiny model of each family that a row of processes is about: ``CogVideoX 2B``, ``DiT, Latte``."""
+    return [MODELS[name][0] for name in MODELS if name == row or name in re.split(r", | ", row)]
+
+
+@pytest.mark.parametrize("row", PROCESSES)
+def test_what_a_network_is_fed_is_what_its_config_says(row: str) -> None:
+    fed = PROCESSES[row][1]
+    assert family_of(row)
+    for model in family_of(row):
+        config = models.cosmos_1_7b() if row == "Cosmos 1" else model.config
+        if isinstance(config, models.CosmosConfig):
+            assert fed == {"edm": "EDM's logarithm", "level": "level"}[config.time]
+            continue
+        assert config.time_scale == 1000
+        assert ("index" if getattr(config, "time_shift", 0) == -1 else "1000") == re.match(r"index|`?1000", fed)[
+            0
+        ].strip("`")
+        assert ("1 - level" in inspect.getsource(type(model))) == ("1 - t" in fed)
+    assert row != "U-ViT" or f"`{models.uvit_cifar10().time_scale:.0f}·t` on pixels" in fed
+
+
+def published() -> dict[str, object]:
+    """diffusers' schedulers with the numbers of the checkpoints' files."""
+    import diffusers as d
+
+    stable = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    return {
+        "Allegro": d.DDPMScheduler(beta_schedule="linear"),
+        "CogVideoX 2B": d.CogVideoXDDIMScheduler(snr_shift_scale=3.0, rescale_betas_zero_snr=True),
+        "CogVideoX 5B, 1.5": d.CogVideoXDPMScheduler(snr_shift_scale=1.0, rescale_betas_zero_snr=True),
+        "DiT, Latte": d.DDIMScheduler(beta_schedule="linear"),
+        "W.A.L.T": d.DDIMScheduler(beta_schedule="linear", rescale_betas_zero_snr=True),
+        "U-ViT": d.DPMSolverMultistepScheduler(**stable),
+        "HunyuanVideo": d.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        "Wan 2.1": d.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "Wan 2.2": d.FlowMatchEulerDiscreteScheduler(shift=5.0),
+    }
+
+
+def test_published_processes_are_those_of_the_peers_schedulers() -> None:
+    for row, scheduler in published().items():
+        code = re.search(r"`((?:path|warp)=[^`]+)`", PROCESSES[row][0])[1]
+        process = eval(f"Process({code})", vars(diffusion))
+        levels = torch.arange(1, 1001, dtype=torch.float64) / 1000
+        if "warp" in code:
+            torch.testing.assert_close(process.warp(levels).flip(0), scheduler.sigmas.double(), rtol=1e-6, atol=1e-7)
+            assert process.prediction == "velocity"
+        else:
+            expected = scheduler.alphas_cumprod.double()
+            torch.testing.assert_close(process.path.alpha(levels).square(), expected, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(process.path.sigma(levels).square(), 1 - expected, rtol=1e-4, atol=1e-6)
+            assert process.prediction == ("v" if row[:3] in ("Cog", "W.A") else "eps")
+
+
+@pytest.mark.parametrize("row", PROCESSES)
+def test_what_the_table_of_processes_names_exists(row: str) -> None:
+    names = set(re.findall(r"`([A-Za-z_0-9]+)[`(]", " ".join(PROCESSES[row])))
+    names |= set(re.findall(r"\b([A-Za-z_]\w*)\(", " ".join(PROCESSES[row])))
+    known = {*dir(diffusion), *dir(models), *dir(diffusion.VP), "guidance", "sqrt"}
+    assert not {name for name in names if not name[0].isdigit()} - known
