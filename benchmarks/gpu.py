@@ -216,48 +216,58 @@ def _added(
 
 
 def rotation(device: str, dry: bool) -> Iterator[Problem]:
-    """Heads and tokens of known models, q and k as views into a packed qkv and alone, both pairings of features."""
+    """Heads and tokens of known models, q and k as views into a packed qkv and alone; norms of one head and of all."""
     problems = [
-        ("wan-1.3b-480p", 32_760, 12, 128, "interleaved", False),
-        ("wan-1.3b-480p", 32_760, 12, 128, "half", True),
-        ("wan-14b-480p", 32_760, 40, 128, "interleaved", False),
-        ("cogvideox-5b", 17_776, 48, 64, "interleaved", True),
+        ("hunyuanvideo-480p", 30_576, 24, 128, "interleaved", False, "rms"),
+        ("cosmos-2b", 30_576, 16, 128, "half", True, "rms"),
+        ("cogvideox-5b", 17_776, 48, 64, "interleaved", True, "layer"),
+        ("wan-1.3b-480p", 32_760, 12, 128, "interleaved", False, "rms of all heads"),
+        ("wan-14b-480p", 32_760, 40, 128, "interleaved", False, "rms of all heads"),
     ]
-    tiny = [("tiny", 32, 2, 16, "interleaved", False), ("tiny", 32, 2, 16, "half", True)]
-    for name, n, heads, head_dim, pairing, packed in tiny if dry else problems:
+    tiny = [
+        ("tiny", 32, 2, 16, "interleaved", False, "rms of all heads"),
+        ("tiny", 32, 2, 16, "half", True, "rms"),
+        ("tiny", 32, 2, 16, "interleaved", True, "layer"),
+    ]
+    for name, n, heads, head_dim, pairing, packed, norm in tiny if dry else problems:
         parts = 3 if packed else 2
         qkv = torch.randn(n, parts, heads, head_dim, device=device, dtype=torch.bfloat16)
         qkv = qkv if packed else qkv.transpose(0, 1).contiguous().transpose(0, 1)
         turns = torch.rand(n, head_dim // 2, device=device)
         rotary = Rotary(turns.cos(), turns.sin(), pairing)
-        weight = torch.randn(2, head_dim, device=device, dtype=torch.bfloat16, requires_grad=True)
+        width = heads * head_dim if "all" in norm else head_dim
+        weight = torch.randn(2, width, device=device, dtype=torch.bfloat16, requires_grad=True)
         q, k = (qkv[:, i].requires_grad_() for i in range(2))
+        eager = partial(_turned_eagerly, rotary=rotary, norm=norm)
         ways: dict[str, Way] = {
-            "eager": partial(_turned_eagerly, rotary=rotary),
-            "compiled": torch.compile(
-                partial(_turned_eagerly, rotary=rotary), fullgraph=True, backend="eager" if dry else "inductor"
-            ),
-            "ours": partial(_turned, rotary=rotary, backend="reference" if dry else "triton"),
+            "eager": eager,
+            "compiled": torch.compile(eager, fullgraph=True, backend="eager" if dry else "inductor"),
+            "ours": partial(_turned, rotary=rotary, norm=norm, backend="reference" if dry else "triton"),
         }
-        exact = partial(_turned, rotary=rotary, backend="reference")
+        exact = partial(_turned, rotary=rotary, norm=norm, backend="reference")
         moved = 2 * q.numel() * q.element_size()
-        shape = f"{name}: {n} x {heads} x {head_dim}, {pairing}, {'packed qkv' if packed else 'apart'}"
+        memory = "packed qkv" if packed else "apart"
+        shape = f"{name}: {n} x {heads} x {head_dim}, {norm}, {pairing}, {memory}"
         yield Problem("qk_norm_rope", shape, (q, k, weight), ways, exact, 2 * moved, 3 * moved)
 
 
-def _turned_eagerly(q: Tensor, k: Tensor, weight: Tensor, rotary: Rotary) -> Sequence[Tensor]:
-    return tuple(apply_rope(_rms(x, w), rotary) for x, w in zip((q, k), weight.unbind(), strict=True))
+def _turned_eagerly(q: Tensor, k: Tensor, weight: Tensor, rotary: Rotary, norm: str) -> Sequence[Tensor]:
+    return tuple(apply_rope(_normed(x, w, norm), rotary) for x, w in zip((q, k), weight.unbind(), strict=True))
 
 
-def _rms(x: Tensor, weight: Tensor) -> Tensor:
-    wide = x.float()
-    return (torch.nn.functional.rms_norm(wide, x.shape[-1:], weight.float(), 1e-6)).to(x.dtype)
+def _normed(x: Tensor, weight: Tensor, norm: str) -> Tensor:
+    wide = x.float().flatten(-2) if "all" in norm else x.float()
+    rms, layer = torch.nn.functional.rms_norm, torch.nn.functional.layer_norm
+    shape, weight = wide.shape[-1:], weight.float()
+    normed = layer(wide, shape, weight, None, 1e-6) if norm == "layer" else rms(wide, shape, weight, 1e-6)
+    return normed.view(x.shape).to(x.dtype)
 
 
-def _turned(q: Tensor, k: Tensor, weight: Tensor, rotary: Rotary, backend: Any) -> Sequence[Tensor]:
+def _turned(q: Tensor, k: Tensor, weight: Tensor, rotary: Rotary, norm: str, backend: Any) -> Sequence[Tensor]:
     wide = q.dtype == torch.float64
     angles = Rotary(rotary.cos.double(), rotary.sin.double(), rotary.layout) if wide else rotary
-    return qk_norm_rope(q, k, angles, *weight.unbind(), backend=backend)
+    options: Any = {"norm": norm[:5].split()[0], "across_heads": "all" in norm, "backend": backend}
+    return qk_norm_rope(q, k, angles, *weight.unbind(), **options)
 
 
 def over_time(device: str, dry: bool) -> Iterator[Problem]:

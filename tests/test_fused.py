@@ -6,23 +6,30 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tubelet.attention import Attention, ParallelAttention
+from tubelet.attention import (
+    Attention,
+    CrossAttention,
+    DecoupledCrossAttention,
+    JoinedCrossAttention,
+    ParallelAttention,
+)
 from tubelet.blocks import Branch, TransformerBlock
 from tubelet.conditioning import AdaLNZero, ModulationSlice
-from tubelet.fused import FusedLinear, use_eager, use_kernels
+from tubelet.fused import FusedLinear, unfused, use_eager, use_kernels
 from tubelet.kernels import (
     gate_residual,
     layer_norm,
     linear,
     norm_modulate,
+    norm_rope,
     qk_norm_rope,
     residual_norm_modulate,
 )
-from tubelet.layout import Grid, Rows, TokenLayout
+from tubelet.layout import Grid, JointLayout, Rows, TokenLayout
 from tubelet.mlp import MLP
 from tubelet.models import VideoDiT, VideoDiTConfig
-from tubelet.norms import LayerNorm, RMSNorm
-from tubelet.positions import FractionalRope3d, Rope3d
+from tubelet.norms import LayerNorm, RMSNorm, UnitNorm
+from tubelet.positions import FractionalRope3d, MixedRope3d, Rope3d
 
 F64 = {"dtype": torch.float64}
 CONFIG = VideoDiTConfig(latent_channels=4, dim=32, depth=2, heads=2, text_dim=8)
@@ -52,13 +59,15 @@ def results(model: nn.Module) -> list[Tensor]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the fused operations, as they are called."""
     made: list[str] = []
-    for operation in (gate_residual, layer_norm, linear, norm_modulate, qk_norm_rope, residual_norm_modulate):
+    operations = (gate_residual, layer_norm, linear, norm_modulate, norm_rope, qk_norm_rope, residual_norm_modulate)
+    for operation in operations:
+        home = "tubelet.attention.normed" if operation in (norm_rope, qk_norm_rope) else "tubelet.fused"
 
         def counting(*args: object, _operation: object = operation, **kwargs: object) -> object:
             made.append(_operation.__name__)
             return _operation(*args, **kwargs)
 
-        monkeypatch.setattr(f"tubelet.fused.{operation.__name__}", counting)
+        monkeypatch.setattr(f"{home}.{operation.__name__}", counting)
     return made
 
 
@@ -71,13 +80,13 @@ def test_a_whole_model_computes_the_same_and_keeps_its_keys(model: VideoDiT, mon
     eager, keys = results(model), list(model.state_dict())
     changed = use_kernels(model)
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    # In each block: itself, three branches, the attention and the MLP; not the cross-attention.
+    # In each block: itself, three branches, both attentions and the MLP.
     norms = [name for name, module in model.named_modules() if isinstance(module, LayerNorm)]
-    assert len(changed) == 2 * 6 + len(linears) + len(norms)
+    assert len(changed) == 2 * 7 + len(linears) + len(norms)
     assert {"blocks.0.branches.0.inner", *linears} <= set(changed)
     made = calls(monkeypatch)
     equal(results(model), eager)
-    assert (made.count("norm_modulate"), made.count("qk_norm_rope")) == (4, 2)
+    assert [made.count(name) for name in ("norm_modulate", "qk_norm_rope", "norm_rope")] == [4, 2, 4]
     assert made.count("linear") >= len(linears) - 2  # an MLP's is called with its activation
     assert list(model.state_dict()) == keys
     assert sorted(use_eager(model)) == sorted(changed)
@@ -172,9 +181,10 @@ def test_what_has_no_kernel_is_left_alone() -> None:
     listened = LayerNorm(8, affine=False)
     listened.register_forward_hook(lambda *_: None)
     for module in (
-        Attention(8, 2),
-        Attention(8, 2, qk_norm=LayerNorm),
+        Attention(8, 2, qk_norm=UnitNorm),
         Attention(8, 2, qk_norm=Doubled),
+        CrossAttention(8, 2),
+        CrossAttention(8, 2, qk_norm=Doubled),
     ):
         assert use_kernels(module, lambda name, module: not isinstance(module, nn.Linear | LayerNorm)) == []
     for branch in (
@@ -224,27 +234,89 @@ def test_a_fused_norm_still_says_what_is_wrong_with_a_width() -> None:
     assert use_eager(norm) == [""]
 
 
-@pytest.mark.parametrize("layout", ["interleaved", "half"])
-def test_attention_with_and_without_rotations(layout: str) -> None:
-    attention = randomised(Attention(24, 4, kv_heads=2, head_dim=12, qk_norm=RMSNorm, **F64))
-    x, rope = torch.randn(2, 5, 24, **F64), Rope3d(12, layout=layout, **F64)(torch.rand(5, 3))
-    eager = [attention(x, rope=rope), attention(x), attention(x, TokenLayout.padded([3, 5], 5), rope)]
+NORMS = {"rms": RMSNorm, "layer": LayerNorm, "none": None}
+ROPES = {
+    "interleaved": lambda heads: Rope3d(12, **F64),
+    "half": lambda heads: Rope3d(12, layout="half", **F64),
+    "half_per_axis": lambda heads: Rope3d(12, (4, 2, 6), layout="half_per_axis", **F64),
+    "over the width": lambda heads: FractionalRope3d(heads, 12, **F64),
+    "learned": lambda heads: MixedRope3d(heads, 12, **F64),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("name", ROPES)
+def test_attention_with_and_without_rotations(norm: str, across: bool, name: str, monkeypatch) -> None:
+    kv_heads = 4 if name in ("over the width", "learned") else 2
+    options = {"kv_heads": kv_heads, "head_dim": 12, "qk_norm": NORMS[norm], "across_heads": across}
+    attention, rope = randomised(Attention(24, 4, **options, **F64)), ROPES[name](4)
+    x, coords = torch.randn(2, 6, 24, **F64), torch.cat([torch.full((2, 3), -1.0), torch.rand(4, 3)])  # two of text
+    leaves = [*attention.parameters(), *rope.parameters()]
+
+    def outputs() -> list[Tensor]:
+        turned = attention(x, rope=rope(coords))
+        padded = attention(x, TokenLayout.padded([3, 6], 6), rope(coords))
+        return [turned, padded, attention(x), *torch.autograd.grad(turned.square().sum(), leaves)]
+
+    eager = outputs()
     assert "" in use_kernels(attention)
-    equal([attention(x, rope=rope), attention(x), attention(x, TokenLayout.padded([3, 5], 5), rope)], eager)
+    assert unfused(attention) == {}
+    made = calls(monkeypatch)
+    equal(outputs(), eager)
+    assert made.count("qk_norm_rope") == (2 if norm == "none" else 3)
     with pytest.raises(ValueError, match="width 23"):
-        attention(x[..., :23], rope=rope)
+        attention(x[..., :23], rope=rope(coords))
 
 
-@pytest.mark.parametrize("rope", [Rope3d(8, layout="half_per_axis"), FractionalRope3d(2, 8)])
-def test_rotations_that_the_kernel_does_not_know_stay_eager(rope: nn.Module, monkeypatch) -> None:
-    attention = randomised(Attention(16, 2, qk_norm=RMSNorm, **F64))
-    x, coords = torch.randn(6, 16, **F64), TokenLayout.packed([Grid(1, 2, 3)]).on("cpu").coords
-    expected = attention(x, rope=rope(coords))
-    assert "" in use_kernels(attention)
-    monkeypatch.delattr("tubelet.fused.qk_norm_rope")
-    assert torch.equal(attention(x, rope=rope(coords)), expected)
-    with pytest.raises(NameError):
-        attention(x, rope=Rope3d(8)(coords))
+@pytest.mark.parametrize("norm", [RMSNorm, LayerNorm])
+@pytest.mark.parametrize("kind", ["text", "text across heads", "text and image", "text and itself"])
+def test_norms_of_cross_attention(norm: type, kind: str, monkeypatch) -> None:
+    sides = TokenLayout.packed([None, None], [2, 3]), TokenLayout.packed([Grid(1, 2, 2), Grid(2, 1, 1)])
+    texts, layout = (side.on("cpu") for side in sides)
+    x, text = torch.randn(6, 24, **F64), torch.randn(5, 24, **F64)
+    if kind == "text and itself":
+        module: nn.Module = JoinedCrossAttention(24, 2, qk_norm=norm, **F64)
+        inputs = (x, text, layout, JointLayout(sides).on("cpu"))
+    elif kind == "text and image":
+        module = DecoupledCrossAttention(24, 2, context_dim=24, image_dim=24, qk_norm=norm, **F64)
+        inputs = (x, text, text, layout, texts, texts)
+    else:
+        module = CrossAttention(24, 2, qk_norm=norm, across_heads="across" in kind, **F64)
+        inputs = (x, text, layout, texts)
+    eager = randomised(module)(*inputs)
+    assert "" in use_kernels(module)
+    made = calls(monkeypatch)
+    equal([module(*inputs)], [eager])
+    assert made.count("norm_rope") == (3 if "image" in kind else 2)
+    use_eager(module)
+    assert torch.equal(module(*inputs), eager)
+
+
+def test_attention_that_stays_eager_says_why() -> None:
+    class Own(Attention):
+        pass
+
+    listened = Attention(8, 2, qk_norm=RMSNorm)
+    listened.k_norm.register_forward_hook(lambda *_: None)
+    mixed = Attention(8, 2, qk_norm=RMSNorm)
+    mixed.k_norm = RMSNorm(4, eps=1e-3)
+    found = unfused(
+        nn.ModuleDict(
+            {
+                "own": Own(8, 2, qk_norm=RMSNorm),
+                "listened": listened,
+                "mixed": mixed,
+                "unit": CrossAttention(8, 2, qk_norm=UnitNorm),
+                "plain": Attention(8, 2),
+                "crossing": CrossAttention(8, 2, qk_norm=LayerNorm),
+            }
+        )
+    )
+    assert list(found) == ["own", "listened", "mixed", "unit"]
+    for name, words in {"own": "Own may", "listened": "k_norm, RMSNorm, has hooks", "mixed": "differ in kind or eps",
+                        "unit": "q_norm, UnitNorm, has no kernel"}.items():  # fmt: skip
+        assert words in found[name]
 
 
 @pytest.mark.graph

@@ -5,7 +5,7 @@ state-dict keys stay as they are, so checkpoints, optimisers, PEFT and EMA copie
 
 - A :class:`tubelet.blocks.Branch`: gate + residual; with a modulation and a plain layer or RMS norm: norm + modulate.
 - A :class:`tubelet.blocks.TransformerBlock`: the end of a branch together with the norm + modulate of the next.
-- A :class:`tubelet.attention.Attention` with RMS norms of queries and keys: qk-norm + RoPE, where it gets rotations.
+- A :class:`tubelet.attention.Attention`: qk-norm + RoPE; cross-attention with norms of queries and keys: these.
 - An ``nn.Linear``: oneDNN's product on the CPU.
 - A :class:`tubelet.norms.LayerNorm`: PyTorch's kernel of two precisions on the CPU.
 - A :class:`tubelet.mlp.MLP` or :class:`tubelet.attention.ParallelAttention`: its first projection and its activation.
@@ -18,7 +18,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tubelet.attention.modules import Attention, normed_and_turned
+from tubelet.attention.decoupled import DecoupledCrossAttention
+from tubelet.attention.joined import JoinedCrossAttention
+from tubelet.attention.modules import Attention, CrossAttention
+from tubelet.attention.normed import fused_normed_and_turned, fused_normed_heads, head_norm
 from tubelet.attention.streams import ParallelAttention
 from tubelet.blocks import Branch, TransformerBlock, gated
 from tubelet.kernels import (
@@ -28,15 +31,13 @@ from tubelet.kernels import (
     layer_norm,
     linear,
     norm_modulate,
-    qk_norm_rope,
     residual_norm_modulate,
 )
 from tubelet.layout import Rows
 from tubelet.mlp import MLP, raised
 from tubelet.norms import LayerNorm, RMSNorm
-from tubelet.positions import Rotary
 
-__all__ = ["FusedLayerNorm", "FusedLinear", "use_eager", "use_kernels"]
+__all__ = ["FusedLayerNorm", "FusedLinear", "unfused", "use_eager", "use_kernels"]
 
 Filter = Callable[[str, nn.Module], bool]
 
@@ -108,8 +109,10 @@ def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
                 module.norm_modulate = _norm_modulate
         elif isinstance(module, TransformerBlock):
             module.in_turn = _in_turn
-        elif isinstance(module, Attention) and _qk_norms(module):
-            module.normed_and_turned = _normed_and_turned
+        elif isinstance(module, Attention) and _qk_refusal(module) is None:
+            module.normed_and_turned = fused_normed_and_turned
+        elif isinstance(module, _CROSSING) and _qk_normed(module) and _qk_refusal(module) is None:
+            module.normed_heads = fused_normed_heads
         elif isinstance(module, MLP | ParallelAttention):
             module.raised = _raised
         elif type(module) in dict(_CLASSES):
@@ -118,6 +121,23 @@ def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
             continue
         changed.append(name)
     return changed
+
+
+def unfused(model: nn.Module) -> dict[str, str]:
+    """Attention modules with norms of queries and keys that :func:`use_kernels` leaves as they are, and why.
+
+    Example:
+        >>> from tubelet.norms import UnitNorm
+        >>> unfused(Attention(8, 2, qk_norm=UnitNorm))
+        {'': 'its q_norm, UnitNorm, has no kernel'}
+    """
+    attentions = (
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (Attention, *_CROSSING)) and _qk_normed(module)
+    )
+    found = ((name, _qk_refusal(module)) for name, module in attentions)
+    return {name: reason for name, reason in found if reason is not None}
 
 
 def use_eager(model: nn.Module) -> list[str]:
@@ -143,6 +163,9 @@ _REPLACED: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
     (Branch, ("gated", "norm_modulate")),
     (TransformerBlock, ("in_turn",)),
     (Attention, ("normed_and_turned",)),
+    (CrossAttention, ("normed_heads",)),
+    (JoinedCrossAttention, ("normed_heads",)),
+    (DecoupledCrossAttention, ("normed_heads",)),
     (MLP, ("raised",)),
     (ParallelAttention, ("raised",)),
 )
@@ -232,19 +255,6 @@ def _pays(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def _normed_and_turned(
-    attention: Attention, q: Float[Tensor, "*lead hd"], k: Float[Tensor, "*lead hkd"], rope: Rotary | None
-) -> tuple[Float[Tensor, "*lead h d"], Float[Tensor, "*lead hk d"]]:
-    """What an attention does to its projected queries and keys; rotations that the kernel does not know stay eager."""
-    if rope is None or rope.per_head or rope.layout == "half_per_axis":
-        return normed_and_turned(attention, q, k, rope)
-    q_norm, k_norm = attention.q_norm, attention.k_norm
-    assert isinstance(q_norm, RMSNorm)
-    assert isinstance(k_norm, RMSNorm)
-    q, k = (x.reshape(*x.shape[:-1], -1, attention.head_dim) for x in (q, k))
-    return qk_norm_rope(q, k, rope, q_norm.weight, k_norm.weight, eps=q_norm.eps)
-
-
 def _modulated(branch: Branch) -> bool:
     return branch.modulation is not None and {"shift", "scale"} <= set(branch.parts)
 
@@ -259,12 +269,27 @@ def _heard(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def _qk_norms(attention: Attention) -> bool:
-    q, k, per_head = attention.q_norm, attention.k_norm, (attention.head_dim, attention.head_dim)
-    if (
-        type(attention) is not Attention
-        or attention.norm_widths != per_head
-        or not (isinstance(q, RMSNorm) and isinstance(k, RMSNorm))
-    ):
-        return False
-    return _plain_norm(q) and _plain_norm(k) and q.eps == k.eps
+def _qk_norms(module: nn.Module) -> dict[str, nn.Module]:
+    return {name: child for name, child in module.named_children() if name.endswith(("q_norm", "k_norm"))}
+
+
+def _qk_normed(module: nn.Module) -> bool:
+    return not all(isinstance(norm, nn.Identity) for norm in _qk_norms(module).values())
+
+
+def _qk_refusal(module: nn.Module) -> str | None:
+    """Why no kernel does what an attention does to its queries and keys; None where one does."""
+    if type(module) not in (Attention, *_CROSSING):
+        return f"{type(module).__name__} may compute otherwise than the class it is made of"
+    norms = _qk_norms(module)
+    for name, norm in norms.items():
+        if not isinstance(norm, nn.Identity) and not _plain_norm(norm):
+            why = "has hooks" if head_norm(norm) else "has no kernel"
+            return f"its {name}, {type(norm).__name__}, {why}"
+    described = {name: (head_norm(norm), getattr(norm, "eps", None)) for name, norm in norms.items()}
+    if isinstance(module, Attention) and len(set(described.values())) > 1:
+        return f"its norms differ in kind or eps: {described}"
+    return None
+
+
+_CROSSING = (CrossAttention, JoinedCrossAttention, DecoupledCrossAttention)

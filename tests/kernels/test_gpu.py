@@ -14,7 +14,7 @@ from tubelet.kernels import _measuring as measuring
 from tubelet.kernels import gate_residual, norm_modulate, qk_norm_rope, residual_norm_modulate, varlen_attention
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.models import VideoDiT, VideoDiTConfig
-from tubelet.positions import Rope3d, Rotary
+from tubelet.positions import Rotary, rope_angles, rope_axes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.graph]
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -52,19 +52,29 @@ def joined(width: int, dtype: torch.dtype, rows: int | None, norm: Any) -> tuple
     return run, [x, values, weight]
 
 
-def turned(head_dim: int, dtype: torch.dtype, layout: Any) -> tuple[Operation, list[Tensor]]:
+def turned(head_dim: int, dtype: torch.dtype, form: str) -> tuple[Operation, list[Tensor]]:
+    """``form``: a layout of the rotation; or a norm over all heads, a layer norm, or angles that are learned."""
     torch.manual_seed(0)
+    layout: Any = form if form in ("interleaved", "half", "half_per_axis") else "interleaved"
+    across, learned, norm = form == "across", form == "learned", "layer" if form == "layer" else "rms"
     qkv = torch.randn(2, 700, 3, 6, head_dim, device="cuda", dtype=dtype, requires_grad=True)
-    weight = torch.randn(2, head_dim, device="cuda", dtype=dtype, requires_grad=True)
-    rotary = Rope3d(head_dim, layout=layout)(torch.rand(700, 3, device="cuda") * 9)
+    weight = torch.randn(2, head_dim * (6 if across else 1), device="cuda", dtype=dtype, requires_grad=True)
+    widths = rope_axes(head_dim)
+    angles = rope_angles(torch.rand(700, 3, device="cuda") * 9, head_dim).float()
+    angles = angles[:, None].repeat(1, 6, 1).requires_grad_() if learned else angles
 
-    def run(qkv: Tensor, weight: Tensor, backend: Any = "triton") -> tuple[Tensor, ...]:
+    def run(qkv: Tensor, weight: Tensor, *turns: Tensor, backend: Any = "triton") -> tuple[Tensor, ...]:
         q, k, _ = qkv.unbind(2)
-        wide = q.dtype == torch.float64
-        angles = Rotary(rotary.cos.double(), rotary.sin.double(), layout) if wide else rotary
-        return qk_norm_rope(q, k[:, :, :2], angles, *weight.unbind(), backend=backend)
+        (turn,) = turns or (angles.to(torch.promote_types(q.dtype, torch.float32)),)
+        rotary = Rotary(turn.cos(), turn.sin(), layout, widths, learned)
+        biases = dict(
+            zip(("q_bias", "k_bias"), weight.flip(0).unbind() if norm == "layer" else (None, None), strict=True)
+        )
+        k = k if across or learned else k[:, :, :2]
+        options: Any = {"norm": norm, "across_heads": across, "backend": backend, **biases}
+        return qk_norm_rope(q, k, rotary, *weight.unbind(), **options)
 
-    return run, [qkv, weight]
+    return run, [qkv, weight, *([angles] if learned else [])]
 
 
 def grouped(pattern: Any, head_dim: int, dtype: torch.dtype) -> tuple[Operation, list[Tensor]]:
@@ -126,9 +136,9 @@ def test_gate_residual(width: int, dtype: torch.dtype, rows: int | None, norm: s
 
 
 @pytest.mark.parametrize(("head_dim", "dtype"), HEAD_DIMS)
-@pytest.mark.parametrize("layout", ["interleaved", "half"])
-def test_qk_norm_rope(head_dim: int, dtype: torch.dtype, layout: str) -> None:
-    near(*turned(head_dim, dtype, layout), TOLERANCE[dtype])
+@pytest.mark.parametrize("form", ["interleaved", "half", "half_per_axis", "across", "layer", "learned"])
+def test_qk_norm_rope(head_dim: int, dtype: torch.dtype, form: str) -> None:
+    near(*turned(head_dim, dtype, form), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize(

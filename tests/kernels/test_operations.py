@@ -14,6 +14,7 @@ from tubelet.kernels import (
     gate_residual,
     grouped_attention,
     norm_modulate,
+    norm_rope,
     qk_norm_rope,
     residual_norm_modulate,
 )
@@ -143,16 +144,14 @@ def test_triton_is_refused_with_the_reason() -> None:
         (lambda: qk_norm_rope(q, q, Rotary(angles, angles), backend="triton"), "CUDA device"),
         (lambda: qk_norm_rope(q, q.half(), Rotary(angles, angles), backend="triton"), "q is torch.float32 and k"),
         (
-            lambda: qk_norm_rope(q, q, Rotary(angles, angles, "half_per_axis", (2, 4, 2)), backend="triton"),
-            "rotary turns half_per_axis",
+            lambda: qk_norm_rope(q, q, Rotary(angles, angles, "half_per_axis", (4, 4)), backend="triton"),
+            r"three axes, and rotary has axes \(4, 4\)",
         ),
-        (
-            lambda: qk_norm_rope(q, q, Rotary(*torch.ones(2, 3, 2, 4), per_head=True), backend="triton"),
-            "each head by angles of its own",
-        ),
+        (lambda: norm_rope(torch.ones(2, 40, 130), across_heads=True, backend="triton"), "q has 40 heads of 130"),
+        (lambda: norm_rope(torch.ones(2, 1, 7), backend="triton"), "an even number, and q has head_dim 7"),
         (
             lambda: qk_norm_rope(q, q, Rotary(angles.requires_grad_(), angles), backend="triton"),
-            "no gradient for the angles",
+            "no gradient for angles that heads share",
         ),
         (
             lambda: qk_norm_rope(q, q, Rotary(torch.ones(2, 3, 4), torch.ones(2, 3, 4)), backend="triton"),
@@ -160,24 +159,11 @@ def test_triton_is_refused_with_the_reason() -> None:
         ),
         (
             lambda: qk_norm_rope(*torch.ones(2, 1, 1, 514), Rotary(*torch.ones(2, 1, 257)), backend="triton"),
-            "at most 512 features, and q has head_dim 514",
+            "at most 512 features, an even number, and q has head_dim 514",
         ),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=reason):
             call()
-
-
-@pytest.mark.parametrize("rotary", ["half_per_axis", "per_head"])
-def test_other_rotations_take_the_reference(rotary: str) -> None:
-    """Layouts that the kernel does not know are turned by the definition, each by its own rule."""
-    q, k = torch.randn(2, 5, 3, 12, dtype=torch.float64)
-    angles = (
-        torch.randn(5, 3, 6, dtype=torch.float64) if rotary == "per_head" else torch.randn(5, 6, dtype=torch.float64)
-    )
-    layout = {"per_head": True} if rotary == "per_head" else {"layout": "half_per_axis", "axes": (4, 4, 4)}
-    turned = Rotary(angles.cos(), angles.sin(), **layout)
-    for got, x in zip(qk_norm_rope(q, k, turned), (q, k), strict=True):
-        torch.testing.assert_close(got, apply_rope(torch.nn.functional.rms_norm(x, (12,), eps=1e-6), turned))
 
 
 def test_triton_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +183,15 @@ def test_what_does_not_fit_is_an_error_on_every_backend() -> None:
         (lambda: norm_modulate(x, shift, Rows(scale.values[:2])), r"shift has rows \(3, 8\) and scale \(2, 8\)"),
         (lambda: qk_norm_rope(*torch.ones(2, 3, 1, 6), Rotary(angles, angles)), "head_dim 6.*head_dim 8"),
         (lambda: qk_norm_rope(*torch.ones(2, 2, 1, 8), Rotary(angles, angles)), "q has 2 tokens.*turns 3 tokens"),
+        (
+            lambda: qk_norm_rope(*torch.ones(2, 3, 1, 8), Rotary(*torch.ones(2, 3, 2, 4), per_head=True)),
+            "q has 1 heads, but rotary turns 2 by angles of their own",
+        ),
+        (lambda: norm_rope(torch.ones(3, 1, 8), None, torch.ones(8), norm="none"), r"no weight, got one of.*\(8,\)"),
+        (
+            lambda: norm_rope(torch.ones(3, 2, 8), None, torch.ones(8), across_heads=True),
+            r"weight of x must be \(16,\), got \(8,\)",
+        ),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             call()

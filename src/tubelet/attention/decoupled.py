@@ -39,6 +39,8 @@ class DecoupledCrossAttention(nn.Module):
         torch.Size([2, 10, 32])
     """
 
+    normed_heads: Callable[..., Tensor] = staticmethod(normed_heads)
+
     def __init__(
         self,
         dim: int,
@@ -91,9 +93,9 @@ class DecoupledCrossAttention(nn.Module):
             ("image", image, self.image_k_proj),
         ):
             check_width(name, tokens, proj)
-        q = normed_heads(self.q_norm, self.q_proj(x), self.norm_width, self.head_dim)
-        k = normed_heads(self.k_norm, self.k_proj(text), self.norm_width, self.head_dim)
-        image_k = normed_heads(self.image_k_norm, self.image_k_proj(image), self.norm_width, self.head_dim)
+        q = self.normed_heads(self.q_norm, self.q_proj(x), self.norm_width, self.head_dim)
+        k = self.normed_heads(self.k_norm, self.k_proj(text), self.norm_width, self.head_dim)
+        image_k = self.normed_heads(self.image_k_norm, self.image_k_proj(image), self.norm_width, self.head_dim)
         v, image_v = split(self.v_proj(text), self.head_dim), split(self.image_v_proj(image), self.head_dim)
         q = q.to(v.dtype)
         out = attend(q, k.to(v.dtype), v, layout=layout, kv_layout=text_layout, backend=self.backend)

@@ -44,6 +44,8 @@ class JoinedCrossAttention(nn.Module):
         torch.Size([4, 8])
     """
 
+    normed_heads: Callable[..., Tensor] = staticmethod(normed_heads)
+
     def __init__(
         self,
         dim: int,
@@ -81,8 +83,8 @@ class JoinedCrossAttention(nn.Module):
         check_width("x", x, self.q_proj)
         check_width("text", text, self.k_proj)
         merged = joint.merge(text, x)
-        q = normed_heads(self.q_norm, self.q_proj(x), self.head_dim, self.head_dim)
-        k = normed_heads(self.k_norm, self.k_proj(merged), self.head_dim, self.head_dim)
+        q = self.normed_heads(self.q_norm, self.q_proj(x), self.head_dim, self.head_dim)
+        k = self.normed_heads(self.k_norm, self.k_proj(merged), self.head_dim, self.head_dim)
         v = split(self.v_proj(merged), self.head_dim)
         q, k = q.to(v.dtype), k.to(v.dtype)
         out = attend(q, k, v, pattern=self.pattern, layout=layout, kv_layout=joint.index, backend=self.backend)

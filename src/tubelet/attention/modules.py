@@ -185,6 +185,8 @@ class CrossAttention(nn.Module):
         torch.Size([2, 10, 32])
     """
 
+    normed_heads: Callable[..., Tensor] = staticmethod(normed_heads)
+
     def __init__(
         self,
         dim: int,
@@ -227,8 +229,8 @@ class CrossAttention(nn.Module):
         """Attend from the tokens of each sample to its ``text``."""
         check_width("x", x, self.q_proj)
         check_width("text", text, self.k_proj)
-        q = normed_heads(self.q_norm, self.q_proj(x), self.norm_widths[0], self.head_dim)
-        k = normed_heads(self.k_norm, self.k_proj(text), self.norm_widths[1], self.head_dim)
+        q = self.normed_heads(self.q_norm, self.q_proj(x), self.norm_widths[0], self.head_dim)
+        k = self.normed_heads(self.k_norm, self.k_proj(text), self.norm_widths[1], self.head_dim)
         v = split(self.v_proj(text), self.head_dim)
         out = attend(q.to(v.dtype), k.to(v.dtype), v, layout=layout, kv_layout=text_layout, backend=self.backend)
         return project(self.out_proj, out)

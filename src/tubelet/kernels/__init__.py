@@ -12,7 +12,8 @@ from tubelet.kernels._linear.reference import Activation
 from tubelet.kernels._modulation.op import norm_modulate
 from tubelet.kernels._modulation.reference import Norm
 from tubelet.kernels._residual.op import gate_residual, residual_norm_modulate
-from tubelet.kernels._rotation.op import qk_norm_rope
+from tubelet.kernels._rotation.op import norm_rope, qk_norm_rope
+from tubelet.kernels._rotation.reference import HeadNorm
 from tubelet.kernels._tiled.op import (
     tiled_attention,
     tiled_backward,
@@ -27,6 +28,7 @@ __all__ = [
     "SERVED",
     "Activation",
     "Backend",
+    "HeadNorm",
     "LayerNormBackend",
     "LinearBackend",
     "Norm",
@@ -42,6 +44,7 @@ __all__ = [
     "line_tiles",
     "linear",
     "norm_modulate",
+    "norm_rope",
     "qk_norm_rope",
     "residual_norm_modulate",
     "segment_tiles",
