@@ -114,8 +114,8 @@ def launches() -> Iterator[tuple[str, str, tuple[Any, Mapping[str, Any], int]]]:
         >>> sorted({name for name, _, _ in launches()})
         ['grouped.backward_keys', 'grouped.backward_queries', 'grouped.backward_together', 'grouped.forward',
          'modulation.backward', 'modulation.combine', 'modulation.forward', 'residual.backward', 'residual.combine',
-         'residual.forward', 'rotation.backward', 'rotation.forward', 'tiled.backward_keys', 'tiled.backward_queries',
-         'tiled.forward']
+         'residual.forward', 'rotation.backward', 'rotation.backward_across', 'rotation.forward',
+         'rotation.forward_across', 'tiled.backward_keys', 'tiled.backward_queries', 'tiled.forward']
     """
     seen = set()
     for operation in (grouped, modulation, residual, rotation, tiled):

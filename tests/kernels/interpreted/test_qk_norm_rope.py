@@ -277,7 +277,10 @@ def test_models_with_the_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         ran = partial(operation, backend="triton")
         monkeypatch.setattr(f"tubelet.attention.normed.{operation.__name__}", ran)
     for ours, theirs, right in zip(results(model, torch.float32), eager, expected, strict=True):
-        assert error(ours, right) <= max(1e-5, 2 * error(theirs, right))
+        if right.any():
+            assert error(ours, right) <= max(1e-5, 2 * error(theirs, right))
+        else:  # the last block's text goes nowhere
+            assert not ours.any()
 
 
 def test_an_attention_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
