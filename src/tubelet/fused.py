@@ -206,7 +206,9 @@ def _gated(
     x: Float[Tensor, "*lead d"], update: Float[Tensor, "*lead d"], gate: Rows | None
 ) -> Float[Tensor, "*lead d"]:
     """What a branch computes after its inner module."""
-    return gate_residual(x, update, gate) if gate is not None and _pays(x) else gated(x, update, gate)
+    if gate is None or not (_pays(x) or gate.index is not None or gate.values.dtype != x.dtype):
+        return gated(x, update, gate)
+    return gate_residual(x, update, gate)
 
 
 def _in_turn(
@@ -251,7 +253,7 @@ def _joined(branch: nn.Module, following: nn.Module | None) -> bool:
 
 
 def _pays(x: Tensor) -> bool:
-    """Whether the residual has a kernel: on the CPU it would save no pass over the tokens."""
+    """Whether a residual of rows as wide as the tokens has a kernel: on the CPU it would save no pass over them."""
     return x.is_cuda
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tubelet.kernels import _blocks, norm_modulate
+from tubelet.kernels import _blocks, gate_residual, norm_modulate
 from tubelet.layout import Rows
 
 INDEX = {
@@ -113,3 +113,46 @@ def test_derivatives_of_functions_take_the_reference() -> None:
     leaf = x.requires_grad_()
     (expected,) = torch.autograd.grad(norm_modulate(leaf, shift, scale).square().sum(), leaf)
     torch.testing.assert_close(per_sample, expected)
+
+
+def gate(inputs: list[Tensor], kind: str, **more: object) -> Tensor:
+    index = INDEX[kind]
+    return gate_residual(*inputs[:2], Rows(inputs[2], None if index is None else index.view(2, 60)), **more)
+
+
+def gate_leaves(kind: str, of_x: torch.dtype, of_gate: torch.dtype) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [*torch.randn(2, 2, 60, 12).to(of_x), torch.randn(ROWS[kind], 12).to(of_gate)]
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize(("of_x", "of_gate"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_gate_and_residual_equal_float64(kind: str, of_x: str, of_gate: str) -> None:
+    inputs = gate_leaves(kind, getattr(torch, of_x), getattr(torch, of_gate))
+    found = []
+    for values, options in ((inputs, {"backend": "blocks"}), ([each.double() for each in inputs], {})):
+        held = [each.detach().requires_grad_() for each in values]
+        out = gate(held, kind, **options)
+        grad = torch.linspace(-1, 1, 1440).view(2, 60, 12).bfloat16().to(out.dtype)
+        found.append([out.detach(), *torch.autograd.grad(out, held, grad)])
+    assert [each.dtype for each in found[0]] == [inputs[0].dtype, *(each.dtype for each in inputs)]
+    for got, expected in zip(*found, strict=True):
+        assert float((got - expected).norm() / expected.norm()) < (1e-6 if got.dtype == torch.float32 else 4e-3)
+
+
+def test_second_derivatives_of_gate_and_residual_equal_float64() -> None:
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        held = [each.to(dtype).requires_grad_() for each in gate_leaves("batch", torch.float32, torch.float32)]
+        first = torch.autograd.grad(gate(held, "batch").sin().sum(), held, create_graph=True)
+        found.append(torch.autograd.grad(sum(each.square().sum() for each in first), held))
+    for got, expected in zip(*found, strict=True):
+        assert float((got - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_a_gate_keeps_the_update_as_it_is() -> None:
+    x, update, rows = (each.requires_grad_() for each in gate_leaves("runs", torch.bfloat16, torch.float32))
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        gate([x, update, rows], "runs")
+    assert sum(each.nbytes for each in kept) == update.nbytes + rows.nbytes + INDEX["runs"].nbytes

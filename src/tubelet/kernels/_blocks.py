@@ -10,7 +10,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Affine", "Piece", "again", "backward", "blocks", "forward", "pieces_by_row", "refusal", "through_norm"]
+__all__ = [
+    "Affine",
+    "Piece",
+    "add_by_row",
+    "again",
+    "backward",
+    "blocks",
+    "forward",
+    "pieces_by_row",
+    "refusal",
+    "shares",
+    "through_norm",
+]
 
 Affine = Callable[[int | Tensor], tuple[Tensor | None, Tensor | None]]
 """Weight and bias in float32 of a row ``(d,)``, or of a row for each token ``(m, d)``; None for ones and zeros.
@@ -97,6 +109,16 @@ def pieces_by_row(index: Tensor | None, n: int, rows: int) -> list[Piece]:
     return [Piece(*piece) for piece in zip([0, *ends], ends, found.tolist(), strict=False)]
 
 
+def shares(n: int, rows: int) -> Tensor:
+    """The row of each of ``n`` tokens where rows have equal shares of them.
+
+    Example:
+        >>> shares(4, 2).tolist()
+        [0, 0, 1, 1]
+    """
+    return torch.arange(rows).repeat_interleave(n // rows)
+
+
 def blocks(pieces: Sequence[Piece], width: int) -> Iterator[tuple[slice, int | Tensor]]:
     """The tokens of all pieces in blocks that fit a core's cache, with the row that they share, or that each has.
 
@@ -156,16 +178,28 @@ def backward(
             continue
         normed = part * stat[0] if len(stats) == 1 else (part - stat[1]).mul_(stat[0])
         product = g * normed
-        if isinstance(row, int):
-            sums[0, row] += g.sum(0)
-            sums[1, row] += product.sum(0)
-        else:
-            sums[0].index_add_(0, row, g)
-            sums[1].index_add_(0, row, product)
+        add_by_row(sums[0], row, g)
+        add_by_row(sums[1], row, product)
         if weight is not None:
             g, product = g * weight, product.mul_(weight)
         dx[block] = through_norm(g, product, normed, stat[0], len(stats) == 2)
     return dx, sums
+
+
+def add_by_row(sums: Tensor, row: int | Tensor, values: Tensor) -> None:
+    """Add a block's values ``(m, d)`` to the sums ``(r, d)`` of the row they share, or each to its own.
+
+    Example:
+        >>> sums = torch.zeros(2, 1)
+        >>> add_by_row(sums, 1, torch.ones(3, 1))
+        >>> add_by_row(sums, torch.tensor([0, 1]), torch.ones(2, 1))
+        >>> sums.flatten().tolist()
+        [1.0, 4.0]
+    """
+    if isinstance(row, int):
+        sums[row] += values.sum(0)
+    else:
+        sums.index_add_(0, row, values)
 
 
 def through_norm(grad: Tensor, product: Tensor, normed: Tensor, rstd: Tensor, layer: bool) -> Tensor:

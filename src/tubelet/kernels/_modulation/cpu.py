@@ -87,8 +87,6 @@ def _whole(
     eps: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    if index is None:
-        rows = len(scale)
-        index = torch.arange(rows, device=x.device).repeat_interleave(len(x) // rows)
+    index = _blocks.shares(len(x), len(scale)) if index is None else index
     norm: Norm = "rms" if rms else "layer"
     return reference(x, Rows(shift, index), Rows(scale, index), norm, weight, bias, eps).to(dtype)

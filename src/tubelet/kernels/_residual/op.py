@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tubelet.kernels._choice import Backend, use_triton
+from tubelet.kernels._choice import Backend, PointwiseBackend, use_blocks, use_triton
 from tubelet.kernels._launching import dense
 from tubelet.kernels._modulation.reference import Norm
 from tubelet.kernels._residual import launches
+from tubelet.kernels._residual.cpu import GateResidual
 from tubelet.kernels._residual.reference import added, normed
 from tubelet.kernels._rows.sums import by_row, check_rows, flat_index, tokens_per_row
 from tubelet.layout import Rows
@@ -25,7 +26,7 @@ __all__ = ["gate_residual", "residual_norm_modulate"]
 
 
 def gate_residual(
-    x: Float[Tensor, "*lead d"], update: Float[Tensor, "*lead d"], gate: Rows, *, backend: Backend = "auto"
+    x: Float[Tensor, "*lead d"], update: Float[Tensor, "*lead d"], gate: Rows, *, backend: PointwiseBackend = "auto"
 ) -> Float[Tensor, "*lead d"]:
     """``x + gate·update`` in float32 or better, rounded once.
 
@@ -33,13 +34,13 @@ def gate_residual(
         x: tokens, of any strides.
         update: what a branch made of them, of any strides.
         gate: rows ``(r, d)``, one per sample, frame or token.
-        backend: ``"auto"``, ``"reference"`` or ``"triton"``.
+        backend: ``"auto"``, ``"reference"``, ``"triton"`` or ``"blocks"``.
 
     Returns:
         The sum, in the dtype of ``x``.
 
     Raises:
-        ValueError: the update or the rows do not fit ``x``; or ``triton`` was asked for and cannot serve, with the
+        ValueError: the update or the rows do not fit ``x``; or a backend was asked for and cannot serve, with the
             reason.
 
     Example:
@@ -47,10 +48,15 @@ def gate_residual(
         tensor([2.])
     """
     _check(x, update, [gate])
-    if not use_triton(backend, "gate_residual", (x, update, gate.values, gate.index), _refusal(x, [gate])):
+    tensors = (x, update, gate.values, gate.index)
+    on_cpu = use_blocks(backend, "gate_residual", tensors)
+    if not on_cpu and not use_triton(backend, "gate_residual", tensors, _refusal(x, [gate])):
         return added(x, update, gate)
-    flat = (each.reshape(-1, x.shape[-1]) for each in (x, update))
-    out: Tensor = _gate_residual(*flat, gate.values, flat_index(x, gate), tokens_per_row(x, gate))
+    flat = (*(each.reshape(-1, x.shape[-1]) for each in (x, update)), gate.values, flat_index(x, gate))
+    if on_cpu:
+        out: Tensor = GateResidual.apply(*flat)  # type: ignore[no-untyped-call]
+    else:
+        out = _gate_residual(*flat, tokens_per_row(x, gate))
     return out.view(x.shape)
 
 
