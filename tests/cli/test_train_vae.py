@@ -96,6 +96,17 @@ def test_a_stopped_run_goes_on_to_the_same_autoencoder(folder, capsys) -> None:
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
+def test_a_run_that_was_killed_before_its_first_save_resumes_too(folder) -> None:
+    assert run(folder, "--steps", 2) == 0
+    whole = hub.load(folder / "run" / "autoencoder").state_dict()
+    for name in ("vae.run.safetensors", "report.json"):
+        (folder / "run" / name).unlink()
+    assert run(folder, "--steps", 2) == 2
+    assert run(folder, "--resume") == 0
+    resumed = hub.load(folder / "run" / "autoencoder").state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
 def test_a_saved_autoencoder_is_trained_further_for_some_minutes(folder) -> None:
     assert run(folder, "--steps", 1) == 0
     (folder / "run").rename(folder / "before")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Scores", "judged", "write_reconstructions"]
 
 _FPS = 8.0
+_MOST, _SHOWN = 64, 8  # clips that are judged, and those of them that are shown
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Scores:
 
 
 def judged(root: Path, frames: int, side: int) -> "list[Clip]":
-    """The middle square of a window of each file.
+    """The middle square of a window of each file, of at most 64.
 
     Raises:
         ValueError: nothing usable in the folder.
@@ -50,7 +52,7 @@ def judged(root: Path, frames: int, side: int) -> "list[Clip]":
     from tubelet.data import ClipFolder
 
     folder = ClipFolder(root, frames=frames, size=(side, side))
-    return [clip for clip in folder if clip.video.shape[1] == frames]
+    return list(islice((clip for clip in folder if clip.video.shape[1] == frames), _MOST))
 
 
 def write_reconstructions(stem: Path, vae: nn.Module, clips: "Sequence[Clip]") -> Scores:
@@ -59,7 +61,7 @@ def write_reconstructions(stem: Path, vae: nn.Module, clips: "Sequence[Clip]") -
     Args:
         stem: the files without their suffixes.
         vae: is in eval mode meanwhile.
-        clips: of one size.
+        clips: of one size; all are judged, and the first 8 shown.
 
     Example:
         >>> import tempfile
@@ -83,6 +85,7 @@ def write_reconstructions(stem: Path, vae: nn.Module, clips: "Sequence[Clip]") -
         scores[clip.file] = numbers
         labels += [clip.file, *(f"{name}, {numbers[name]['psnr']:.2f} dB" for name in numbers)]
         videos += [made[name][0] for name in ("original", *numbers)]
+    labels, videos = labels[: 3 * _SHOWN], videos[: 3 * _SHOWN]
     scale = max(1, 128 // videos[0].shape[-1])
     write_contact_sheet(stem.with_suffix(".png"), videos, columns=3, labels=labels, scale=scale, frames=3)
     rows: Any = [torch.cat(videos[i : i + 3], 3) for i in range(0, len(videos), 3)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tubelet.cli.arguments import count, existing, folder, number, positive, share
 from tubelet.cli.cpu import flushed_denormals
 from tubelet.cli.kept import check_kept
-from tubelet.files import replacing
+from tubelet.files import parsing, replacing
 
 __all__ = ["add", "run"]
 
@@ -23,7 +23,7 @@ _LOSSES = ("l1", "kl", "lpips", "frames_weight", "clips_weight", "adversarial_fr
 _KEPT = ("config", "vae", "size", "frames", "batch", "lr", "muon_lr", *_LOSSES, "seed", "images")
 _PER_START, _PER_STATISTICS = 16, 8  # batches
 _SHOWN = 4  # clips on a sheet
-_RUN, _DONE = "run.json", "autoencoder"
+_RUN, _CHECKPOINT, _DONE = "run.json", "vae.run.safetensors", "report.json"
 
 _EXAMPLE = """example:
   tubelet train-vae --clips videos/ --judge held-out/ --size 64 --minutes 15 --out runs/vae
@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
             batch,
             recipe,
             distance=distance,
-            checkpoint=out / "vae.run.safetensors",
+            checkpoint=out / _CHECKPOINT,
             on_save=show,
             on_progress=lambda steps, start: Progress(steps, start=start, title="autoencoder"),
         )
@@ -134,9 +134,10 @@ def run(arguments: argparse.Namespace) -> None:
             "latent_mean": seen.mean.tolist(),
             "latent_std": seen.std.tolist(),
         }
-        _write_json(out / "report.json", report)
         loss_curves(out / "loss.png", {"autoencoder": history})
-        hub.save(vae, out / _DONE, metadata={"steps": recipe.steps, "seed": recipe.seed, "clips": len(files)})
+        noted = {"steps": recipe.steps, "seed": recipe.seed, "clips": len(files)}
+        hub.save(vae, out / "autoencoder", metadata=noted)
+        _write_json(out / _DONE, report)
     print(f"{out}: autoencoder, report.json, loss.png, reconstructions.png, reconstructions.gif")
     print(scores)
 
@@ -214,7 +215,7 @@ def _distance(arguments: argparse.Namespace) -> nn.Module | None:
 def _recipe(arguments: argparse.Namespace, files: list[str], vae: Any, batch: Any) -> Any:
     """How long to train: of a new run asked for or measured, and noted; of a resumed one what was noted.
 
-    A new autoencoder that can start from data does so here; a resumed one takes its weights from the checkpoint.
+    An autoencoder that can start from data does so here, unless a checkpoint holds its weights.
     """
     from tubelet.vae.families import PrincipalAutoencoder, start_from
     from tubelet.vae_recipe import AutoencoderRecipe, steps_in
@@ -223,21 +224,24 @@ def _recipe(arguments: argparse.Namespace, files: list[str], vae: Any, batch: An
     given |= {"frames": arguments.frames_weight, "clips": arguments.clips_weight}
     kept = {name: getattr(arguments, name) for name in _KEPT}
     asked = json.loads(json.dumps(kept, default=str)) | {"files": files}
-    path = arguments.out / _RUN
+    path, checkpoint = arguments.out / _RUN, arguments.out / _CHECKPOINT
+    if not arguments.resume:
+        checkpoint.unlink(missing_ok=True)
+    if not checkpoint.exists() and isinstance(vae, PrincipalAutoencoder) and arguments.vae is None:
+        start_from(vae, _clips_of(batch, _PER_START))
     if arguments.resume:
-        begun = json.loads(path.read_text())
-        check_kept(begun, asked, _KEPT)
+        with parsing(path):
+            begun = json.loads(path.read_text())
+            check_kept(begun, asked, _KEPT)
         if begun["files"] != files:
             then, now = (", ".join(names) for names in (begun["files"], files))
             raise ValueError(f"--resume: the run was begun with other clips: {then} then, {now} now")
         return _from(AutoencoderRecipe(steps=begun["steps"], **given), arguments)
-    if isinstance(vae, PrincipalAutoencoder) and arguments.vae is None:
-        start_from(vae, _clips_of(batch, _PER_START))
     steps = arguments.steps
     if steps is None:
         steps = steps_in(arguments.minutes or 15.0, vae, batch, AutoencoderRecipe(steps=1, **given))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "vae.run.safetensors").unlink(missing_ok=True)
+    (arguments.out / _DONE).unlink(missing_ok=True)
     _write_json(path, asked | {"steps": steps})
     return _from(AutoencoderRecipe(steps=steps, **given), arguments)
 

@@ -24,8 +24,8 @@ def bicubic_code(
     Args:
         video: one size.
         numbers: of each video of the batch; for a fair comparison with latents, as many as they are.
-        frames: how many are kept. Default: for each video whatever number leaves the least squared error, which the
-            original decides, so that no choice of the rival's is a bad one.
+        frames: how many are kept. Default: for each video, of every number up to 16 and every fourth part more beyond,
+            the one that leaves the least squared error; the original decides, so the rival makes no bad choice.
 
     Raises:
         ValueError: fewer numbers than the channels of one pixel for each frame kept, or frames outside [1, t].
@@ -36,8 +36,7 @@ def bicubic_code(
         torch.Size([1, 3, 5, 16, 16])
     """
     if frames is None:
-        most = min(video.shape[2], numbers // video.shape[1])
-        return torch.cat([_best(clip[None], numbers, most) for clip in video])
+        return torch.cat([_best(clip[None], numbers) for clip in video])
     if not 1 <= frames <= video.shape[2]:
         raise ValueError(f"frames must lie in [1, {video.shape[2]}], got {frames}")
     height, width = _sides(video, numbers, frames)
@@ -45,10 +44,14 @@ def bicubic_code(
     return _in_space(_in_time(small, video.shape[2]), *video.shape[3:]).clamp(-1, 1)
 
 
-def _best(clip: Float[Tensor, "1 c t h w"], numbers: int, most: int) -> Float[Tensor, "1 c t h w"]:
+def _best(clip: Float[Tensor, "1 c t h w"], numbers: int) -> Float[Tensor, "1 c t h w"]:
+    most = min(clip.shape[2], numbers // clip.shape[1])
     if most < 1:
         raise ValueError(f"numbers must be at least those of one pixel, {clip.shape[1]}, got {numbers}")
-    codes = (bicubic_code(clip, numbers, frames=frames) for frames in range(1, most + 1))
+    counts = [1]
+    while counts[-1] < most:
+        counts.append(min(most, counts[-1] + max(1, (counts[-1] >= 16) * counts[-1] // 4)))
+    codes = (bicubic_code(clip, numbers, frames=frames) for frames in counts)
     return min(codes, key=lambda code: float((code - clip).square().mean()))
 
 
