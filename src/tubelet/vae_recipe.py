@@ -226,7 +226,7 @@ def _objective(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         adversaries = {
-            name: Adversary(PatchDiscriminator(config.in_channels, 32, n_layers=2, kernel=kernel))
+            name: Adversary(PatchDiscriminator(config.in_channels, 32, n_layers=2, kernel=kernel, norm=_norm))
             for name, kernel in sizes.items()
             if getattr(recipe, name)
         }
@@ -241,6 +241,11 @@ def _objective(
     decoder: Any = vae.decoder
     last = [p for p in decoder.parameters() if p.ndim > 1][-1:]
     return Objective(terms, adversaries, balance_at=last)
+
+
+def _norm(channels: int) -> nn.Module:
+    """A discriminator's norm: of each video alone, since batches of images and of clips take turns."""
+    return nn.GroupNorm(8, channels)
 
 
 def steps_in(minutes: float, vae: nn.Module, batch: Batch, recipe: AutoencoderRecipe) -> int:

@@ -185,7 +185,7 @@ def _made(arguments: argparse.Namespace) -> Any:
 def _batches(arguments: argparse.Namespace, vae: Any) -> tuple[Callable[[int], Float[Tensor, "b 3 t h w"]], list[str]]:
     """The batch of each step, and the names of the files behind it."""
     from tubelet.data import RandomCrops
-    from tubelet.training import step_generator
+    from tubelet.training import interleave
 
     clips = RandomCrops(arguments.clips, frames=arguments.frames, size=arguments.size, seed=arguments.seed)
     names = [file.name for file in clips.files]
@@ -195,8 +195,8 @@ def _batches(arguments: argparse.Namespace, vae: Any) -> tuple[Callable[[int], F
     many = arguments.batch * vae.latent_grid(arguments.frames, arguments.size, arguments.size).t
 
     def batch(step: int) -> Float[Tensor, "b 3 t h w"]:
-        still = torch.rand((), generator=step_generator(arguments.seed, step, stream=8)) < 0.2
-        return images.batch(step, many) if still else clips.batch(step, arguments.batch)
+        source, turn = interleave(arguments.seed, step, (1, 4))
+        return clips.batch(turn, arguments.batch) if source else images.batch(turn, many)
 
     return batch, names + [file.name for file in images.files]
 
