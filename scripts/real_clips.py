@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         judging.add_argument("folder", type=Path)
         judging.add_argument("--out", type=Path, default=Path("runs/real-clips"))
         judging.add_argument("--json", type=Path, help="write the result there too")
-        judging.add_argument("--picture", type=Path, help="write the film strips there too")
+        judging.add_argument("--picture", type=Path, help="write the smaller film strips there too")
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command != "judge":
         parser.error(f"{arguments.command} takes no {' '.join(rest)}")
@@ -129,7 +129,9 @@ def score(folder: Path, out: Path, *, picture: Path | None = None, sides: Sequen
     vae: Any = hub.load(out / "autoencoder")
     crops = RandomCrops(folder / "train", frames=begun["frames"], size=begun["size"], seed=begun["seed"])
     codes = principal_codes((crops.batch(step, 16) for step in range(_FITTED)), vae.config.latent_channels)
-    judged, shown, labels = [], [], []
+    judged: list[dict[str, Any]] = []
+    shown: dict[int, list[torch.Tensor]] = {side: [] for side in sides}
+    labels: dict[int, list[str]] = {side: [] for side in sides}
     for path in sorted((folder / "held").iterdir()):
         for side in sides:
             video = _fitting(read_video(path, size=(side, side)), vae)
@@ -140,13 +142,12 @@ def score(folder: Path, out: Path, *, picture: Path | None = None, sides: Sequen
             passed = gains["bicubic"] >= 2.0 and gains["pca"] >= 0.5
             shape = {"side": side, "frames": video.shape[2]}
             judged.append({"clip": path.name, **shape, **scores, "gain": gains, "passed": passed})
-            if side == max(sides):
-                names = ("original", "reconstruction", "bicubic", "pca")
-                shown += [made[name][0] for name in names]
-                labels += [name if name == "original" else f"{name}, {scores[name]['psnr']:.2f} dB" for name in names]
-    for target in (out / "held-out.png", picture):
+            names = ("original", "reconstruction", "bicubic", "pca")
+            shown[side] += [made[name][0] for name in names]
+            labels[side] += [name if name == "original" else f"{name}, {scores[name]['psnr']:.2f} dB" for name in names]
+    for target, side in ((out / "held-out.png", max(sides)), (picture, min(sides))):
         if target is not None:
-            write_contact_sheet(target, shown, columns=2, labels=labels, frames=3)
+            write_contact_sheet(target, shown[side], columns=4, labels=labels[side], frames=2)
     return {
         "environment": environment(torch.device("cpu")),
         "training_clips": begun["files"],
