@@ -1,7 +1,8 @@
 """``python -m benchmarks.gpu --out DIR``: what a GPU can do, and how near our kernels come to it.
 
 Tables, each as JSON and Markdown: the ceilings (matrix product, copy), norm + modulate, gate + residual with and
-without the norm + modulate behind it, QK-norm + RoPE, and attention over time against eager code and ``torch.compile``;
+without the norm + modulate behind it, norm + SiLU + padding of autoencoders, QK-norm + RoPE, and attention over time
+against eager code and ``torch.compile``;
 joint attention against cuDNN, and windows, causal frames and packed mixtures against FlexAttention. Forward and
 backward, with the error of the timed call beside its time.
 ``--dry`` runs the same code on the CPU with tiny shapes. Exit status 1: a result was wrong.
@@ -32,7 +33,14 @@ from tubelet.attention.places import Affine
 from tubelet.attention.tiles import Run
 from tubelet.bench.device import environment
 from tubelet.blocks import gated, modulate
-from tubelet.kernels import gate_residual, grouped_attention, norm_modulate, qk_norm_rope, residual_norm_modulate
+from tubelet.kernels import (
+    gate_residual,
+    grouped_attention,
+    norm_modulate,
+    norm_silu_pad,
+    qk_norm_rope,
+    residual_norm_modulate,
+)
 from tubelet.layout import Grid, LayoutIndex, Rows, TokenLayout
 from tubelet.norms import LayerNorm
 from tubelet.positions import Rotary, apply_rope
@@ -108,6 +116,7 @@ def main() -> int:
     tables = {
         "norm_modulate": modulation,
         "residual_norm_modulate": residuals,
+        "norm_silu_pad": paddings,
         "qk_norm_rope": rotation,
         "grouped_attention": over_time,
     }
@@ -213,6 +222,49 @@ def _added(
     if normed:
         return residual_norm_modulate(x, update, gate, *rows, backend=backend)
     return (gate_residual(x, update, gate, backend=backend),)
+
+
+def paddings(device: str, dry: bool) -> Iterator[Problem]:
+    """What stands before convolutions of known decoders: RMS norms of Wan's, groups at the size of HunyuanVideo's."""
+    last, first = torch.channels_last_3d, torch.contiguous_format
+    problems = [
+        ("wan at 480p", (1, 96, 4, 480, 832), None, last, "last"),
+        ("wan at 480p", (1, 96, 4, 480, 832), None, first, "first"),
+        ("wan at 240p", (1, 384, 4, 240, 416), None, last, "last"),
+        ("hunyuanvideo at 256p", (1, 128, 5, 256, 256), 32, last, "last"),
+        ("hunyuanvideo at 256p", (1, 128, 5, 256, 256), 32, first, "first"),
+    ]
+    tiny = [("tiny", (1, 8, 2, 4, 4), None, last, "last"), ("tiny", (1, 8, 2, 4, 4), 2, first, "first")]
+    for name, shape, groups, layout, word in tiny if dry else problems:
+        x = torch.randn(shape, device=device, dtype=torch.bfloat16).to(memory_format=layout).requires_grad_()
+        weight = torch.randn(shape[1], device=device, dtype=torch.bfloat16, requires_grad=True)
+        state = torch.randn(shape, device=device, dtype=torch.bfloat16)[:, :, :2].contiguous(memory_format=layout)
+        eager = partial(_padded_eagerly, state=state, groups=groups)
+        ways: dict[str, Way] = {
+            "eager": eager,
+            "compiled": torch.compile(eager, fullgraph=True, backend="eager" if dry else "inductor"),
+            "ours": partial(_padded, state=state, groups=groups, backend="reference" if dry else "triton"),
+        }
+        exact = partial(_padded, state=state, groups=groups, backend="reference")
+        what = f"{name}: {' x '.join(map(str, shape))}, {'rms' if groups is None else f'{groups} groups'}, {word}"
+        moved = 2 * x.nbytes + 2 * state.nbytes, 3 * x.nbytes
+        yield Problem("norm_silu_pad", what, (x, weight), ways, exact, *moved)
+
+
+def _padded_eagerly(x: Tensor, weight: Tensor, state: Tensor, groups: int | None) -> Sequence[Tensor]:
+    if groups is None:
+        normed = (x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6)).to(x.dtype)
+        normed = normed * weight.reshape(-1, 1, 1, 1)
+    else:
+        frames = x.transpose(1, 2).flatten(0, 1)
+        normed = torch.nn.functional.group_norm(frames, groups, weight, eps=1e-6)
+        normed = normed.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+    return (torch.cat([state, torch.nn.functional.silu(normed)], 2),)
+
+
+def _padded(x: Tensor, weight: Tensor, state: Tensor, groups: int | None, backend: Any) -> Sequence[Tensor]:
+    norm: dict[str, Any] = {"norm": "rms"} if groups is None else {"norm": "group", "groups": groups}
+    return (norm_silu_pad(x, weight=weight, eps=1e-6, state=state.to(x.dtype), backend=backend, **norm),)
 
 
 def rotation(device: str, dry: bool) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 WAYS = {
     "norm_modulate": {"eager", "compiled", "ours"},
     "residual_norm_modulate": {"eager", "compiled", "ours"},
+    "norm_silu_pad": {"eager", "compiled", "ours"},
     "qk_norm_rope": {"eager", "compiled", "ours"},
     "grouped_attention": {"eager", "compiled", "ours"},
     "joint_attention": {"default", "cudnn", "ours"},

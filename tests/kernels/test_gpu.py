@@ -11,7 +11,14 @@ from torch import Tensor
 from tubelet.attention import FrameCausal, Joint, Neighborhood, SlidingTile, Spatial, Strided, Temporal, Window, attend
 from tubelet.fused import use_kernels
 from tubelet.kernels import _measuring as measuring
-from tubelet.kernels import gate_residual, norm_modulate, qk_norm_rope, residual_norm_modulate, varlen_attention
+from tubelet.kernels import (
+    gate_residual,
+    norm_modulate,
+    norm_silu_pad,
+    qk_norm_rope,
+    residual_norm_modulate,
+    varlen_attention,
+)
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.models import VideoDiT, VideoDiTConfig
 from tubelet.positions import Rotary, rope_angles, rope_axes
@@ -50,6 +57,23 @@ def joined(width: int, dtype: torch.dtype, rows: int | None, norm: Any) -> tuple
         return y, out, gate_residual(y, out, gate, backend=backend)
 
     return run, [x, values, weight]
+
+
+def framed(channels: int, dtype: torch.dtype, groups: int | None, last: bool, round: bool = False) -> Any:
+    torch.manual_seed(0)
+    layout = torch.channels_last_3d if last else torch.contiguous_format
+    clip = torch.randn(2, channels, 5, 19, 27, device="cuda", dtype=dtype).to(memory_format=layout).requires_grad_()
+    weight = torch.randn(channels, device="cuda", dtype=dtype, requires_grad=True)
+    around: Any = {"around": (1, 1), "edges": "replicate"} if round else {}
+    norm: Any = {"norm": "rms"} if groups is None else {"norm": "group", "groups": groups, "per_frame": not last}
+
+    def run(clip: Tensor, weight: Tensor, backend: Any = "triton") -> tuple[Tensor, ...]:
+        made = {"weight": weight, "bias": weight, "eps": 1e-6, "backend": backend, **norm, **around}
+        head = norm_silu_pad(clip[:, :, :2], frames=2, **made)
+        inner = head[:, :, -2:, 1:-1, 1:-1] if round else head[:, :, -2:]
+        return head, norm_silu_pad(clip[:, :, 2:], state=inner, **made)
+
+    return run, [clip, weight]
 
 
 def turned(head_dim: int, dtype: torch.dtype, form: str) -> tuple[Operation, list[Tensor]]:
@@ -135,6 +159,14 @@ def test_gate_residual(width: int, dtype: torch.dtype, rows: int | None, norm: s
     near(*joined(width, dtype, rows, norm), 2 * TOLERANCE[dtype])  # the norm reads the sum as it was rounded
 
 
+@pytest.mark.parametrize(("channels", "dtype"), [(96, BF16), (384, BF16), (1024, BF16), (6, FP16), (96, FP32)])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("groups", [None, 2])
+@pytest.mark.parametrize("round", [False, True])
+def test_norm_silu_pad(channels: int, dtype: torch.dtype, groups: int | None, last: bool, round: bool) -> None:
+    near(*framed(channels, dtype, groups, last, round), TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize(("head_dim", "dtype"), HEAD_DIMS)
 @pytest.mark.parametrize("form", ["interleaved", "half", "half_per_axis", "across", "layer", "learned"])
 def test_qk_norm_rope(head_dim: int, dtype: torch.dtype, form: str) -> None:
@@ -186,6 +218,7 @@ def test_attention_errs_hardly_more_than_pytorchs(pattern: Any, dtype: torch.dty
 CASES = {
     "norm_modulate": lambda: modulated(1536, torch.bfloat16, 40, "layer"),
     "residual_norm_modulate": lambda: joined(1536, torch.bfloat16, 40, "layer"),
+    "norm_silu_pad": lambda: framed(96, torch.bfloat16, 32, True),
     "qk_norm_rope": lambda: turned(128, torch.bfloat16, "interleaved"),
     "grouped_attention": lambda: grouped(Strided(2), 128, torch.bfloat16),
     "tiled_attention": lambda: grouped(Neighborhood((5, 3, 3)), 128, torch.bfloat16),
@@ -234,7 +267,9 @@ def test_a_cuda_graph_replays_forward_and_backward(name: str) -> None:
         assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("name", ["norm_modulate", "residual_norm_modulate", "tiled_attention", "varlen_attention"])
+@pytest.mark.parametrize(
+    "name", ["norm_modulate", "residual_norm_modulate", "norm_silu_pad", "tiled_attention", "varlen_attention"]
+)
 def test_gradients_repeat_to_the_bit(name: str) -> None:
     run, leaves = CASES[name]()
     first, second = (torch.autograd.grad(run(*leaves)[0].sum(), leaves) for _ in range(2))

@@ -1,5 +1,7 @@
 """What the operations do where no kernel runs: their references, refusals, shapes and compiled graphs."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from tubelet.kernels import (
     grouped_attention,
     norm_modulate,
     norm_rope,
+    norm_silu_pad,
     qk_norm_rope,
     residual_norm_modulate,
 )
@@ -22,6 +25,9 @@ from tubelet.kernels._choice import use_triton
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rope3d, Rotary, apply_rope
+from tubelet.vae.blocks import ChannelNorm
+from tubelet.vae.causal import CausalConv3d, copies, zeros
+from tubelet.vae.group_norms import FrameGroupNorm
 
 F64 = {"dtype": torch.float64}
 
@@ -74,6 +80,38 @@ def test_the_residual_keeps_its_dtype_and_the_norm_reads_what_is_kept() -> None:
     assert y.dtype == out.dtype == torch.bfloat16
     assert torch.equal(y, exact.bfloat16())
     assert torch.equal(out, norm_modulate(y, row, row).bfloat16())
+
+
+NORMS = [
+    (ChannelNorm(6, 1e-3, bias=True, **F64), {"norm": "rms"}),
+    (FrameGroupNorm(3, 6, 1e-3, **F64), {"norm": "group", "groups": 3}),
+    (torch.nn.GroupNorm(3, 6, 1e-3, **F64), {"norm": "group", "groups": 3, "per_frame": False}),
+]
+
+
+@pytest.mark.parametrize(("module", "norm"), NORMS, ids=["channels", "groups of a frame", "groups of a clip"])
+@pytest.mark.parametrize("before", ["copies", "zeros"])
+@pytest.mark.parametrize("edges", ["zeros", "replicate"])
+def test_norm_silu_pad_is_what_a_causal_convolution_reads(module, norm, before: str, edges: str) -> None:
+    """The convolution of the result, without padding, is the library's of its norm and SiLU, chunk by chunk."""
+    affine = [torch.nn.init.normal_(parameter) for parameter in module.parameters()]
+    conv = CausalConv3d(6, 4, (3, 3, 5), before=copies if before == "copies" else zeros, edges=edges, **F64)
+    bare = partial(torch.nn.functional.conv3d, weight=conv.conv.weight, bias=conv.conv.bias)
+    state = None
+    for x in torch.randn(2, 1, 6, 2, 4, 5, **F64):
+        options = {"weight": affine[0], "bias": affine[1], "eps": 1e-3, "around": (1, 2), "edges": edges}
+        ours = norm_silu_pad(x, state=state, frames=2, before=before, **norm, **options)
+        expected, state = conv(torch.nn.functional.silu(module(x)), state)
+        torch.testing.assert_close(bare(ours), expected, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(ours[:, :, -2:, 1:-1, 2:-2], state, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_norm_silu_pad_keeps_the_memory_format(memory_format: torch.memory_format) -> None:
+    x = torch.randn(1, 4, 2, 3, 3).to(memory_format=memory_format)
+    for options in ({}, {"frames": 2}, {"frames": 1, "around": (1, 1), "edges": "replicate"}):
+        out = norm_silu_pad(x, norm="rms", eps=1e-6, **options)
+        assert out.is_contiguous(memory_format=memory_format)
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "half"])
@@ -142,6 +180,15 @@ def test_triton_is_refused_with_the_reason() -> None:
         ),
         (lambda: norm_modulate(x.to("meta"), shift, scale, backend="triton"), "tensors lie on meta and"),
         (lambda: qk_norm_rope(q, q, Rotary(angles, angles), backend="triton"), "CUDA device"),
+        (lambda: gate_residual(x, x, shift, backend="triton"), "CUDA device"),
+        (
+            lambda: residual_norm_modulate(x, x, Rows(torch.ones(1, 8)), shift, scale, backend="triton"),
+            "have 1 and 2 and 2 rows",
+        ),
+        (
+            lambda: norm_silu_pad(torch.ones(1, 1025, 1, 1, 1), norm="rms", eps=1e-6, backend="triton"),
+            "at most 1024 channels, and x has 1025",
+        ),
         (lambda: qk_norm_rope(q, q.half(), Rotary(angles, angles), backend="triton"), "q is torch.float32 and k"),
         (
             lambda: qk_norm_rope(q, q, Rotary(angles, angles, "half_per_axis", (4, 4)), backend="triton"),
@@ -176,8 +223,13 @@ def test_triton_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_what_does_not_fit_is_an_error_on_every_backend() -> None:
     x, rows = torch.ones(2, 3, 8), Rows(torch.ones(3, 16))
     shift, scale = rows.chunk(2)
-    angles = torch.ones(3, 4)
+    angles, clip = torch.ones(3, 4), torch.ones(1, 6, 2, 3, 3)
+    pad = partial(norm_silu_pad, clip, eps=1e-6)
     for call, message in [
+        (lambda: gate_residual(x, x, shift), r"3 rows without an index.*x is \(2, 3, 8\)"),
+        (lambda: gate_residual(x, x, rows), r"rows are \(3, 16\), but x has width 8"),
+        (lambda: pad(norm="group", groups=4), "divide the 6 channels of x, got 4"),
+        (lambda: pad(norm="rms", frames=-1), "not be negative, got -1"),
         (lambda: norm_modulate(x, shift, scale), r"3 rows without an index.*x is \(2, 3, 8\)"),
         (lambda: norm_modulate(x[..., :4], shift, scale), "width 4"),
         (lambda: norm_modulate(x, shift, Rows(scale.values[:2])), r"shift has rows \(3, 8\) and scale \(2, 8\)"),

@@ -48,8 +48,10 @@ def test_measuring_needs_a_device() -> None:
 
 
 def test_every_job_runs_without_data() -> None:
-    found = [(name, width) for name, width, *_ in measuring.jobs([8], [16], torch.float32, 4, "meta")]
+    found = [(name, width) for name, width, *_ in measuring.jobs([8], [16], [24], torch.float32, 64, "meta")]
     assert found == [
         ("modulation_forward", 8), ("modulation_backward", 8), ("residual_forward", 8), ("residual_backward", 8),
         ("gate_forward", 8), ("gate_backward", 8), ("rotation_forward", 16), ("rotation_backward", 16),
+        *((f"padded_{norm}_{memory}_{direction}", 24)
+          for memory in ("first", "last") for norm in ("rms", "group") for direction in ("forward", "backward")),
     ]  # fmt: skip

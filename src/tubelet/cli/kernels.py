@@ -60,6 +60,7 @@ def add(commands: Any) -> None:
     )
     tuning.add_argument("--widths", type=count, nargs="*", default=[1536], help="of norm + modulate; default 1536")
     tuning.add_argument("--head-dims", type=count, nargs="*", default=[128], help="of QK-norm + RoPE; default 128")
+    tuning.add_argument("--channels", type=count, nargs="*", default=[], help="of norm + SiLU + padding; default none")
     tuning.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     tuning.set_defaults(run=tune)
 
@@ -103,5 +104,5 @@ def tune(arguments: argparse.Namespace) -> None:
     """
     from tubelet.kernels._measuring import tune as measure
 
-    path = measure(arguments.widths, arguments.head_dims, arguments.dtype)
+    path = measure(arguments.widths, arguments.head_dims, arguments.channels, arguments.dtype)
     print(f"wrote {path}")

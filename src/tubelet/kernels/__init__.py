@@ -11,6 +11,7 @@ from tubelet.kernels._linear.op import LinearBackend, linear
 from tubelet.kernels._linear.reference import Activation
 from tubelet.kernels._modulation.op import norm_modulate
 from tubelet.kernels._modulation.reference import Norm
+from tubelet.kernels._padded.op import norm_silu_pad
 from tubelet.kernels._residual.op import gate_residual, residual_norm_modulate
 from tubelet.kernels._rotation.op import norm_rope, qk_norm_rope
 from tubelet.kernels._rotation.reference import HeadNorm
@@ -45,6 +46,7 @@ __all__ = [
     "linear",
     "norm_modulate",
     "norm_rope",
+    "norm_silu_pad",
     "qk_norm_rope",
     "residual_norm_modulate",
     "segment_tiles",

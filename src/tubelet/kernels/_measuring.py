@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tubelet.kernels._launching import Sizes
 from tubelet.kernels._modulation import launches as modulation
+from tubelet.kernels._padded import launches as padded
 from tubelet.kernels._residual import launches as residual
 from tubelet.kernels._rotation import launches as rotation
 from tubelet.kernels._tuning import key, tuned_file, write
@@ -23,8 +24,21 @@ Job = tuple[str, int, Sizes, Callable[[Sizes], Sequence[Tensor]]]
 """A kernel's name, its width, its fixed sizes, and what runs it with others."""
 
 
-def tune(widths: Sequence[int], head_dims: Sequence[int], dtype: str = "bfloat16", tokens: int = 32_768) -> Path:
+def tune(
+    widths: Sequence[int],
+    head_dims: Sequence[int],
+    channels: Sequence[int] = (),
+    dtype: str = "bfloat16",
+    tokens: int = 32_768,
+) -> Path:
     """Measure forward and backward of what has sizes to choose on the current CUDA device, and keep the fastest.
+
+    Args:
+        widths: of tokens.
+        head_dims: of attention's heads.
+        channels: of autoencoders' frames.
+        dtype: of all.
+        tokens: how many to measure with.
 
     Returns:
         The file written; processes that start later read it.
@@ -41,7 +55,7 @@ def tune(widths: Sequence[int], head_dims: Sequence[int], dtype: str = "bfloat16
 
     precision: torch.dtype = getattr(torch, dtype)
     choices = {}
-    for name, width, fixed, run in jobs(widths, head_dims, precision, tokens, "cuda"):
+    for name, width, fixed, run in jobs(widths, head_dims, channels, precision, tokens, "cuda"):
         choices[key(name, width, precision)] = fastest(fixed, run, do_bench)
     path = tuned_file(torch.cuda.get_device_name())
     write(path, choices)
@@ -49,12 +63,17 @@ def tune(widths: Sequence[int], head_dims: Sequence[int], dtype: str = "bfloat16
 
 
 def jobs(
-    widths: Sequence[int], head_dims: Sequence[int], dtype: torch.dtype, tokens: int, device: str
+    widths: Sequence[int],
+    head_dims: Sequence[int],
+    channels: Sequence[int],
+    dtype: torch.dtype,
+    tokens: int,
+    device: str,
 ) -> Iterator[Job]:
     """What to measure, on random data.
 
     Example:
-        >>> [name for name, *_ in jobs([8], [], torch.float32, 4, "meta")]
+        >>> [name for name, *_ in jobs([8], [], [], torch.float32, 4, "meta")]
         ['modulation_forward', 'modulation_backward', 'residual_forward', 'residual_backward', 'gate_forward',
          'gate_backward']
     """
@@ -75,6 +94,10 @@ def jobs(
         turned = rotation.Given(q, k, angles.cos(), angles.sin(), weight, weight)
         yield "rotation_forward", width, rotation.fixed_forward(width), partial(_turned, turned)
         yield "rotation_backward", width, rotation.fixed_backward(width), partial(_turned_back, q, k, turned)
+    for width in channels:
+        x = make(1, width, 4, 32, -(-tokens // 32))
+        yield from _paddings(x)
+        yield from _paddings(x.to(memory_format=torch.channels_last_3d))
 
 
 def fastest(
@@ -124,6 +147,24 @@ def _residuals(x: Tensor, row: Tensor, stats: Tensor) -> Iterator[Job]:
     yield "gate_forward", width, residual.fixed_gate_forward(width), partial(forward, (x, gated, None))
     alone = ((x, None), None, None, gated, None, None, None)
     yield "gate_backward", width, residual.fixed_gate_backward(width), partial(backward, alone)
+
+
+def _paddings(x: Tensor) -> Iterator[Job]:
+    """Norm + SiLU + two frames before the others, of positions and of up to 32 groups."""
+    width, padding, weight = x.shape[1], padded.Padding(2, True, 0, 0, False), x.new_ones(x.shape[1])
+    groups = next(count for count in (32, 16, 8, 4, 2, 1) if width % count == 0)
+    grad = torch.cat([x[:, :, :2], x], 2)
+    for shape in (padded.Shape(0, True), padded.Shape(width // groups, True)):
+        stats = None if not shape.group else x.new_ones(4, groups, 2, dtype=torch.float32)
+        rest = (stats, weight, weight, shape, padding, 1e-6)
+        forward = partial(_alone, padded.forward, (x, None, *rest))
+        backward = partial(_with_sizes, padded.backward, (grad, x, *rest))
+        yield padded.name("forward", x, shape), width, padded.fixed_forward(x, shape), forward
+        yield padded.name("backward", x, shape), width, padded.fixed_backward(x, shape, padding), backward
+
+
+def _alone(operation: Callable[..., Tensor], arguments: tuple[Any, ...], sizes: Sizes) -> Sequence[Tensor]:
+    return [operation(*arguments, sizes=sizes)]
 
 
 def _with_sizes(

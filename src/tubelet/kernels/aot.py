@@ -22,6 +22,7 @@ from torch import Tensor
 from tubelet.kernels._grouped import cases as grouped
 from tubelet.kernels._launching import Launcher
 from tubelet.kernels._modulation import cases as modulation
+from tubelet.kernels._padded import cases as padded
 from tubelet.kernels._residual import cases as residual
 from tubelet.kernels._rotation import cases as rotation
 from tubelet.kernels._tiled import cases as tiled
@@ -113,12 +114,13 @@ def launches() -> Iterator[tuple[str, str, tuple[Any, Mapping[str, Any], int]]]:
     Example:
         >>> sorted({name for name, _, _ in launches()})
         ['grouped.backward_keys', 'grouped.backward_queries', 'grouped.backward_together', 'grouped.forward',
-         'modulation.backward', 'modulation.combine', 'modulation.forward', 'residual.backward', 'residual.combine',
-         'residual.forward', 'rotation.backward', 'rotation.backward_across', 'rotation.forward',
-         'rotation.forward_across', 'tiled.backward_keys', 'tiled.backward_queries', 'tiled.forward']
+         'modulation.backward', 'modulation.combine', 'modulation.forward', 'padded.backward', 'padded.forward',
+         'padded.merge', 'padded.statistics', 'residual.backward', 'residual.combine', 'residual.forward',
+         'rotation.backward', 'rotation.backward_across', 'rotation.forward', 'rotation.forward_across',
+         'tiled.backward_keys', 'tiled.backward_queries', 'tiled.forward']
     """
     seen = set()
-    for operation in (grouped, modulation, residual, rotation, tiled):
+    for operation in (grouped, modulation, padded, residual, rotation, tiled):
         folder = operation.__name__.split(".")[-2].removeprefix("_")
         for case, run in operation.cases():
             found: list[tuple[Any, Mapping[str, Any], int]] = []

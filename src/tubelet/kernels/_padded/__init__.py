@@ -1,0 +1,1 @@
+"""Norm + SiLU + padding for causal convolutions: reference, kernels, the operation around them."""
