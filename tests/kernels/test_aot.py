@@ -28,6 +28,7 @@ def _own_cache(tmp_path, monkeypatch) -> None:
     "word",
     [
         "grouped.forward time bfloat16 64",
+        "grouped.forward descriptors bfloat16 72",
         "tiled.forward boxes bfloat16 128",
         "modulation.forward layer bfloat16 1536",
         "rotation.forward half float16 128",
@@ -35,10 +36,12 @@ def _own_cache(tmp_path, monkeypatch) -> None:
 )
 def test_a_kernel_compiles_for_both_architectures(word: str) -> None:
     found = list(aot.check(word=word))
-    assert [each.arch for each in found] == [80, 90]
+    by_descriptor = "descriptors" in word
+    assert [each.arch for each in found] == ([90] if by_descriptor else [80, 90])
     for each in found:
         assert each.passes, each.fault
         assert 16 <= each.registers <= 255
+        assert (each.tiles or 0) >= 2 * by_descriptor  # of keys and of values
         assert (each.products is not None) == word.startswith(("grouped", "tiled"))
 
 
@@ -73,6 +76,7 @@ def test_real_spills_are_read_from_the_machine_code() -> None:
         ({"stack_bytes": 8}, "0 spills, 8 bytes of stack"),
         ({"registers": 129}, "129 registers a thread"),
         ({"products": 0}, "no HGMMA instruction"),
+        ({"tiles": 0}, "no UTMALDG instruction"),
         ({"shared_bytes": 300_000}, "300000 bytes of shared memory"),
     ],
 )
@@ -85,7 +89,7 @@ def test_each_cap_is_a_fault(bad, fault, monkeypatch, tmp_path, capsys) -> None:
     assert f"FAULT layer bfloat16 384: {fault}" in out
     assert "2 kernels compiled, 1 beyond a cap" in out
     written = json.loads((tmp_path / "found.json").read_text())
-    assert (written["schema"], written["passes"]) == (2, False)
+    assert (written["schema"], written["passes"]) == (3, False)
     assert [each["fault"] is None for each in written["kernels"]] == [True, False]
 
 
@@ -111,10 +115,14 @@ def test_every_case_is_launched_once() -> None:
     for head_dim in grouped.HEAD_DIMS:
         for kernel in ("forward time", "forward frame", "backward_together time", "backward_keys frame"):
             assert f"grouped.{kernel} bfloat16 {head_dim}" in names
+        for kernel in ("forward", "backward_queries", "backward_keys"):
+            assert f"grouped.{kernel} descriptors bfloat16 {head_dim}" in names
     assert "grouped.backward_together clip float32 128" in names
     for head_dim in tiled.HEAD_DIMS:
         for kernel in ("forward lines", "forward boxes", "backward_queries boxes", "backward_keys lines"):
             assert f"tiled.{kernel} bfloat16 {head_dim}" in names
+        for kernel in ("forward", "backward_queries", "backward_keys"):
+            assert f"tiled.{kernel} descriptors bfloat16 {head_dim}" in names
     assert "grouped.forward text bfloat16 128, launch 2" in names  # the text joins the result of the groups
     assert {"float16", "float32", "bfloat16"} == {word for name in names for word in name.split() if "float" in word}
 

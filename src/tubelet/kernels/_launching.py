@@ -4,6 +4,7 @@ Host code of an operation describes each launch to a ``Launcher``. At run time t
 compiles without a GPU (:mod:`tubelet.kernels.aot`) hands in another one, so that it compiles what really runs.
 """
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Launcher", "Sizes", "dense", "launch", "power_of_two", "strides"]
+__all__ = ["Launcher", "Sizes", "dense", "described", "has_descriptors", "launch", "power_of_two", "strides"]
 
 
 Launcher = Callable[[Any, tuple[int, ...], Mapping[str, Any], int], None]
@@ -78,3 +79,38 @@ def dense(x: Tensor) -> Tensor:
         (4, 1)
     """
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def has_descriptors(x: Tensor) -> bool:
+    """Whether a tensor's device moves whole tiles by itself (TMA, from compute capability 9.0), by what triton offers.
+
+    Example:
+        >>> has_descriptors(torch.ones(1))
+        False
+    """
+    if not x.is_cuda or torch.cuda.get_device_capability(x.device) < (9, 0):
+        return False
+    return importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
+
+
+def described(x: Tensor, axes: Sequence[tuple[int, int]], start: int, block: Sequence[int]) -> Any:
+    """A descriptor by which kernels load tiles of ``x``; None where the hardware cannot: it counts in 16 bytes.
+
+    Args:
+        x: what is read; its last axis lies dense and is the descriptor's last one.
+        axes: size and step, in numbers of ``x``, of the other axes; what is loaded outside of them is 0.
+        start: where the first of all lies, in numbers.
+        block: the sides of a tile.
+
+    Example:
+        >>> described(torch.ones(4, 3), [(4, 3)], 0, [2, 4]) is None  # 12 bytes a row
+        True
+    """
+    size = x.element_size()
+    if any(step * size % 16 for _, step in axes) or (x.data_ptr() + start * size) % 16:
+        return None
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    sizes, steps = zip(*axes, strict=True)
+    base = x.as_strided((x.shape[-1],), (1,), x.storage_offset() + start)
+    return TensorDescriptor(base, [*sizes, x.shape[-1]], [*steps, 1], list(block))

@@ -3,7 +3,8 @@
 The launches are those that run: each operation's host code runs on tensors without data, and what it would start is
 compiled instead. ``ptxas`` and ``cuobjdump`` come with triton. A kernel passes when nothing is spilt to local memory
 (no stack, no ``STL`` or ``LDL`` instruction), when registers and shared memory stay below the caps, and, where half
-precisions are multiplied, when tensor cores do it (``HMMA`` on sm_80, ``HGMMA`` on sm_90).
+precisions are multiplied, when tensor cores do it (``HMMA`` on sm_80, ``HGMMA`` on sm_90). What loads by descriptors is
+for sm_90 alone, and must hold its loads of whole tiles (TMA: ``UTMALDG``).
 """
 
 import re
@@ -29,7 +30,7 @@ from tubelet.kernels._tiled import cases as tiled
 
 __all__ = ["SHARED_BYTES", "Resources", "as_json", "check", "from_json", "launches", "table"]
 
-VERSION = 2
+VERSION = 3
 """Of the JSON's schema."""
 SHARED_BYTES = {80: 166_912, 90: 232_448}
 """Shared memory that a program may have, by compute capability."""
@@ -44,7 +45,7 @@ _MULTIPLY = ("grouped", "tiled")
 class Resources:
     """What one kernel needs on one architecture, and why it fails, where it does.
 
-    ``products``: instructions of tensor cores; None where none are meant.
+    ``products``: instructions of tensor cores, ``tiles``: loads of whole tiles; None where none are meant.
 
     Example:
         >>> Resources("forward", "bfloat16 128", 90, 4, 40, 0, 0, 0).passes
@@ -60,6 +61,7 @@ class Resources:
     stack_bytes: int
     shared_bytes: int
     products: int | None = None
+    tiles: int | None = None
 
     @property
     def fault(self) -> str | None:
@@ -71,6 +73,8 @@ class Resources:
             return f"{self.registers} registers a thread, more than {most}"
         if self.products == 0:
             return f"no {_PRODUCTS[self.arch]} instruction, where tensor cores are meant"
+        if self.tiles == 0:
+            return f"no {_TILES} instruction, where descriptors are meant"
         if self.shared_bytes > SHARED_BYTES[self.arch]:
             return f"{self.shared_bytes} bytes of shared memory, more than {SHARED_BYTES[self.arch]}"
         return None
@@ -104,8 +108,10 @@ def check(archs: Iterable[int] = (80, 90), word: str = "") -> Iterator[Resources
         raise ValueError("TRITON_INTERPRET=1 is set: the interpreter compiles nothing; unset it")
     for name, case, described in launches():
         if word in f"{name} {case}":
+            by_descriptor = any(map(_is_descriptor, described[1].values()))
             for arch in archs:
-                yield _compiled(name, case, arch, *described)
+                if arch >= 90 or not by_descriptor:
+                    yield _compiled(name, case, arch, *described)
 
 
 def launches() -> Iterator[tuple[str, str, tuple[Any, Mapping[str, Any], int]]]:
@@ -141,7 +147,7 @@ def as_json(found: Iterable[Resources]) -> dict[str, Any]:
 
     Example:
         >>> as_json([Resources("forward", "bfloat16 128", 90, 4, 40, 0, 0, 0)])["schema"]
-        2
+        3
     """
     kernels = [{**asdict(each), "fault": each.fault} for each in found]
     versions = {name: metadata.version(name) for name in ("torch", "triton")}
@@ -204,9 +210,9 @@ def _compiled(name: str, case: str, arch: int, kernel: Any, arguments: Mapping[s
     compiled = compile_kernel(source, target=GPUTarget("cuda", arch, 32), options=options)
     meant = name.startswith(_MULTIPLY) and arguments["Q"].dtype != torch.float32
     small = meant and max(arguments["ROWS"], arguments["KEYS"]) < 64  # no whole warp group's: as on sm_80
-    registers, spills, stack, products = _read(compiled.asm["cubin"], _PRODUCTS[80 if small else arch])
-    shared = compiled.metadata.shared
-    return Resources(name, case, arch, warps, registers, spills, stack, shared, products if meant else None)
+    registers, spills, stack, products, tiles = _read(compiled.asm["cubin"], _PRODUCTS[80 if small else arch])
+    counts = products if meant else None, tiles if any(map(_is_descriptor, arguments.values())) else None
+    return Resources(name, case, arch, warps, registers, spills, stack, compiled.metadata.shared, *counts)
 
 
 def _described(kernel: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
@@ -221,6 +227,9 @@ def _described(kernel: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, str
             signature[parameter.name], constants[parameter.name] = "constexpr", value
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
+        elif _is_descriptor(value):
+            block = ",".join(map(str, value.block_shape))
+            signature[parameter.name] = f"tensordesc<{_SHORT[str(value.base.dtype)]}[{block}]>"
         else:
             pointer = isinstance(value, Tensor)
             signature[parameter.name] = f"*{_SHORT[str(value.dtype)]}" if pointer else "i32"
@@ -229,12 +238,16 @@ def _described(kernel: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, str
     return signature, constants, attributes
 
 
-def _read(cubin: bytes, product: str) -> tuple[int, int, int, int]:
-    """Registers, spills, bytes of stack and local memory, and products of tensor cores, from the machine code."""
+def _is_descriptor(value: Any) -> bool:
+    return hasattr(value, "block_shape")
+
+
+def _read(cubin: bytes, product: str) -> tuple[int, int, int, int, int]:
+    """Registers, spills, bytes of stack and local memory, products of tensor cores, and loads of whole tiles."""
     text = _dumped(cubin)
     sizes = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    spills, products = (len(re.findall(rf"\b(?:{name})\b", text)) for name in ("STL|LDL", product))
-    return sizes["REG"], spills, sizes["STACK"] + sizes["LOCAL"], products
+    spills, products, tiles = (len(re.findall(rf"\b(?:{name})\b", text)) for name in ("STL|LDL", product, _TILES))
+    return sizes["REG"], spills, sizes["STACK"] + sizes["LOCAL"], products, tiles
 
 
 def _dumped(cubin: bytes) -> str:
@@ -250,6 +263,7 @@ def _dumped(cubin: bytes) -> str:
 
 
 _PRODUCTS = {80: "HMMA", 90: "HGMMA"}
+_TILES = "UTMALDG"
 _SHORT = {
     "torch.float32": "fp32",
     "torch.float16": "fp16",

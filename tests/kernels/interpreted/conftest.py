@@ -1,6 +1,8 @@
 """Everything here runs kernels in Triton's interpreter, on the CPU, with uninitialised memory full of NaN."""
 
+import importlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -20,3 +22,19 @@ def _nan_filled_memory() -> Iterator[None]:
     assert torch.ones(1).new_empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def descriptors(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Kernels load by descriptors where they can; those that were made."""
+    made: list[Any] = []
+    for name in ("_grouped", "_tiled"):
+        module = importlib.import_module(f"tubelet.kernels.{name}.launches")
+
+        def noted(*arguments: Any, _make: Any = module.described) -> Any:
+            made.append(_make(*arguments))
+            return made[-1]
+
+        monkeypatch.setattr(module, "has_descriptors", lambda x: True)
+        monkeypatch.setattr(module, "described", noted)
+    return made

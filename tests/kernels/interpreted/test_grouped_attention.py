@@ -133,6 +133,34 @@ def test_the_widest_tolerance_still_sees(fault: str, length: int) -> None:
             near(got, right, name, HALF["output" if name == "output" else "gradient"])
 
 
+@pytest.mark.parametrize(
+    ("pattern", "grids", "text"),
+    [
+        (Spatial(), [Grid(3, 4, 5), Grid(3, 4, 5)], 0),  # frames of 20 tokens of two samples: two axes of groups
+        (Temporal(), [Grid(18, 1, 2)], 3),  # items apart, and text behind
+    ],
+    ids=str,
+)
+def test_tiles_by_descriptor(pattern: Any, grids: list[Grid], text: int, descriptors: list[Any]) -> None:
+    """What Hopper loads: nothing beyond a group or a head, whatever lies there, and the same results."""
+    torch.manual_seed(0)
+    layout = TokenLayout.packed(grids, [text] * len(grids), capacity=180)
+    used = sum(grid.tokens + text for grid in grids)
+    leaves = [place(180, heads, width, "packed qkv") for heads, width in ((4, 20), (2, 20), (2, 8))]
+    for leaf in leaves:
+        leaf[used:] = torch.nan
+    ours = [leaf.detach().requires_grad_() for leaf in leaves]
+    exact = [leaf.double().detach().nan_to_num().requires_grad_() for leaf in leaves]
+    grad = torch.randn(180, 4, 8)
+    got, expected = in_groups(*ours, pattern, layout), attend(*exact, pattern=pattern, layout=layout)
+    near(got, expected, "output", TOLERANCE)
+    grads = torch.autograd.grad(got, ours, grad), torch.autograd.grad(expected, exact, grad.double())
+    for name, a, b in zip("qkv", *grads, strict=True):
+        near(a, b, f"gradient of {name}", TOLERANCE)
+    assert len(descriptors) >= 6
+    assert None not in descriptors
+
+
 def test_cross_attention_and_dense_batches() -> None:
     torch.manual_seed(0)
     layout, texts = TokenLayout.packed([Grid(2, 3, 3), Grid(1, 1, 1)]), TokenLayout.packed([None, None], [20, 2])

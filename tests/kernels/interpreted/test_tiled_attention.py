@@ -42,6 +42,10 @@ segments = st.builds(
 
 @given(segments)
 def test_segments_equal_the_definition(case: Segments) -> None:
+    compare_segments(case)
+
+
+def compare_segments(case: Segments) -> None:
     torch.manual_seed(case.seed)
     cu_q, cu_k = (torch.tensor([0, *side]).cumsum(0) for side in zip(*case.lengths, strict=True))
     n, m = int(cu_q[-1]) + case.spare[0], int(cu_k[-1]) + case.spare[1]
@@ -65,6 +69,20 @@ def test_segments_equal_the_definition(case: Segments) -> None:
     wanted = torch.autograd.grad(expected, exact, grad.double(), allow_unused=True) if expected.requires_grad else zeros
     for name, a, b, zero in zip("qkv", grads, wanted, zeros, strict=True):
         near(a, zero if b is None else b, f"gradient of {name}", TOLERANCE)
+
+
+def test_whole_steps_of_lines_by_descriptor(descriptors: list[Any]) -> None:
+    """Segments of several tiles, shorter than one, and empty; NaN behind the last reaches none of them."""
+    case = Segments([(35, 50), (18, 3), (0, 2), (16, 32)], (3, 1), (4, 2), (20, 8), "packed qkv", None, 0)
+    compare_segments(case)
+    assert len(descriptors) == 6
+    assert None not in descriptors
+
+
+def test_what_the_hardware_cannot_count_is_read_by_pointers(descriptors: list[Any]) -> None:
+    compare_segments(Segments([(35, 50)], (0, 0), (1, 1), (6, 6), "packed qkv", None, 0))  # rows of 72 bytes
+    assert descriptors
+    assert set(descriptors) == {None}
 
 
 class Case(NamedTuple):

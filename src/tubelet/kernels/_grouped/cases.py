@@ -1,7 +1,7 @@
 """Launches that stand for all: head widths of the known video transformers. Shapes only, no data.
 
-Short groups that share a tile (time; in float32, whose tiles are small, of a clip), groups of many tiles (a frame), and
-text that joins afterwards.
+Short groups that share a tile (time; in float32, whose tiles are small, of a clip), groups of many tiles (a frame, by
+pointers and by the descriptors that sm_90 has), and text that joins afterwards.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,6 +22,7 @@ _SHIPPED = (
     (torch.bfloat16, (64, 128), ("text",)),
     (torch.float16, (128,), ("time",)),
     (torch.float32, (128,), ("time", "frame", "clip")),
+    (torch.bfloat16, HEAD_DIMS, ("descriptors",)),
 )
 FRAMES, CLIP, PLACES, TEXT, HEADS = 21, 5, 1560, 100, 12
 
@@ -36,13 +37,13 @@ def cases() -> Iterator[tuple[str, Callable[[Launcher], None]]]:
     for dtype, head_dims, names in _SHIPPED:
         for head_dim in head_dims:
             for name in names:
-                yield f"{name} {str(dtype)[6:]} {head_dim}", partial(_run, head_dim, dtype, _RUNS[name])
+                yield f"{name} {str(dtype)[6:]} {head_dim}", partial(_run, head_dim, dtype, name)
 
 
-def _run(head_dim: int, dtype: torch.dtype, runs: list[Pair], launcher: Launcher) -> None:
+def _run(head_dim: int, dtype: torch.dtype, name: str, launcher: Launcher) -> None:
     tokens = TEXT + FRAMES * PLACES
     q, k, v = torch.empty(tokens, 3, HEADS, head_dim, dtype=dtype, device="meta").unbind(1)
-    given = launches.Given(q, k, v, head_dim**-0.5, runs)
+    given = launches.Given(q, k, v, head_dim**-0.5, _RUNS[name], name == "descriptors")
     out, lse = launches.forward(given, launcher)
     launches.backward(torch.empty_like(out), given, out, lse, launcher)
 
@@ -57,6 +58,7 @@ _GRID, _TEXT = _axes(TEXT, 1, 0, FRAMES * PLACES, 1), _axes(0, 1, 0, TEXT, 1)
 _RUNS = {
     "time": [Pair(_TIME, _TIME, False)],
     "frame": [Pair(_FRAME, _FRAME, False)],
+    "descriptors": [Pair(_FRAME, _FRAME, False)],
     "clip": [Pair(_CLIP, _CLIP, False)],
     "text": [Pair(_TIME, _TIME, False), Pair(_GRID, _TEXT, True)],
 }

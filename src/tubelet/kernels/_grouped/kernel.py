@@ -5,6 +5,8 @@ A *tile* is ``ROWS`` queries and, in turn, tiles of ``KEYS`` keys. It belongs to
 where groups are short (``SHARED``), holds ``together`` whole groups end to end, between which scores are masked.
 Softmax and sums are float32 (online softmax: FlashAttention, arXiv:2205.14135), in powers of two. Strides are counted
 in units of ``UNIT`` numbers: the compiler sees that what is multiplied by 8 allows 16-byte loads of half precision.
+Where there are ``TILES``, descriptors of groups whose items have one axis, a tile of what is walked is one load of the
+hardware (TMA).
 
 Shape suffixes: ``_m`` queries, ``_n`` keys, ``_md`` a tile of either with its features, ``_mn`` scores.
 """
@@ -84,6 +86,13 @@ def _load(X, at_m, here_m, by_token, head, by_head, D: tl.constexpr, WIDTH: tl.c
 
 @triton.jit
 @no_type_check
+def _tile(TILES, item, group, count3, head, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows of one head of a group, from ``item`` on, by a descriptor; features and rows that are not there are 0."""
+    return TILES.load([item, group % count3, group // count3, head, 0]).reshape(ROWS, WIDTH)
+
+
+@triton.jit
+@no_type_check
 def _store(X, x_md, at_m, here_m, head, heads, ADD: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr):
     """Write rows of one head to a contiguous ``(n, heads, D)``, or add them to it.
 
@@ -114,6 +123,8 @@ def forward(
     V,
     OUT,
     LSE,
+    K_TILES,
+    V_TILES,
     scale,
     heads,
     ratio,
@@ -184,7 +195,10 @@ def forward(
         group_n, item_n, here_n = _members(first, k_length, set_, groups, together, SHARED, KEYS)
         at_n = _places(group_n, item_n, count1, count2, count3, k_start, k_pitch0, k_pitch1, k_pitch2, k_pitch3,
                        k_size1, k_size2, k_stride0, k_stride1, k_stride2)  # fmt: skip
-        k_nd = _load(K, at_n, here_n, k_by_token, head // ratio, k_by_head, D, WIDTH)
+        if K_TILES is None:
+            k_nd = _load(K, at_n, here_n, k_by_token, head // ratio, k_by_head, D, WIDTH)
+        else:
+            k_nd = _tile(K_TILES, first, set_, count3, head // ratio, KEYS, WIDTH)
         score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee") * (scale * _LOG2E)
         score_mn = tl.where(_pairs(group_m, here_m, group_n, here_n, SHARED), score_mn, float("-inf"))
         higher_m = tl.maximum(top_m, tl.max(score_mn, axis=1))
@@ -192,7 +206,10 @@ def forward(
         weight_mn = tl.math.exp2(score_mn - finite_m[:, None])
         shrink_m = tl.math.exp2(top_m - finite_m)
         total_m = total_m * shrink_m + tl.sum(weight_mn, axis=1)
-        v_ne = _load(V, at_n, here_n, v_by_token, head // ratio, v_by_head, E, V_WIDTH)
+        if V_TILES is None:
+            v_ne = _load(V, at_n, here_n, v_by_token, head // ratio, v_by_head, E, V_WIDTH)
+        else:
+            v_ne = _tile(V_TILES, first, set_, count3, head // ratio, KEYS, V_WIDTH)
         sum_me = tl.dot(weight_mn.to(v_ne.dtype), v_ne, sum_me * shrink_m[:, None], input_precision="ieee")
         top_m = higher_m
     total_m = tl.where(total_m == 0, 1.0, total_m)
@@ -211,6 +228,8 @@ def backward_queries(
     LSE,
     DELTA,
     DQ,
+    K_TILES,
+    V_TILES,
     scale,
     heads,
     ratio,
@@ -280,8 +299,14 @@ def backward_queries(
         group_n, item_n, here_n = _members(first, k_length, set_, groups, together, False, KEYS)
         at_n = _places(group_n, item_n, count1, count2, count3, k_start, k_pitch0, k_pitch1, k_pitch2, k_pitch3,
                        k_size1, k_size2, k_stride0, k_stride1, k_stride2)  # fmt: skip
-        k_nd = _load(K, at_n, here_n, k_by_token, head // ratio, k_by_head, D, WIDTH)
-        v_ne = _load(V, at_n, here_n, v_by_token, head // ratio, v_by_head, E, V_WIDTH)
+        if K_TILES is None:
+            k_nd = _load(K, at_n, here_n, k_by_token, head // ratio, k_by_head, D, WIDTH)
+        else:
+            k_nd = _tile(K_TILES, first, set_, count3, head // ratio, KEYS, WIDTH)
+        if V_TILES is None:
+            v_ne = _load(V, at_n, here_n, v_by_token, head // ratio, v_by_head, E, V_WIDTH)
+        else:
+            v_ne = _tile(V_TILES, first, set_, count3, head // ratio, KEYS, V_WIDTH)
         score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee") * (scale * _LOG2E)
         score_mn = tl.where(_pairs(group_m, here_m, group_n, here_n, False), score_mn, float("-inf"))
         weight_mn = tl.math.exp2(score_mn - lse_m[:, None])
@@ -302,6 +327,8 @@ def backward_keys(
     DELTA,
     DK,
     DV,
+    Q_TILES,
+    GRAD_TILES,
     scale,
     heads,
     ratio,
@@ -371,8 +398,14 @@ def backward_keys(
         group_m, item_m, here_m = _members(step % steps * ROWS, q_length, set_, groups, together, False, ROWS)
         at_m = _places(group_m, item_m, count1, count2, count3, q_start, q_pitch0, q_pitch1, q_pitch2, q_pitch3,
                        q_size1, q_size2, q_stride0, q_stride1, q_stride2)  # fmt: skip
-        q_md = _load(Q, at_m, here_m, q_by_token, head, q_by_head, D, WIDTH)
-        grad_me = _load(GRAD, at_m, here_m, g_by_token, head, g_by_head, E, V_WIDTH)
+        if Q_TILES is None:
+            q_md = _load(Q, at_m, here_m, q_by_token, head, q_by_head, D, WIDTH)
+        else:
+            q_md = _tile(Q_TILES, step % steps * ROWS, set_, count3, head, ROWS, WIDTH)
+        if GRAD_TILES is None:
+            grad_me = _load(GRAD, at_m, here_m, g_by_token, head, g_by_head, E, V_WIDTH)
+        else:
+            grad_me = _tile(GRAD_TILES, step % steps * ROWS, set_, count3, head, ROWS, V_WIDTH)
         lse_m = tl.load(LSE + at_m * heads + head, mask=here_m, other=0.0) * _LOG2E
         delta_m = tl.load(DELTA + at_m * heads + head, mask=here_m, other=0.0)
         score_nm = tl.dot(k_nd, tl.trans(q_md), input_precision="ieee") * (scale * _LOG2E)

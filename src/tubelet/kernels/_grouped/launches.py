@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tubelet.kernels._grouped.places import Axes, Pair
-from tubelet.kernels._launching import Launcher, launch, power_of_two, strides
+from tubelet.kernels._launching import Launcher, described, has_descriptors, launch, power_of_two, strides
 
 __all__ = ["LARGEST", "Given", "Tile", "backward", "forward", "tile"]
 
@@ -46,6 +46,8 @@ class Tile(NamedTuple):
 class Given:
     """What both directions read: q ``(n, h, d)``, k ``(m, hk, d)``, v ``(m, hk, e)``; last axes lie dense.
 
+    ``descriptors``: load by them where groups are regular; None: where the device has them.
+
     Example:
         >>> x = torch.ones(5, 4, 8)
         >>> Given(x, x[:, :2], x[:, :2], 1.0, ()).ratio
@@ -57,6 +59,7 @@ class Given:
     v: Tensor
     scale: float
     pairs: Sequence[Pair]
+    descriptors: bool | None = None
 
     @property
     def ratio(self) -> int:
@@ -72,6 +75,20 @@ class Given:
     def queries(self) -> int:
         """How many queries the runs name."""
         return sum(pair.q.groups * pair.q.length for pair in self.pairs if not pair.merge)
+
+    def tiles(self, x: Tensor, side: Axes, together: int, rows: int) -> Any:
+        """A descriptor of ``rows`` rows of one head; None where pointers serve.
+
+        Short groups that share a tile are not as many as a tile of the hardware has rows.
+        """
+        wanted = has_descriptors(x) if self.descriptors is None else self.descriptors
+        if not wanted or together or side.sizes[:2] != (1, 1) or side.count[:2] != (1, 1):
+            return None
+        token, head = x.stride(0), x.stride(1)
+        steps = [(side.length, side.strides[2]), (side.count[3], side.pitch[3]), (side.count[2], side.pitch[2])]
+        axes = [(size, (step if size > 1 else 1) * token) for size, step in steps]
+        width = max(16, power_of_two(x.shape[-1]))
+        return described(x, [*axes, (x.shape[1], head)], side.start * token, [rows, 1, 1, 1, width])
 
     def shared(self, pair: Pair, chosen: Tile, **more: Tensor) -> dict[str, Any]:
         """The arguments of every kernel; ``more`` tensors are read as well."""
@@ -120,7 +137,17 @@ def forward(given: Given, launcher: Launcher = launch) -> tuple[Tensor, Tensor]:
     for pair in given.pairs:
         chosen = tile(pair, q.dtype, q.shape[-1], backward=False)
         blocks = chosen.blocks(pair.q.length, chosen.rows)
-        results = {"OUT": out, "LSE": lse, "blocks": blocks, "SHARED": chosen.together > 0, "MERGE": pair.merge}
+        results: dict[str, Any] = {
+            "OUT": out,
+            "LSE": lse,
+            "blocks": blocks,
+            "SHARED": chosen.together > 0,
+            "MERGE": pair.merge,
+        }
+        results |= {
+            f"{name}_TILES": given.tiles(x, pair.k, chosen.together, chosen.keys)
+            for name, x in (("K", given.k), ("V", given.v))
+        }
         grid = (heads * blocks * chosen.sets(pair.q.groups),)
         launcher(kernel.forward, grid, {**given.shared(pair, chosen), **results}, chosen.warps)
     return out.to(q.dtype), lse
@@ -162,12 +189,16 @@ def backward(
             continue
         read |= {"DELTA": delta, "ADD": not once}
         blocks = chosen.blocks(pair.q.length, chosen.rows)
-        arguments = {**read, "OUT": out, "DQ": dq, "blocks": blocks}
+        walked = {
+            f"{name}_TILES": given.tiles(x, pair.k, 0, chosen.keys) for name, x in (("K", given.k), ("V", given.v))
+        }
+        arguments = {**read, **walked, "OUT": out, "DQ": dq, "blocks": blocks}
         launcher(kernel.backward_queries, (heads * blocks * sets,), arguments, chosen.warps)
         blocks = chosen.blocks(pair.k.length, chosen.keys)
         padded = read["D"] < read["WIDTH"]
         few = {"ROWS": max(16, chosen.rows // (4 if padded else 2))}  # sums of keys take what registers there are
-        arguments = {**read, **few, "DK": dk, "DV": dv, "blocks": blocks}
+        walked = {f"{name}_TILES": given.tiles(x, pair.q, 0, few["ROWS"]) for name, x in (("Q", q), ("GRAD", grad))}
+        arguments = {**read, **walked, **few, "DK": dk, "DV": dv, "blocks": blocks}
         launcher(kernel.backward_keys, (kv_heads * blocks * sets,), arguments, chosen.warps)
     dq, dk, dv = (total.to(q.dtype) for total in totals)
     return dq, dk, dv

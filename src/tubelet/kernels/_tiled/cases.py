@@ -24,6 +24,8 @@ TOKENS, HEADS = 32_768, 12
 def cases() -> Iterator[tuple[str, Callable[[Launcher], None]]]:
     """Forward and backward by case, of views into a packed qkv: lines alone (joint attention), and boxes.
 
+    Lines come by pointers, and by the descriptors that sm_90 has.
+
     Example:
         >>> next(cases())[0]
         'lines bfloat16 64'
@@ -32,15 +34,17 @@ def cases() -> Iterator[tuple[str, Callable[[Launcher], None]]]:
         for head_dim in head_dims:
             for boxes in (False, True):
                 name = f"{'boxes' if boxes else 'lines'} {str(dtype)[6:]} {head_dim}"
-                yield name, partial(_run, head_dim, dtype, boxes)
+                yield name, partial(_run, head_dim, dtype, boxes, False)
+        for head_dim in head_dims if dtype == torch.bfloat16 else ():
+            yield f"descriptors {str(dtype)[6:]} {head_dim}", partial(_run, head_dim, dtype, False, True)
 
 
-def _run(head_dim: int, dtype: torch.dtype, boxes: bool, launcher: Launcher) -> None:
+def _run(head_dim: int, dtype: torch.dtype, boxes: bool, descriptors: bool, launcher: Launcher) -> None:
     q, k, v = torch.empty(TOKENS, 3, HEADS, head_dim, dtype=dtype, device="meta").unbind(1)
     table = torch.empty(600, len(FIELDS), dtype=torch.int32, device="meta")
     sizes = launches.fixed_sizes(dtype, head_dim, boxes)
     few, spans = (table.new_empty(99, width) if boxes else None for width in (4, 2))
     tiles = Tiles(table, table, table, few, spans, sizes)
-    given = launches.Given(q, k, v, head_dim**-0.5, tiles)
+    given = launches.Given(q, k, v, head_dim**-0.5, tiles, descriptors)
     out, lse = launches.forward(given, launcher)
     launches.backward(torch.empty_like(out), given, out, lse, launcher)

@@ -3,7 +3,8 @@
 
 A program owns one tile of :mod:`tubelet.kernels._tiled.table` and walks its two lines, then its boxes. Softmax and sums
 are float32 (online softmax: FlashAttention-2, arXiv:2307.08691), in powers of two. Strides are counted in units of
-``UNIT`` numbers: the compiler sees that what is multiplied by 8 allows 16-byte loads of half precision.
+``UNIT`` numbers: the compiler sees that what is multiplied by 8 allows 16-byte loads of half precision. Where there are
+``TILES``, descriptors, the whole steps of lines are loads of the hardware (TMA) without a mask.
 
 Shape suffixes: ``_m`` queries, ``_n`` keys, ``_md`` a tile of either with its features, ``_mn`` scores.
 """
@@ -58,6 +59,26 @@ def _stretch(lines, step, SIZE: tl.constexpr):
     line, more, length, more_length, steps, _ = lines
     done = (step - tl.where(step < steps, 0, steps)) * SIZE
     return tl.where(step < steps, line, more) + done, tl.where(step < steps, length, more_length) - done
+
+
+@triton.jit
+@no_type_check
+def _whole_steps(lines, SIZE: tl.constexpr):
+    """Both lines as far as steps are whole, and what is left of them."""
+    line, more, length, more_length, _, _ = lines
+    steps, more_steps = length // SIZE, more_length // SIZE
+    whole = (line, more, steps * SIZE, more_steps * SIZE, steps, more_steps)
+    left, more_left = length % SIZE, more_length % SIZE
+    rest = (line + steps * SIZE, more + more_steps * SIZE, left, more_left, tl.cdiv(left, SIZE),
+            tl.cdiv(more_left, SIZE))  # fmt: skip
+    return whole, rest
+
+
+@triton.jit
+@no_type_check
+def _tile(TILES, begin, head, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Tokens of one head from ``begin`` on, by a descriptor."""
+    return TILES.load([begin.to(tl.int32), head.to(tl.int32), 0]).reshape(ROWS, WIDTH)
 
 
 @triton.jit
@@ -171,6 +192,8 @@ def forward(
     TILES,
     BOXES,
     SPANS,
+    K_TILES,
+    V_TILES,
     scale,
     tiles,
     heads,
@@ -204,6 +227,14 @@ def forward(
     top_m = tl.full([ROWS], float("-inf"), tl.float32)
     total_m = tl.zeros([ROWS], tl.float32)
     item_n, lines = tl.arange(0, KEYS), _lines(ROW, KEYS)
+    if K_TILES is not None:
+        whole_lines, lines = _whole_steps(lines, KEYS)
+        for step in tl.range(0, whole_lines[4] + whole_lines[5], num_stages=STAGES):
+            begin, _ = _stretch(whole_lines, step, KEYS)
+            k_nd = _tile(K_TILES, begin, head // ratio, KEYS, WIDTH)
+            product_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee")
+            v_ne = _tile(V_TILES, begin, head // ratio, KEYS, V_WIDTH)
+            top_m, total_m, sum_me = _online(product_mn, factor, v_ne, top_m, total_m, sum_me)
     for step in tl.range(0, lines[4] + lines[5], num_stages=STAGES):
         begin, left = _stretch(lines, step, KEYS)
         k_nd = _load(K + begin * k_by_token, item_n, item_n < left, k_by_token, D, WIDTH)
@@ -236,9 +267,11 @@ def forward(
 @triton.jit
 @no_type_check
 def _to_queries(q_md, k_nd, v_ne, grad_me, lse_m, delta_m, mask_mn, factor, dq_md):
-    """What some keys add to the gradient of queries, but for the scale."""
+    """What some keys add to the gradient of queries, but for the scale; None: all pairs count."""
     product_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee") * factor
-    weight_mn = tl.math.exp2(tl.where(mask_mn, product_mn, float("-inf")) - lse_m[:, None])
+    if mask_mn is not None:
+        product_mn = tl.where(mask_mn, product_mn, float("-inf"))
+    weight_mn = tl.math.exp2(product_mn - lse_m[:, None])
     dweight_mn = tl.dot(grad_me, tl.trans(v_ne), input_precision="ieee")
     dscore_mn = weight_mn * (dweight_mn - delta_m[:, None])
     return tl.dot(dscore_mn.to(k_nd.dtype), k_nd, dq_md, input_precision="ieee")
@@ -266,6 +299,8 @@ def backward_queries(
     TILES,
     BOXES,
     SPANS,
+    K_TILES,
+    V_TILES,
     scale,
     tiles,
     heads,
@@ -306,6 +341,13 @@ def backward_queries(
     lse_m = _finite(LSE + head, long_m, here_m, heads)
     dq_md = tl.zeros([ROWS, WIDTH], tl.float32)
     item_n, lines = tl.arange(0, KEYS), _lines(ROW, KEYS)
+    if K_TILES is not None:
+        whole_lines, lines = _whole_steps(lines, KEYS)
+        for step in tl.range(0, whole_lines[4] + whole_lines[5], num_stages=STAGES):
+            begin, _ = _stretch(whole_lines, step, KEYS)
+            k_nd = _tile(K_TILES, begin, head // ratio, KEYS, WIDTH)
+            v_ne = _tile(V_TILES, begin, head // ratio, KEYS, V_WIDTH)
+            dq_md = _to_queries(q_md, k_nd, v_ne, grad_me, lse_m, delta_m, None, factor, dq_md)
     for step in tl.range(0, lines[4] + lines[5], num_stages=STAGES):
         begin, left = _stretch(lines, step, KEYS)
         k_nd = _load(K + begin * k_by_token, item_n, item_n < left, k_by_token, D, WIDTH)
@@ -356,6 +398,8 @@ def backward_keys(
     TILES,
     BOXES,
     SPANS,
+    Q_TILES,
+    GRAD_TILES,
     scale,
     tiles,
     heads,
@@ -393,6 +437,17 @@ def backward_keys(
     dv_ne = tl.zeros([KEYS, V_WIDTH], tl.float32)
     factor = scale * _LOG2E
     item_m, lines = tl.arange(0, ROWS), _lines(ROW, ROWS)
+    if Q_TILES is not None:
+        whole_lines, lines = _whole_steps(lines, ROWS)
+        whole_steps = whole_lines[4] + whole_lines[5]
+        for step in tl.range(0, ratio * whole_steps, num_stages=STAGES):
+            head = kv_head * ratio + step // whole_steps
+            begin, _ = _stretch(whole_lines, step % whole_steps, ROWS)
+            q_md = _tile(Q_TILES, begin, head, ROWS, WIDTH)
+            grad_me = _tile(GRAD_TILES, begin, head, ROWS, V_WIDTH)
+            lse_m = _finite(LSE + begin * heads + head, item_m, item_m < ROWS, heads)
+            delta_m = tl.load(DELTA + begin * heads + head + item_m * heads)
+            dk_nd, dv_ne = _to_keys(k_nd, v_ne, q_md, grad_me, lse_m, delta_m, None, factor, dk_nd, dv_ne)
     steps = lines[4] + lines[5]
     for step in tl.range(0, ratio * steps, num_stages=STAGES):
         head = kv_head * ratio + step // steps

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubelet.kernels._launching import Launcher, launch, power_of_two, strides
+from tubelet.kernels._launching import Launcher, described, has_descriptors, launch, power_of_two, strides
 from tubelet.kernels._tiled.table import Tiles, TileSizes
 
 __all__ = ["LARGEST", "Given", "backward", "fixed_sizes", "forward"]
@@ -22,6 +22,8 @@ LARGEST = 256
 @dataclass(frozen=True)
 class Given:
     """What both directions read: q ``(n, h, d)``, k ``(m, hk, d)``, v ``(m, hk, e)``; last axes lie dense.
+
+    ``descriptors``: load by them where only lines are walked; None: where the device has them.
 
     Example:
         >>> from tubelet.kernels._tiled.table import segment_tiles
@@ -35,11 +37,22 @@ class Given:
     v: Tensor
     scale: float
     tiles: Tiles
+    descriptors: bool | None = None
 
     @property
     def ratio(self) -> int:
         """Query heads of a key head."""
         return self.q.shape[1] // self.k.shape[1]
+
+    def walked(self, rows: int, **tensors: Tensor) -> dict[str, Any]:
+        """Descriptors of ``rows`` tokens of one head of each, all or none: None where pointers serve."""
+        wanted = [has_descriptors(x) if self.descriptors is None else self.descriptors for x in tensors.values()]
+        found: dict[str, Any] = dict.fromkeys(tensors)
+        if all(wanted) and self.tiles.boxes is None:
+            for name, x in tensors.items():
+                axes = [(x.shape[0], x.stride(0)), (x.shape[1], x.stride(1))]
+                found[name] = described(x, axes, 0, [rows, 1, max(16, power_of_two(x.shape[-1]))])
+        return {f"{name}_TILES": None if None in found.values() else tiles for name, tiles in found.items()}
 
     def shared(self, table: Tensor, rows: int, keys: int, **more: Tensor) -> dict[str, Any]:
         """The arguments of every kernel; ``more`` tensors are read as well."""
@@ -86,7 +99,8 @@ def forward(given: Given, launcher: Launcher = launch) -> tuple[Tensor, Tensor]:
         shared = given.shared(tiles.queries, tiles.sizes.rows, tiles.sizes.keys)
         grid = (len(tiles.queries) * q.shape[1],)
         warps = 8 if q.dtype == torch.float32 else _warps(q, tiles.sizes.rows)
-        launcher(kernel.forward, grid, {**shared, "OUT": out, "LSE": lse}, warps)
+        walked = given.walked(tiles.sizes.keys, K=given.k, V=given.v)
+        launcher(kernel.forward, grid, {**shared, **walked, "OUT": out, "LSE": lse}, warps)
     return out, lse
 
 
@@ -115,12 +129,13 @@ def backward(
     if q.numel():
         shared = given.shared(tiles.back_queries, chosen.back_rows, chosen.back_keys, g=grad)
         grid = (len(tiles.back_queries) * q.shape[1],)
-        arguments = {**shared, **read, "OUT": out, "DQ": dq}
+        arguments = {**shared, **read, **given.walked(chosen.back_keys, K=k, V=given.v), "OUT": out, "DQ": dq}
         launcher(kernel.backward_queries, grid, arguments, _warps(q, chosen.back_rows))
     if k.numel():
         shared = given.shared(tiles.keys, chosen.few_rows, chosen.own_keys, g=grad)
         grid = (len(tiles.keys) * k.shape[1],)
-        launcher(kernel.backward_keys, grid, {**shared, **read, "DK": dk, "DV": dv}, _warps(q, 2 * chosen.own_keys))
+        arguments = {**shared, **read, **given.walked(chosen.few_rows, Q=q, GRAD=grad), "DK": dk, "DV": dv}
+        launcher(kernel.backward_keys, grid, arguments, _warps(q, 2 * chosen.own_keys))
     return dq, dk, dv
 
 
