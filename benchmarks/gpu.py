@@ -2,8 +2,8 @@
 
 Tables, each as JSON and Markdown: the ceilings (matrix product, copy), norm + modulate, gate + residual with and
 without the norm + modulate behind it, norm + SiLU + padding of autoencoders, QK-norm + RoPE, and attention over time
-against eager code and ``torch.compile``;
-joint attention against cuDNN, and windows, causal frames and packed mixtures against FlexAttention. Forward and
+against eager code and ``torch.compile``; joint attention against cuDNN and frames against PyTorch's own, each also by
+pointers where descriptors serve, and windows, causal frames and packed mixtures against FlexAttention. Forward and
 backward, with the error of the timed call beside its time.
 ``--dry`` runs the same code on the CPU with tiny shapes. Exit status 1: a result was wrong.
 
@@ -28,19 +28,25 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tubelet.attention import FrameCausal, Joint, Neighborhood, SlidingTile, Temporal, attend
+from tubelet.attention import FrameCausal, Joint, Neighborhood, SlidingTile, Spatial, Temporal, attend
 from tubelet.attention.places import Affine
 from tubelet.attention.tiles import Run
 from tubelet.bench.device import environment
 from tubelet.blocks import gated, modulate
 from tubelet.kernels import (
+    Tiles,
     gate_residual,
     grouped_attention,
     norm_modulate,
     norm_silu_pad,
     qk_norm_rope,
     residual_norm_modulate,
+    segment_tiles,
+    tiled_sizes,
 )
+from tubelet.kernels._grouped import launches as grouped
+from tubelet.kernels._grouped.places import pairs
+from tubelet.kernels._tiled import launches as tiled
 from tubelet.layout import Grid, LayoutIndex, Rows, TokenLayout
 from tubelet.norms import LayerNorm
 from tubelet.positions import Rotary, apply_rope
@@ -120,7 +126,7 @@ def main() -> int:
         "qk_norm_rope": rotation,
         "grouped_attention": over_time,
     }
-    tables |= {"joint_attention": jointly, "tiled_attention": in_tiles}
+    tables |= {"joint_attention": jointly, "frame_attention": in_frames, "tiled_attention": in_tiles}
     for name, problems in tables.items():
         lines: list[Line] = []
         for problem in problems(device, arguments.dry):
@@ -365,10 +371,65 @@ def jointly(device: str, dry: bool) -> Iterator[Problem]:
         ways: dict[str, Way] = {
             "default": partial(_dense, kernel=None),
             "cudnn": partial(_dense, kernel=None if dry else SDPBackend.CUDNN_ATTENTION),
+            "pointers": _reference
+            if dry
+            else partial(_by_pointers, launches=tiled, runs=_one_segment(n, head_dim, device)),
             "ours": partial(_attend, pattern=Joint(), layout=None, backend="reference" if dry else "triton"),
         }
         yield _attention("joint_attention", f"{name}: {n} x {heads} x {head_dim}", Joint(), None, n * n, ways, n,
                          (heads, head_dim), device)  # fmt: skip
+
+
+def in_frames(device: str, dry: bool) -> Iterator[Problem]:
+    """Attention within frames, groups of many tiles: PyTorch's by views, ours by pointers and by descriptors (TMA)."""
+    problems = [("wan-1.3b-480p", 21, 1560, 12, 128), ("cogvideox-5b", 13, 1350, 48, 64)]
+    for name, frames, places, heads, head_dim in [("tiny", 2, 5, 2, 16)] if dry else problems:
+        layout = TokenLayout.packed([Grid(frames, 1, places)]).on(device)
+        groups = Affine(0, (frames,), (places,), (places,), (1,))
+        ways: dict[str, Way] = {
+            "default": partial(_framed, frames=frames),
+            "pointers": partial(_attend, pattern=Spatial(), layout=layout, backend="reference")
+            if dry
+            else partial(_by_pointers, launches=grouped, runs=pairs([Run(groups, groups)])),
+            "ours": partial(_attend, pattern=Spatial(), layout=layout, backend="reference" if dry else "triton"),
+        }
+        shape = f"{name}: {frames} x {places} x {heads} x {head_dim}"
+        n = frames * places
+        yield _attention("frame_attention", shape, Spatial(), layout, n * places, ways, n, (heads, head_dim), device)
+
+
+def _framed(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Sequence[Tensor]:
+    rows = [x.unflatten(0, (frames, -1)).transpose(1, 2) for x in (q, k, v)]
+    return (torch.nn.functional.scaled_dot_product_attention(*rows).transpose(1, 2).flatten(0, 1),)
+
+
+def _reference(q: Tensor, k: Tensor, v: Tensor) -> Sequence[Tensor]:
+    return _attend(q, k, v, Joint(), None, "reference")
+
+
+def _one_segment(n: int, head_dim: int, device: str) -> Tiles:
+    cu = torch.tensor([0, n], device=device)
+    return segment_tiles(cu, cu, n, n, tiled_sizes(torch.bfloat16, head_dim, False, device))
+
+
+class _Pointers(torch.autograd.Function):
+    """An attention kernel that loads by pointers, also where the device has descriptors."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, launches: Any, runs: Any) -> Tensor:
+        ctx.launches, ctx.given = launches, launches.Given(q, k, v, q.shape[-1] ** -0.5, runs, False)
+        ctx.out, ctx.lse = launches.forward(ctx.given)
+        return ctx.out.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return *ctx.launches.backward(grad, ctx.given, ctx.out, ctx.lse), None, None
+
+
+def _by_pointers(q: Tensor, k: Tensor, v: Tensor, launches: Any, runs: Any) -> Sequence[Tensor]:
+    if torch.is_grad_enabled():
+        return (_Pointers.apply(q, k, v, launches, runs),)
+    return (launches.forward(launches.Given(q, k, v, q.shape[-1] ** -0.5, runs, False))[0],)
 
 
 def in_tiles(device: str, dry: bool) -> Iterator[Problem]:

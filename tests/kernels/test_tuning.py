@@ -1,11 +1,19 @@
 """Launch sizes: what is measured is kept and read, what is not falls back, and nothing is measured in a call."""
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
+from tubelet.attention.boxes import window_tiles
+from tubelet.kernels import TileSizes, tiled_sizes
 from tubelet.kernels import _measuring as measuring
 from tubelet.kernels import _tuning as tuning
 from tubelet.kernels._launching import Sizes
+from tubelet.kernels._tiled.table import FIELDS
+from tubelet.layout import Grid
 
 
 def test_the_fastest_right_candidate_wins() -> None:
@@ -14,12 +22,50 @@ def test_the_fastest_right_candidate_wins() -> None:
     def run(sizes: Sizes) -> list[torch.Tensor]:
         return [torch.tensor([1.0])]
 
-    assert measuring.fastest(Sizes(8, 4), run, lambda call: seconds[call.args[0]]) == Sizes(16, 2)
+    candidates = measuring.neighbours(Sizes(8, 4))
+    assert measuring.fastest(Sizes(8, 4), run, lambda call: seconds[call.args[0]], candidates) == Sizes(16, 2)
 
 
 def test_a_wrong_candidate_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"Sizes\(tokens=4, warps=2\) gives another result than Sizes\(tokens=8"):
-        measuring.fastest(Sizes(8, 4), lambda sizes: [torch.tensor([float(sizes.tokens)])], lambda call: 1.0)
+        measuring.fastest(
+            Sizes(8, 4),
+            lambda sizes: [torch.tensor([float(sizes.tokens)])],
+            lambda call: 1.0,
+            measuring.neighbours(Sizes(8, 4)),
+        )
+
+
+def test_tiles_of_each_kernel_are_chosen_in_turn_and_what_does_not_fit_is_passed_over() -> None:
+    fixed, timed = TileSizes(128, 64, 64, 32, 64, 32), []
+
+    def run(sizes: TileSizes) -> list[torch.Tensor]:
+        if sizes.rows == 256:
+            raise OutOfResources(2, 1, "shared memory")
+        return [torch.tensor([1.0])]
+
+    def milliseconds(call: Any) -> float:
+        timed.append(call.args[0])
+        wanted = fixed._replace(rows=256, back_keys=16, few_rows=64)
+        return sum(abs(a - b) for a, b in zip(call.args[0], wanted, strict=True))
+
+    runs = dict.fromkeys((("rows", "keys"), ("back_rows", "back_keys"), ("own_keys", "few_rows")), run)
+    assert measuring.fastest_tiles(fixed, runs, milliseconds) == TileSizes(128, 64, 64, 16, 64, 64)
+    assert all(16 <= side <= 128 for sizes in timed for side in sizes)
+    assert {sizes.keys for sizes in timed} == {32, 64, 128}
+    with pytest.raises(ValueError, match="another result"):
+        measuring.fastest_tiles(fixed, {("rows", "keys"): lambda sizes: [torch.tensor(sizes.keys)]}, milliseconds)
+
+
+def test_jobs_of_tiles_have_tables_of_their_sizes() -> None:
+    boxes = partial(window_tiles, grid=Grid(2, 4, 8), sides=(1, 3, 3), device="cpu")
+    found = list(measuring.tiles([24], torch.float32, 64, "cpu", boxes))
+    assert [(name, width) for name, width, *_ in found] == [("tiled_lines", 24), ("tiled_boxes", 24)]
+    for name, _, fixed, runs in found:
+        given = next(iter(runs.values())).__self__._given(fixed._replace(rows=32))
+        assert given.tiles.sizes.rows == 32
+        assert (given.tiles.boxes is None) == (name == "tiled_lines")
+        assert 0 < given.tiles.queries[:, FIELDS.index("here_w")].max() <= 32
 
 
 def test_measured_sizes_replace_the_fixed_ones_on_their_device_only(monkeypatch, tmp_path) -> None:
@@ -33,6 +79,11 @@ def test_measured_sizes_replace_the_fixed_ones_on_their_device_only(monkeypatch,
     assert tuning.choose("rotation_forward", device, 128, torch.bfloat16, fixed) == Sizes(2, 1)
     assert tuning.choose("rotation_forward", device, 128, torch.float16, fixed) == fixed
     assert tuning.choose("rotation_forward", torch.device("cpu"), 128, torch.bfloat16, fixed) == fixed
+    sides = TileSizes(64, 32, 64, 32, 64, 16)
+    tuning.write(tuning.tuned_file("cuda 9"), {tuning.key("tiled_lines", 64, torch.bfloat16): sides})
+    tuning._measured.cache_clear()
+    assert tiled_sizes(torch.bfloat16, 64, False, "cuda:0") == sides
+    assert tiled_sizes(torch.bfloat16, 64, True, "cuda:0") == tiled_sizes(torch.bfloat16, 64, True) != sides
     tuning._measured.cache_clear()
 
 

@@ -13,12 +13,23 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tubelet.attention.patterns import Neighborhood
 from tubelet.attention.patterns.spans import Span
 from tubelet.attention.tiles import Sample
 from tubelet.kernels import Tiles, TileSizes, line_tiles, tile_rows
 from tubelet.layout import Grid
 
-__all__ = ["Axis", "GridTiles", "Stretch", "axes_of", "grid_tiles", "segment_stretches", "spanned", "tiles_of"]
+__all__ = [
+    "Axis",
+    "GridTiles",
+    "Stretch",
+    "axes_of",
+    "grid_tiles",
+    "segment_stretches",
+    "spanned",
+    "tiles_of",
+    "window_tiles",
+]
 
 
 class Axis(NamedTuple):
@@ -325,6 +336,19 @@ def tiles_of(
         found = {same: _sample_tiles(pattern, Sample(0, *same), sizes[1]) for same in different}
         parts = [(sample.start, found[sample[1:]]) for sample in table if sample.length]
     return _together(parts, table, table if keys is None else keys, shape, sizes)
+
+
+def window_tiles(sizes: TileSizes, grid: Grid, sides: tuple[int, int, int], device: str) -> Tiles:
+    """The tables of a neighbourhood on one grid: a layout by which sizes of tiles that walk boxes are measured.
+
+    Example:
+        >>> window_tiles(TileSizes(*[16] * 6), Grid(2, 4, 4), (1, 3, 3), "cpu").boxes.shape[1]
+        4
+    """
+    sample = Sample(0, grid.tokens, 0, grid.t, grid.h, grid.w)
+    found = tiles_of(Neighborhood(sides), [sample], None, (grid.tokens, grid.tokens), [sizes, sizes])
+    there: list[Any] = [None if x is None else x.to(device) for x in found[:5]]
+    return Tiles(there[0], there[1], there[2], there[3], there[4], found.sizes)
 
 
 def _sample_tiles(pattern: Any, sample: Sample, sizes: TileSizes) -> GridTiles:

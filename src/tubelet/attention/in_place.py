@@ -50,7 +50,7 @@ def _made(
     device: str,
 ) -> Tiles:
     with torch.device("cpu"):
-        sizes = [tiled_sizes(dtype, width, boxes) for boxes in (False, True)]
+        sizes = [tiled_sizes(dtype, width, boxes, device) for boxes in (False, True)]
         sides = table_of(table), None if keys is None else table_of(keys)
         found = tiles_of(pattern, *sides, (queries, tokens), sizes)
     there: list[Any] = [None if x is None else x.to(device, non_blocking=True) for x in found[:5]]

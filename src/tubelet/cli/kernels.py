@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def add(commands: Any) -> None:
         **plain,
     )
     tuning.add_argument("--widths", type=count, nargs="*", default=[1536], help="of norm + modulate; default 1536")
-    tuning.add_argument("--head-dims", type=count, nargs="*", default=[128], help="of QK-norm + RoPE; default 128")
+    tuning.add_argument(
+        "--head-dims", type=count, nargs="*", default=[128], help="of attention, its norms and rotations; default 128"
+    )
     tuning.add_argument("--channels", type=count, nargs="*", default=[], help="of norm + SiLU + padding; default none")
     tuning.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     tuning.set_defaults(run=tune)
@@ -102,7 +105,12 @@ def tune(arguments: argparse.Namespace) -> None:
         >>> callable(tune)
         True
     """
+    from tubelet.attention.boxes import window_tiles
     from tubelet.kernels._measuring import tune as measure
+    from tubelet.layout import Grid
 
-    path = measure(arguments.widths, arguments.head_dims, arguments.channels, arguments.dtype)
+    grid = Grid(16, 32, 64)
+    boxes = partial(window_tiles, grid=grid, sides=(7, 15, 27), device="cuda")
+    sizes = arguments.widths, arguments.head_dims, arguments.channels
+    path = measure(*sizes, arguments.dtype, grid.tokens, boxes)
     print(f"wrote {path}")

@@ -3,8 +3,9 @@
 A candidate must first give the result of the fixed sizes; one that does not is an error, never a choice.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,18 @@ from tubelet.kernels._modulation import launches as modulation
 from tubelet.kernels._padded import launches as padded
 from tubelet.kernels._residual import launches as residual
 from tubelet.kernels._rotation import launches as rotation
-from tubelet.kernels._tuning import key, tuned_file, write
+from tubelet.kernels._tiled import launches as tiled
+from tubelet.kernels._tiled.table import Tiles, TileSizes, segment_tiles
+from tubelet.kernels._tuning import Choice, key, tuned_file, write
 
-__all__ = ["Job", "fastest", "jobs", "neighbours", "tune"]
+__all__ = ["Job", "Tables", "fastest", "fastest_tiles", "jobs", "neighbours", "tile_neighbours", "tiles", "tune"]
 
 Job = tuple[str, int, Sizes, Callable[[Sizes], Sequence[Tensor]]]
 """A kernel's name, its width, its fixed sizes, and what runs it with others."""
+
+
+Tables = Callable[[TileSizes], Tiles]
+"""The tables of one layout for tiles of some sizes. Example: ``partial(segment_tiles, cu, cu, n, n)``."""
 
 
 def tune(
@@ -30,15 +37,17 @@ def tune(
     channels: Sequence[int] = (),
     dtype: str = "bfloat16",
     tokens: int = 32_768,
+    boxes: Tables | None = None,
 ) -> Path:
     """Measure forward and backward of what has sizes to choose on the current CUDA device, and keep the fastest.
 
     Args:
-        widths: of tokens.
+        widths: of tokens, for norms and residuals.
         head_dims: of attention's heads.
         channels: of autoencoders' frames.
         dtype: of all.
         tokens: how many to measure with.
+        boxes: tables of a pattern of as many tokens that walks boxes; None: tiles that walk boxes are not measured.
 
     Returns:
         The file written; processes that start later read it.
@@ -54,9 +63,12 @@ def tune(
     from triton.testing import do_bench
 
     precision: torch.dtype = getattr(torch, dtype)
-    choices = {}
+    choices: dict[str, tuple[int, ...]] = {}
     for name, width, fixed, run in jobs(widths, head_dims, channels, precision, tokens, "cuda"):
-        choices[key(name, width, precision)] = fastest(fixed, run, do_bench)
+        found: Sizes = fastest(fixed, run, do_bench, neighbours(fixed))
+        choices[key(name, width, precision)] = found
+    for name, width, fixed_tiles, runs in tiles(head_dims, precision, tokens, "cuda", boxes):
+        choices[key(name, width, precision)] = fastest_tiles(fixed_tiles, runs, do_bench)
     path = tuned_file(torch.cuda.get_device_name())
     write(path, choices)
     return path
@@ -100,21 +112,86 @@ def jobs(
         yield from _paddings(x.to(memory_format=torch.channels_last_3d))
 
 
+def tiles(
+    head_dims: Sequence[int], dtype: torch.dtype, tokens: int, device: str, boxes: Tables | None = None
+) -> Iterator[tuple[str, int, TileSizes, Mapping[tuple[str, str], Callable[[TileSizes], Sequence[Tensor]]]]]:
+    """What to measure of tiled attention: name, width, fixed sizes, and what runs the two sizes that are named.
+
+    Lines are measured on four segments of equal lengths. The tables of sizes are made outside of what is timed.
+
+    Example:
+        >>> [(name, list(runs)) for name, _, _, runs in tiles([8], torch.float32, 64, "cpu")]
+        [('tiled_lines', [('rows', 'keys'), ('back_rows', 'back_keys'), ('own_keys', 'few_rows')])]
+    """
+    cu = torch.arange(5, device=device, dtype=torch.int32) * (tokens // 4)
+    lines = partial(segment_tiles, cu, cu, tokens, tokens)
+    for width in head_dims:
+        q, k, v, grad = torch.randn(tokens, 4, 12, width, device=device, dtype=dtype).unbind(1)
+        for name, make in (("tiled_lines", lines), ("tiled_boxes", boxes)):
+            if make is not None:
+                fixed = tiled.fixed_sizes(dtype, width, make is boxes)
+                run = _Tiled(q, k, v, grad, lru_cache(1)(make), fixed)
+                back = ("back_rows", "back_keys"), ("own_keys", "few_rows")
+                yield name, width, fixed, {("rows", "keys"): run.forward, **dict.fromkeys(back, run.backward)}
+
+
+def fastest_tiles(
+    fixed: TileSizes,
+    runs: Mapping[tuple[str, str], Callable[[TileSizes], Sequence[Tensor]]],
+    milliseconds: Callable[[Callable[[], Any]], float],
+) -> TileSizes:
+    """The fastest sizes of each kernel in turn.
+
+    Raises:
+        ValueError: as :func:`fastest`.
+
+    Example:
+        >>> fastest_tiles(TileSizes(*[16] * 6), {("rows", "keys"): lambda sizes: []}, lambda call: 1.0)
+        TileSizes(rows=16, keys=16, back_rows=16, back_keys=16, own_keys=16, few_rows=16)
+    """
+    best = fixed
+    for names, run in runs.items():
+        best = fastest(best, run, milliseconds, tile_neighbours(best, names))
+    return best
+
+
+def tile_neighbours(fixed: TileSizes, names: tuple[str, str]) -> Iterator[TileSizes]:
+    """Half, the same and twice as many tokens of two sizes; between 16 and 256.
+
+    Example:
+        >>> [(sizes.rows, sizes.keys) for sizes in tile_neighbours(TileSizes(*[16] * 6), ("rows", "keys"))]
+        [(16, 32), (32, 16), (32, 32)]
+    """
+    own, walked = (getattr(fixed, name) for name in names)
+    for sides in ((a, b) for a in (own // 2, own, 2 * own) for b in (walked // 2, walked, 2 * walked)):
+        if min(sides) >= 16 and max(sides) <= 256 and sides != (own, walked):
+            yield fixed._replace(**dict(zip(names, sides, strict=True)))
+
+
 def fastest(
-    fixed: Sizes, run: Callable[[Sizes], Sequence[Tensor]], milliseconds: Callable[[Callable[[], Any]], float]
-) -> Sizes:
-    """The candidate that takes least time; ``fixed`` where nothing beats it.
+    fixed: Choice,
+    run: Callable[[Choice], Sequence[Tensor]],
+    milliseconds: Callable[[Callable[[], Any]], float],
+    candidates: Iterable[Choice],
+) -> Choice:
+    """The candidate that takes least time; ``fixed`` where nothing beats it, nor fits the device.
 
     Raises:
         ValueError: a candidate's result is not that of the fixed sizes.
 
     Example:
-        >>> fastest(Sizes(4, 4), lambda sizes: [torch.ones(1)], lambda call: 1.0)
+        >>> fastest(Sizes(4, 4), lambda sizes: [torch.ones(1)], lambda call: 1.0, neighbours(Sizes(4, 4)))
         Sizes(tokens=4, warps=4)
     """
     expected, best = run(fixed), (milliseconds(partial(run, fixed)), fixed)
-    for sizes in neighbours(fixed):
-        for got, want in zip(run(sizes), expected, strict=True):
+    for sizes in candidates:
+        try:
+            found = run(sizes)
+        except Exception as error:
+            if type(error).__name__ != "OutOfResources":  # triton's: more registers or shared memory than there is
+                raise
+            continue
+        for got, want in zip(found, expected, strict=True):
             if (got.float() - want.float()).norm() > 1e-2 * want.float().norm():
                 raise ValueError(f"{sizes} gives another result than {fixed}")
         if (taken := milliseconds(partial(run, sizes))) < best[0]:
@@ -180,3 +257,28 @@ def _turned(given: rotation.Given, sizes: Sizes) -> Sequence[Tensor]:
 def _turned_back(q: Tensor, k: Tensor, given: rotation.Given, sizes: Sizes) -> Sequence[Tensor]:
     grads = rotation.backward(q, k, given, sizes=sizes)
     return [grad for grad in (grads.dq, grads.dk, *grads.of_affine) if grad is not None]
+
+
+@dataclass(frozen=True)
+class _Tiled:
+    """Tiled attention with tables of any sizes; its backward goes from the result of the fixed ones."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    grad: Tensor
+    make: Tables
+    fixed: TileSizes
+
+    def forward(self, sizes: TileSizes) -> Sequence[Tensor]:
+        return tiled.forward(self._given(sizes))[:1]
+
+    def backward(self, sizes: TileSizes) -> Sequence[Tensor]:
+        return tiled.backward(self.grad, self._given(sizes), *self._result)
+
+    @cached_property
+    def _result(self) -> tuple[Tensor, Tensor]:
+        return tiled.forward(self._given(self.fixed))
+
+    def _given(self, sizes: TileSizes) -> tiled.Given:
+        return tiled.Given(self.q, self.k, self.v, self.q.shape[-1] ** -0.5, self.make(sizes))

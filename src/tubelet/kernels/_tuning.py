@@ -9,14 +9,16 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from tubelet.files import replacing
-from tubelet.kernels._launching import Sizes
 
 __all__ = ["VERSION", "choose", "key", "read", "tuned_file", "write"]
 
+Choice = TypeVar("Choice", bound=tuple[int, ...])
+"""Numbers of a launch: tokens and warps, or the sides of tiles."""
 VERSION = 1
 """Of the file's schema; a file of another version is not read."""
 
@@ -31,16 +33,18 @@ def key(kernel: str, width: int, dtype: torch.dtype) -> str:
     return f"{kernel}/{width}/{str(dtype).removeprefix('torch.')}"
 
 
-def choose(kernel: str, device: torch.device, width: int, dtype: torch.dtype, fixed: Sizes) -> Sizes:
+def choose(kernel: str, device: torch.device, width: int, dtype: torch.dtype, fixed: Choice) -> Choice:
     """The measured sizes of a kernel on a device, else ``fixed``.
 
     Example:
+        >>> from tubelet.kernels._launching import Sizes
         >>> choose("rotation_forward", torch.device("cpu"), 128, torch.float32, Sizes(16, 4))
         Sizes(tokens=16, warps=4)
     """
     if device.type != "cuda":
         return fixed
-    return _measured(torch.cuda.get_device_name(device)).get(key(kernel, width, dtype), fixed)
+    found = _measured(torch.cuda.get_device_name(device)).get(key(kernel, width, dtype))
+    return fixed if found is None else type(fixed)(*found)  # type: ignore[arg-type]
 
 
 def tuned_file(device_name: str) -> Path:
@@ -53,15 +57,15 @@ def tuned_file(device_name: str) -> Path:
     return Path.home() / ".cache" / "tubelet" / "kernels" / f"{'-'.join(device_name.split())}.json"
 
 
-def write(path: Path, choices: Mapping[str, Sizes]) -> None:
+def write(path: Path, choices: Mapping[str, tuple[int, ...]]) -> None:
     """Add choices to a file of measured sizes; running processes keep what they have read.
 
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "device.json"
-        >>> write(path, {"rotation_forward/128/bfloat16": Sizes(8, 2)})
+        >>> write(path, {"rotation_forward/128/bfloat16": (8, 2)})
         >>> read(path)
-        {'rotation_forward/128/bfloat16': Sizes(tokens=8, warps=2)}
+        {'rotation_forward/128/bfloat16': (8, 2)}
     """
     merged = {**read(path), **choices}
     with replacing(path) as temporary:
@@ -69,7 +73,7 @@ def write(path: Path, choices: Mapping[str, Sizes]) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def read(path: Path) -> dict[str, Sizes]:
+def read(path: Path) -> dict[str, tuple[int, ...]]:
     """The choices in a file; none where it is missing or of another version.
 
     Raises:
@@ -85,9 +89,9 @@ def read(path: Path) -> dict[str, Sizes]:
         return {}
     if content["schema"] != VERSION:
         return {}
-    return {name: Sizes(*sizes) for name, sizes in content["sizes"].items()}
+    return {name: tuple(sizes) for name, sizes in content["sizes"].items()}
 
 
 @functools.cache
-def _measured(device_name: str) -> dict[str, Sizes]:
+def _measured(device_name: str) -> dict[str, tuple[int, ...]]:
     return read(tuned_file(device_name))

@@ -20,6 +20,7 @@ from tubelet.kernels._launching import dense
 from tubelet.kernels._tiled import launches
 from tubelet.kernels._tiled.reference import reference
 from tubelet.kernels._tiled.table import Tiles, TileSizes, segment_tiles
+from tubelet.kernels._tuning import choose
 
 __all__ = ["tiled_attention", "tiled_backward", "tiled_forward", "tiled_refusal", "tiled_sizes", "varlen_attention"]
 
@@ -60,7 +61,7 @@ def varlen_attention(
         raise ValueError(
             f"cu_q and cu_k must be as long as each other, got {tuple(cu_q.shape)} and {tuple(cu_k.shape)}"
         )
-    sizes = tiled_sizes(q.dtype, max(q.shape[-1], v.shape[-1]), boxes=False)
+    sizes = tiled_sizes(q.dtype, max(q.shape[-1], v.shape[-1]), boxes=False, device=str(q.device))
     tiles = segment_tiles(cu_q.to(q.device), cu_k.to(q.device), len(q), len(k), sizes)
     return tiled_attention(q, k, v, tiles, scale=scale, backend=backend)
 
@@ -115,14 +116,20 @@ def tiled_refusal(width: int, v_width: int, scale: float) -> str | None:
     return None
 
 
-def tiled_sizes(dtype: torch.dtype, width: int, boxes: bool) -> TileSizes:
+def tiled_sizes(dtype: torch.dtype, width: int, boxes: bool, device: str = "cpu") -> TileSizes:
     """Tokens of the tiles that tables are made of, by precision, the wider of q's and v's heads, and by need of boxes.
+
+    Measured ones where ``tubelet kernels tune`` has measured the device, else fixed ones.
 
     Example:
         >>> tiled_sizes(torch.float32, 64, boxes=True).rows
         16
     """
-    return launches.fixed_sizes(dtype, width, boxes)
+    fixed = launches.fixed_sizes(dtype, width, boxes)
+    return choose("tiled_boxes" if boxes else "tiled_lines", torch.device(device), width, dtype, fixed)
+
+
+tiled_sizes._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a file that is read once
 
 
 def tiled_forward(q: Tensor, k: Tensor, v: Tensor, scale: float, tiles: Tiles) -> tuple[Tensor, Tensor]:
