@@ -45,7 +45,7 @@ from tubelet.kernels import (
     tiled_sizes,
 )
 from tubelet.kernels._grouped import launches as grouped
-from tubelet.kernels._grouped.places import pairs
+from tubelet.kernels._grouped.places import pairs as as_pairs
 from tubelet.kernels._tiled import launches as tiled
 from tubelet.layout import Grid, LayoutIndex, Rows, TokenLayout
 from tubelet.norms import LayerNorm
@@ -390,7 +390,7 @@ def in_frames(device: str, dry: bool) -> Iterator[Problem]:
             "default": partial(_framed, frames=frames),
             "pointers": partial(_attend, pattern=Spatial(), layout=layout, backend="reference")
             if dry
-            else partial(_by_pointers, launches=grouped, runs=pairs([Run(groups, groups)])),
+            else partial(_by_pointers, launches=grouped, runs=as_pairs([Run(groups, groups)])),
             "ours": partial(_attend, pattern=Spatial(), layout=layout, backend="reference" if dry else "triton"),
         }
         shape = f"{name}: {frames} x {places} x {heads} x {head_dim}"
