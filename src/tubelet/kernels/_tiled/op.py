@@ -125,11 +125,15 @@ def tiled_sizes(dtype: torch.dtype, width: int, boxes: bool, device: str = "cpu"
         >>> tiled_sizes(torch.float32, 64, boxes=True).rows
         16
     """
+    return TileSizes(*_chosen(dtype, width, boxes, device))
+
+
+def _chosen(dtype: torch.dtype, width: int, boxes: bool, device: str) -> tuple[int, ...]:
     fixed = launches.fixed_sizes(dtype, width, boxes)
-    return choose("tiled_boxes" if boxes else "tiled_lines", torch.device(device), width, dtype, fixed)
+    return tuple(choose("tiled_boxes" if boxes else "tiled_lines", torch.device(device), width, dtype, fixed))
 
 
-tiled_sizes._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a file that is read once
+_chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]  # what a file says is read once
 
 
 def tiled_forward(q: Tensor, k: Tensor, v: Tensor, scale: float, tiles: Tiles) -> tuple[Tensor, Tensor]:
