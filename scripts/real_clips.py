@@ -14,7 +14,7 @@ CPU seconds are those of the whole training command, from decoding to the last p
 does not know on to ``tubelet train-vae``.
 
     python scripts/real_clips.py fetch clips
-    python scripts/real_clips.py judge clips --out runs/real-clips --steps 1000
+    python scripts/real_clips.py judge clips --out runs/real-clips --steps 1600
     python scripts/real_clips.py score clips --out runs/real-clips --json result.json --picture held-out.png
 """
 
