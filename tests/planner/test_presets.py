@@ -136,10 +136,11 @@ def test_text_is_what_the_model_reads() -> None:
         plan("dit_s", text=5)
 
 
-def test_the_text_of_a_survey_is_of_those_that_take_it(monkeypatch) -> None:
-    some = {name: presets()[name] for name in ("dit_s", "uvit_coco", "wan_1_3b")}
-    monkeypatch.setattr(planner.estimate, "presets", lambda: some)
-    assert [(each.text, each.reason) for each in survey(Grid(1, 2, 2), text=5)] == [(0, None), (77, None), (5, None)]
+def test_the_text_of_a_survey_is_of_those_that_take_it() -> None:
+    found = survey(Grid(1, 2, 2), names=["dit_s", "uvit_coco", "wan_1_3b"], text=5)
+    assert [(each.text, each.reason) for each in found] == [(0, None), (77, None), (5, None)]
+    with pytest.raises(ValueError, match="dit_z"):
+        survey(names=["dit_z"])
 
 
 def test_building_fills_nothing_on_meta_and_all_elsewhere() -> None:

@@ -1,6 +1,6 @@
 """One model on one size of video, planned: parameters, tokens, multiply-accumulates and memory, without its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Final
 
@@ -180,18 +180,27 @@ def plan(
 
 
 def survey(
-    grid: Grid | None = None, *, text: int | None = None, batch: int = 1, dtype: torch.dtype = torch.bfloat16
+    grid: Grid | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    text: int | None = None,
+    batch: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> list[ModelPlan]:
     """Every preset on one grid (None: each on its own); one that does not take it has parameters, and a ``reason``.
 
-    ``text`` is of the models that read prompts of any length; the others keep theirs.
+    ``names`` are of some presets, None for all. ``text`` is of the models that read prompts of any length; the others
+    keep theirs.
+
+    Raises:
+        ValueError: there is no preset of a name.
 
     Example:
-        >>> len(survey(Grid(1, 2, 2))) == len(presets())
-        True
+        >>> [each.reason for each in survey(Grid(1, 2, 2), names=["dit_s", "wan_1_3b"])]
+        [None, None]
     """
     found = []
-    for preset in presets().values():
+    for preset in presets().values() if names is None else map(find_preset, names):
         asked = text if _reads_any(preset.config()) else None
         try:
             found.append(plan(preset, grid, text=asked, batch=batch, dtype=dtype))
