@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tubelet.vae.blockwise import Pieces, pieces_of_tensor
 from tubelet.vae.causal import CausalConv3d
 
 __all__ = ["CausalResBlock", "ChannelNorm", "Downsample", "FrameGroups", "FrameUngroups", "Upsample"]
@@ -70,6 +71,11 @@ class ChannelNorm(nn.Module):
             weight = self.weight.to(x.dtype).reshape(-1, 1, 1, 1)
             y = y * weight if y.requires_grad or weight.requires_grad else y.mul_(weight)
         return y if self.bias is None else y + self.bias.to(x.dtype).reshape(-1, 1, 1, 1)
+
+    def pieces(self, x: Float[Tensor, "b c t h w"]) -> Pieces:
+        """The same of pieces (:mod:`tubelet.vae.normed_pieces`)."""
+        cut = pieces_of_tensor(x)
+        return lambda *place: self(cut(*place))
 
     if TYPE_CHECKING:
 

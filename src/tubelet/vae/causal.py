@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tubelet.vae.blockwise import Pieces, blockwise, convolve_blocks, joined, pieces_of_tensor
+
 __all__ = ["CausalConv3d", "State", "copies", "follow", "zeros"]
 
 State = tuple[Any, ...]
@@ -60,6 +62,13 @@ def follow(state: Float[Tensor, "b c s h w"], x: Float[Tensor, "b c t h w"]) -> 
     if x.is_contiguous():
         return torch.cat([state.to(x.dtype), x], 2)
     return torch.cat([state.to(x.dtype, memory_format=torch.channels_last_3d), x], 2)
+
+
+def _alone(before: Callable[[Tensor, int], Tensor], weight: Tensor) -> Tensor | None:
+    """The one tap of a first frame, where what stands before it is known."""
+    if before is copies:
+        return weight.sum(2, keepdim=True)
+    return weight[:, :, -1:] if before is zeros else None
 
 
 class CausalConv3d(nn.Module):
@@ -145,21 +154,56 @@ class CausalConv3d(nn.Module):
             ValueError: a state of another number of frames than ``kt - s``, or of another batch, width or size than
                 ``x``; frames that the stride does not divide.
         """
+        if self.blockwise(x):
+            return self.convolve(pieces_of_tensor(x), x, state)
+        self._check(x, state)
         kt, stride = self.conv.kernel_size[0], self.conv.stride[0]
-        frames = kt - stride
+        if kt > 1:
+            x = follow(self.before(x[:, :, :1], kt - 1) if state is None else state, x)
+        y: Tensor = self.conv(x)
+        return y, x[:, :, x.shape[2] - (kt - stride) :].clone()
+
+    def blockwise(self, x: Float[Tensor, "b c t h w"]) -> bool:
+        """Whether frames like these are convolved in blocks."""
+        return blockwise(self.conv, x)
+
+    def convolve(
+        self, pieces: Pieces, like: Float[Tensor, "b c t h w"], state: Float[Tensor, "b c s h w"] | None
+    ) -> tuple[Float[Tensor, "b d t h w"], Float[Tensor, "b c s h w"]]:
+        """As `forward`, of frames that are made piece by piece (:mod:`tubelet.vae.blockwise`).
+
+        Args:
+            pieces: of the next frames.
+            like: a tensor of the shape, dtype and memory format of these frames.
+            state: as in `forward`.
+        """
+        self._check(like, state)
+        past = self.conv.kernel_size[0] - 1
+
+        def longer(start: int, stop: int, top: int, bottom: int) -> Tensor:
+            if start >= past:
+                return pieces(start - past, stop - past, top, bottom)
+            head = pieces(0, max(stop - past, 1), top, bottom)
+            if state is None:
+                before = self.before(head[:, :, :1], past)
+            else:
+                before = state[:, :, :, top:bottom].to(like.dtype)
+            before = before[:, :, start : min(stop, past)]
+            return joined(before, head) if stop > past else before
+
+        first = None if state is not None else _alone(self.before, self.conv.weight)
+        return convolve_blocks(self.conv, longer, like.shape[2], like, first)
+
+    def _check(self, x: Tensor, state: Tensor | None) -> None:
+        """Whether frames fit the stride and go on from a state."""
+        kt, stride = self.conv.kernel_size[0], self.conv.stride[0]
         if (x.shape[2] - (state is None)) % stride:
             raise ValueError(f"x has {x.shape[2]} frames, which a stride of {stride} does not divide")
-        if state is None:
-            state = self.before(x[:, :, :1], kt - 1)
-        elif state.shape[2] != frames:
+        if state is not None and state.shape[2] != kt - stride:
             form = "kt - 1" if stride == 1 else f"kt - {stride}"
-            raise ValueError(f"state must hold {form} = {frames} frames, not {state.shape[2]}")
-        elif (state.shape[:2], state.shape[3:]) != (x.shape[:2], x.shape[3:]):
+            raise ValueError(f"state must hold {form} = {kt - stride} frames, not {state.shape[2]}")
+        if state is not None and (state.shape[:2], state.shape[3:]) != (x.shape[:2], x.shape[3:]):
             raise ValueError(f"state has shape {tuple(state.shape)}, which does not go on to x of {tuple(x.shape)}")
-        if kt > 1:
-            x = follow(state, x)
-        y: Tensor = self.conv(x)
-        return y, x[:, :, x.shape[2] - frames :].clone()
 
     if TYPE_CHECKING:
 

@@ -6,16 +6,21 @@ form. The context is what some layers are told besides, such as the latents that
 all its layers, and those that need none pass over it. Activations are ``(b, c, t, h, w)``.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch  # noqa: F401 - the examples use it
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tubelet.vae.blockwise import Pieces
 from tubelet.vae.causal import State
+from tubelet.vae.courses import Step, Tree
+from tubelet.vae.normed_pieces import activated, normed_pieces
 
-__all__ = ["Chain", "Guided", "NormedConv", "PerFrame", "Residual", "SkipFrames"]
+__all__ = ["Blockwise", "Chain", "Guided", "NormedConv", "PerFrame", "Residual", "SkipFrames"]
 
 
 class Chain(nn.Module):
@@ -49,11 +54,13 @@ class Chain(nn.Module):
         before = [None] * len(layers) if state is None else state
         if len(before) != len(layers):
             raise ValueError(f"state must hold the states of {len(layers)} layers, not of {len(before)}")
-        after = []
-        for layer, own in zip(layers, before, strict=True):
-            x, own = layer(x, own, *context)
-            after.append(own)
-        return x, tuple(after)
+        return _stepped(self, layers, before, state is None, x, *context)
+
+    def walk(self, step: Step, start: bool, x: Tensor, *context: Any) -> Tensor:
+        """See :class:`tubelet.vae.courses.Tree`."""
+        for layer in self.children():
+            x = step(layer, x, *context)
+        return x
 
     if TYPE_CHECKING:
 
@@ -87,6 +94,25 @@ class PerFrame(nn.Module):
         def __call__(self, x: Tensor, state: State | None = None, *context: Any) -> tuple[Tensor, State]: ...
 
 
+@runtime_checkable
+class Blockwise(Protocol):
+    """A streaming convolution that can take its input piece by piece.
+
+    Example:
+        >>> from tubelet.vae import CausalConv3d
+        >>> isinstance(CausalConv3d(1, 1), Blockwise)
+        True
+    """
+
+    def blockwise(self, x: Tensor) -> bool:
+        """Whether it does so for an input like this."""
+        ...
+
+    def convolve(self, pieces: Pieces, like: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """The next frames, made by ``pieces``, and the state."""
+        ...
+
+
 class NormedConv(nn.Module):
     """``conv(silu(norm(x)))``, with the state of the convolution.
 
@@ -111,7 +137,13 @@ class NormedConv(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c t h w"], state: Any = None, *context: Any
     ) -> tuple[Float[Tensor, "b d t2 h2 w2"], Any]:
-        """The next frames and the state of the convolution; the norm alone is told the context."""
+        """The next frames and the state of the convolution; the norm alone is told the context.
+
+        A convolution that works in blocks is given the normed frames as it asks for them.
+        """
+        if isinstance(self.conv, Blockwise) and self.conv.blockwise(x) and not any(_tracked(self.norm, *context)):
+            y, state = self.conv.convolve(activated(normed_pieces(self.norm, x, *context)), x, state)
+            return y, state
         normed = self.norm(x, *context)
         y, state = self.conv(F.silu(normed, inplace=normed is not x and not normed.requires_grad), state)
         return y, state
@@ -148,10 +180,14 @@ class Residual(nn.Module):
         self, x: Float[Tensor, "b c t h w"], state: State | None = None, *context: Any
     ) -> tuple[Float[Tensor, "b d t2 h2 w2"], State]:
         """The sum, and the states of the branch and of the shortcut."""
-        branch, shortcut = (None, None) if state is None else state
-        y, branch = self.branch(x, branch, *context)
-        kept, shortcut = self.shortcut(x, shortcut, *context)
-        return kept + y if y.requires_grad or kept.requires_grad else y.add_(kept), (branch, shortcut)
+        before = (None, None) if state is None else state
+        return _stepped(self, [self.branch, self.shortcut], before, state is None, x, *context)
+
+    def walk(self, step: Step, start: bool, x: Tensor, *context: Any) -> Tensor:
+        """See :class:`tubelet.vae.courses.Tree`."""
+        y = step(self.branch, x, *context)
+        kept = step(self.shortcut, x, *context)
+        return kept + y if y.requires_grad or kept.requires_grad else y.add_(kept)
 
     if TYPE_CHECKING:
 
@@ -183,6 +219,10 @@ class Guided(nn.Module):
         y, after = self.inner(x, state, x, state is None)
         return y, after
 
+    def walk(self, step: Step, start: bool, x: Tensor) -> Tensor:
+        """See :class:`tubelet.vae.courses.Tree`."""
+        return step(self.inner, x, x, start)
+
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]: ...
@@ -211,6 +251,26 @@ class SkipFrames(nn.Module):
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor, state: State | None = None, *_: Any) -> tuple[Tensor, State]: ...
+
+
+def _stepped(
+    tree: Tree, layers: Sequence[nn.Module], before: Sequence[Any], start: bool, x: Tensor, *context: Any
+) -> tuple[Tensor, State]:
+    """The next frames through a tree of layers, each of which is given its state from before."""
+    states = dict(zip(layers, before, strict=True))
+
+    def step(layer: nn.Module, x: Tensor, *context: Any) -> Tensor:
+        y, states[layer] = layer(x, states[layer], *context)
+        return y  # type: ignore[no-any-return]
+
+    y = tree.walk(step, start, x, *context)
+    return y, tuple(states[layer] for layer in layers)
+
+
+def _tracked(norm: nn.Module, *context: Any) -> Iterator[bool]:
+    """Whether gradients flow to what a norm is made of."""
+    given = (part for part in context if isinstance(part, Tensor))
+    return (torch.is_grad_enabled() and part.requires_grad for part in chain(norm.parameters(), given))
 
 
 def reset(module: nn.Module) -> None:

@@ -6,6 +6,7 @@ frame was not the clip's. A layer that is given a state says so.
 """
 
 from collections.abc import Callable
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tubelet.vae.blockwise import Pieces, blockwise, convolve_blocks, joined, pieces_of_tensor
 from tubelet.vae.causal import State, copies
 
 __all__ = ["Around", "ClipConv3d", "CopyFrames", "EveryFrame", "FramesOfChannels"]
@@ -66,8 +68,34 @@ class ClipConv3d(nn.Module):
         Raises:
             ValueError: a state.
         """
+        if self.blockwise(x):
+            return self.convolve(pieces_of_tensor(x), x, state)
         y: Tensor = self.conv(_whole(x, state, self.conv.kernel_size[0] // 2, self.around))
         return y, ()
+
+    def blockwise(self, x: Float[Tensor, "b c t h w"]) -> bool:
+        """Whether a clip like this is convolved in blocks."""
+        return blockwise(self.conv, x)
+
+    def convolve(
+        self, pieces: Pieces, like: Float[Tensor, "b c t h w"], state: Any = None
+    ) -> tuple[Float[Tensor, "b d t h w"], State]:
+        """As `forward`, of frames that are made piece by piece (:mod:`tubelet.vae.blockwise`)."""
+        _refuse(state)
+        side, frames = self.conv.kernel_size[0] // 2, like.shape[2]
+
+        def longer(start: int, stop: int, top: int, bottom: int) -> Tensor:
+            first, last = (min(max(place - side, 0), frames - 1) for place in (start, stop - 1))
+            inside = pieces(first, last + 1, top, bottom)
+            parts = [inside[:, :, max(start - side, 0) - first : max(stop - side - first, 0)]]
+            if start < side:
+                parts.insert(0, self.around(inside[:, :, :1], side)[:, :, start : min(stop, side)])
+            if stop > frames + side:
+                behind = self.around(inside[:, :, -1:], side)
+                parts.append(behind[:, :, max(start - frames - side, 0) : stop - frames - side])
+            return reduce(joined, parts)
+
+        return convolve_blocks(self.conv, longer, frames, like)[0], ()
 
     if TYPE_CHECKING:
 
@@ -169,6 +197,10 @@ class FramesOfChannels(nn.Module):
 
 def _whole(x: Tensor, state: Any, frames: int, around: Callable[[Tensor, int], Tensor]) -> Tensor:
     """A clip with frames on both sides, that has not begun before."""
+    _refuse(state)
+    return torch.cat([around(x[:, :, :1], frames), x, around(x[:, :, -1:], frames)], 2) if frames else x
+
+
+def _refuse(state: Any) -> None:
     if state is not None:
         raise ValueError("state must be None: this layer sees later frames, so a clip goes through it whole")
-    return torch.cat([around(x[:, :, :1], frames), x, around(x[:, :, -1:], frames)], 2) if frames else x

@@ -18,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelet.vae.blocks import Device
+from tubelet.vae.blockwise import Pieces, layout_of
+from tubelet.vae.normed_pieces import frame_statistics, group_normed, normed_pieces
 
 __all__ = ["FrameGroupNorm", "SpatialNorm"]
 
@@ -59,6 +61,10 @@ class FrameGroupNorm(nn.Module):
         """Normalise each frame."""
         y: Tensor = self.norm(rearrange(x, "b c t h w -> (b t) c h w"))
         return rearrange(y, "(b t) c h w -> b c t h w", b=x.shape[0])
+
+    def pieces(self, x: Float[Tensor, "b c t h w"]) -> Pieces:
+        """The same of pieces (:mod:`tubelet.vae.normed_pieces`)."""
+        return group_normed(self.norm, x, *frame_statistics(x, self.norm.num_groups))
 
     if TYPE_CHECKING:
 
@@ -124,6 +130,24 @@ class SpatialNorm(nn.Module):
             return torch.addcmul(shift, rows, scale).flatten(3, 4)
         torch.addcmul(shift, rows, scale, out=rows)
         return normed
+
+    def pieces(self, x: Float[Tensor, "b c t h w"], z: Float[Tensor, "b z lt lh lw"], start: bool) -> Pieces:
+        """The same of pieces (:mod:`tubelet.vae.normed_pieces`)."""
+        by, layout = _ratios(x, z, start), layout_of(x)
+        frames = torch.arange(x.shape[2], device=x.device) - int(start)
+        frames = frames.div(by[0], rounding_mode="floor") + int(start)
+        rows = torch.arange(x.shape[3], device=x.device) // by[1]
+        normed, scale, shift = normed_pieces(self.norm, x), self.scale(z), self.shift(z)
+
+        def piece(start: int, stop: int, top: int, bottom: int) -> Tensor:
+            factor, added = (
+                repeat(part[:, :, frames[start:stop]][:, :, :, rows[top:bottom]], "... w -> ... (w r)", r=by[2])
+                for part in (scale, shift)
+            )
+            y = normed(start, stop, top, bottom)
+            return y.mul_(factor.contiguous(memory_format=layout)).add_(added.contiguous(memory_format=layout))
+
+        return piece
 
     if TYPE_CHECKING:
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tubelet.vae.causal import State
-from tubelet.vae.chains import reset
+from tubelet.vae.chains import Blockwise, reset
+from tubelet.vae.normed_pieces import activated, normed_pieces
 
 __all__ = ["ModulatedConv", "ShiftsAndScales", "TimedBlock", "TimedDecoder", "TimedHead", "TimedStage"]
 
@@ -47,6 +48,10 @@ class ModulatedConv(nn.Module):
         scale: Float[Tensor, "b c 1 1 1"],
     ) -> tuple[Float[Tensor, "b d t h w"], Any]:
         """The next frames and the state of the convolution."""
+        if isinstance(self.conv, Blockwise) and self.conv.blockwise(x) and not (shift.requires_grad or scale.requires_grad):
+            normed, factor = normed_pieces(self.norm, x), 1 + scale
+            y, state = self.conv.convolve(activated(lambda *place: normed(*place).mul_(factor).add_(shift)), x, state)
+            return y, state
         y, state = self.conv(F.silu(self.norm(x) * (1 + scale) + shift), state)
         return y, state
 

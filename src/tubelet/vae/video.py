@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from tubelet.layout import Grid
 from tubelet.vae.blocks import Device
 from tubelet.vae.causal import State
+from tubelet.vae.courses import Course
 from tubelet.vae.factors import Factors, check_channels
 from tubelet.vae.posterior import DiagonalGaussian
 
-__all__ = ["AutoencoderSizes", "Chunks", "VideoAutoencoder"]
+__all__ = ["AutoencoderSizes", "Chunks", "VideoAutoencoder", "through"]
 
 
 @runtime_checkable
@@ -160,7 +161,7 @@ class VideoAutoencoder(nn.Module):
             ValueError: channels, frames or sides that do not fit the config.
         """
         self._check_video(video, start=True)
-        return self.posterior(_through(self.encoder, video, self.chunks.encode))
+        return self.posterior(through(self.encoder, video, self.chunks.encode))
 
     def decode(self, z: Float[Tensor, "b z lt lh lw"]) -> Float[Tensor, "b c t h w"]:
         """The video of whole latents; `unscale` first what a diffusion model made.
@@ -169,7 +170,7 @@ class VideoAutoencoder(nn.Module):
             ValueError: a channel count other than the config's, or no frame.
         """
         check_channels("z", z, self.config.latent_channels)
-        return _through(self.decoder, z, self.chunks.decode)
+        return through(self.decoder, z, self.chunks.decode)
 
     def encode_chunk(self, video: Float[Tensor, "b c t h w"], state: State | None = None) -> tuple[Any, State]:
         """Encode the next frames of a video; the chunks' posteriors end to end are the whole's.
@@ -282,10 +283,14 @@ class VideoAutoencoder(nn.Module):
         def __call__(self, video: Tensor) -> Tensor: ...
 
 
-def _through(layer: nn.Module, x: Tensor, chunk: int | None) -> Tensor:
-    """A whole through a streaming layer in chunks."""
-    state, parts = None, []
-    for part in torch.split(x, Chunks.lengths(x.shape[2], chunk), 2):
-        y, state = layer(part, state)
-        parts.append(y)
+def through(layer: nn.Module, x: Tensor, chunk: int | None = None) -> Tensor:
+    """A whole video through a streaming layer in chunks.
+
+    Example:
+        >>> from tubelet.vae import CausalConv3d
+        >>> through(CausalConv3d(2, 3), torch.zeros(1, 2, 5, 4, 4), 2).shape
+        torch.Size([1, 3, 5, 4, 4])
+    """
+    course, chunks = Course(layer), torch.split(x, Chunks.lengths(x.shape[2], chunk), 2)
+    parts = [course(part, last=part is chunks[-1]) for part in chunks]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)

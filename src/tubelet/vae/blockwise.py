@@ -1,0 +1,272 @@
+"""Convolution over time in blocks of a few frames and rows, of an input that is made block by block as well.
+
+What a convolution over time needs beside its input and its result, such as the input behind its norm or copies with
+edges around them, is then as large as a block, whatever the length of the video, and stays in the processor's cache.
+
+Two frames after each other share two of their three taps, so four multiplications do for six (Winograd's F(2, 3): Lavin
+& Gray, arXiv:1509.09308, section 4.1): with frames a, b, c, d and taps u, v, w,
+
+    y[0] = u·(a - c) + p + q,  y[1] = p - q + w·(d - b),  p = (u + v + w)/2 · (b + c),  q = (u - v + w)/2 · (c - b).
+
+The first frame of a video behind copies of it, or behind zeros, needs one tap: the sum of all, or the last. Nine causal
+frames take 17 multiplications for 27. Equal to the plain convolution but for rounding, which is about twice as large in
+half precision. Gradients would keep every block, so whoever wants them convolves plainly; so do other devices.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Pieces", "blockwise", "convolve_blocks", "pieces_of_tensor"]
+
+Pieces = Callable[[int, int, int, int], Tensor]
+"""Makes ``(b, c, stop - start, bottom - top, w)`` of a video: ``pieces(start, stop, top, bottom)``; fresh or views.
+
+Example:
+    >>> pieces: Pieces = pieces_of_tensor(torch.zeros(1, 2, 5, 8, 8))
+    >>> pieces(1, 3, 0, 4).shape
+    torch.Size([1, 2, 2, 4, 8])
+"""
+
+_BLOCK = 2**20  # numbers in a block of input or result: within the second or third level of cache
+_WIDE = 64  # channels from which on a multiplication costs more than the sums that save it
+_MANY = 512  # positions of a block that make the four kernels worth their making
+
+
+def pieces_of_tensor(x: Tensor) -> Pieces:
+    """Views of a video that is there.
+
+    Example:
+        >>> pieces_of_tensor(torch.zeros(1, 2, 5, 8, 8))(0, 2, 3, 4).shape
+        torch.Size([1, 2, 2, 1, 8])
+    """
+    return lambda start, stop, top, bottom: x[:, :, start:stop, top:bottom]
+
+
+def blockwise(conv: nn.Conv3d, x: Tensor) -> bool:
+    """Whether a convolution over time is done in blocks: on a CPU, without gradients, one output for each position.
+
+    Example:
+        >>> conv = nn.Conv3d(2, 2, 3, padding=(0, 1, 1))
+        >>> with torch.no_grad():
+        ...     blockwise(conv, torch.zeros(1, 2, 5, 8, 8)), blockwise(nn.Conv3d(2, 2, 3), torch.zeros(1, 2, 5, 8, 8))
+        (True, False)
+    """
+    if type(conv) is not nn.Conv3d or conv._forward_hooks or conv._forward_pre_hooks:  # adapters see it called
+        return False
+    same = tuple(conv.padding) == (0, *(side // 2 for side in conv.kernel_size[1:]))
+    plain = same and max(*conv.stride, *conv.dilation, conv.groups) == 1 and conv.kernel_size[0] > 1
+    learns = torch.is_grad_enabled() and (x.requires_grad or conv.weight.requires_grad)
+    return plain and not learns and x.device.type == "cpu" and conv.padding_mode in ("zeros", "replicate")
+
+
+def convolve_blocks(
+    conv: nn.Conv3d, pieces: Pieces, frames: int, like: Tensor, first: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The convolution of frames that are made piece by piece, and the last ``kt - 1`` of these.
+
+    Args:
+        conv: of ``kt`` taps over time; its padding over space is added here, that over time is in the pieces.
+        pieces: of the input, ``frames + kt - 1`` frames.
+        frames: of the result.
+        like: a tensor of the input's batch, height and width, whose dtype and memory format the result has.
+        first: the one tap that the first frame needs, in the place of all, as a kernel of one frame.
+
+    Example:
+        >>> conv, x = nn.Conv3d(2, 3, 3, padding=(0, 1, 1)), torch.randn(1, 2, 5, 8, 8)
+        >>> with torch.no_grad():
+        ...     y, last = convolve_blocks(conv, pieces_of_tensor(x), 3, x)
+        ...     torch.allclose(y, conv(x), atol=1e-5), torch.equal(last, x[:, :, 3:])
+        (True, True)
+    """
+    (b, _, _, h, w), past = like.shape, conv.kernel_size[0] - 1
+    layout = layout_of(like)
+    y = torch.empty((b, conv.out_channels, frames, h, w), dtype=like.dtype, device=like.device, memory_format=layout)
+    last = torch.empty((b, conv.in_channels, past, h, w), dtype=like.dtype, device=like.device, memory_format=layout)
+    step, rows = _block(b * max(conv.in_channels, conv.out_channels) * w, frames, h)
+    compute = _Block(conv, first, like, b * step // 2 * rows * w)
+    for top in range(0, h, rows):
+        bottom, halo = min(top + rows, h), conv.kernel_size[1] // 2
+        inner = max(top - halo, 0), min(bottom + halo, h)
+        margins = inner[0] - (top - halo), bottom + halo - inner[1]
+        out, begin = y[:, :, :, top:bottom], 0
+        if first is not None:
+            out[:, :, :1] = compute.alone(pieces(past, past + 1, *inner), margins)
+            begin = 1
+        held = pieces(begin, begin + past, *inner)
+        for start in range(begin, frames, step):
+            stop = min(start + step, frames)
+            new = pieces(start + past, stop + past, *inner)
+            compute(held, new, margins, out[:, :, start:stop])
+            held = new[:, :, -past:] if new.shape[2] >= past else joined(held, new)[:, :, -past:]
+        last[:, :, :, top:bottom] = held[:, :, :, top - inner[0] : bottom - inner[0]]
+    return y, last
+
+
+def _block(numbers: int, frames: int, height: int) -> tuple[int, int]:
+    """Frames, an even number, and rows of a block, where a row of a frame has so many numbers."""
+    rows = min(max(_BLOCK // numbers, 1), height)
+    step = max(_BLOCK // (numbers * height), 1) if rows == height else 1
+    return 2 * max(min(step, frames + 1) // 2, 1), rows
+
+
+class _Block:
+    """A convolution of blocks, with the kernels that all of them share; a block's frames are a batch of pictures."""
+
+    def __init__(self, conv: nn.Conv3d, first: Tensor | None, like: Tensor, positions: int) -> None:
+        paired = conv.kernel_size[0] == 3 and min(conv.in_channels, conv.out_channels) >= _WIDE and positions >= _MANY
+        self.conv, self.taps, self.layout = conv, conv.kernel_size[0], layout_of(like)
+        self.first = None if first is None else self._flat(first)
+        self.all = self._flat(conv.weight)
+        self.kernels = [self._flat(kernel) for kernel in paired_kernels(conv.weight)] if paired else None
+
+    def __call__(self, held: Tensor, new: Tensor, margins: tuple[int, int], out: Tensor) -> None:
+        """The frames of a window that has moved on by ``new``."""
+        even = new.shape[2] // 2 * 2 if self.kernels else 0
+        if even:
+            self._pairs(_strided(held, new[:, :, :even]), margins, out[:, :, :even])
+        if even < new.shape[2]:
+            seen = joined(held, new)[:, :, even:]
+            frames = [seen[:, :, tap : tap + new.shape[2] - even] for tap in range(self.taps)]
+            out[:, :, even:] = self._convolved(frames, margins, self.all)
+
+    def alone(self, x: Tensor, margins: tuple[int, int]) -> Tensor:
+        """The first frame, which needs one tap."""
+        assert self.first is not None
+        return self._convolved([x], margins, self.first)
+
+    def _pairs(self, taps: list[Tensor], margins: tuple[int, int], out: Tensor) -> None:
+        a, b, c, d = taps
+        assert self.kernels is not None
+        u, plus, minus, w = self.kernels
+        p = self._mixed(torch.add, b, c, margins, plus, self.conv.bias)
+        q = self._mixed(torch.sub, c, b, margins, minus)
+        even, odd = out[:, :, ::2], out[:, :, 1::2]
+        torch.add(p, q, out=even)
+        torch.sub(p, q, out=odd)
+        del p, q
+        even.add_(self._mixed(torch.sub, a, c, margins, u))
+        odd.add_(self._mixed(torch.sub, d, b, margins, w))
+
+    def _mixed(
+        self,
+        mix: Callable[..., Tensor],
+        x: Tensor,
+        y: Tensor,
+        margins: tuple[int, int],
+        kernel: Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        room = _Room(x, 1, margins, self.conv, self.layout)
+        mix(x, y, out=room.inside(0))
+        return self._convolve(room, kernel, bias)
+
+    def _convolved(self, frames: list[Tensor], margins: tuple[int, int], kernel: Tensor) -> Tensor:
+        """Frames of all taps, side by side as channels."""
+        room = _Room(frames[0], len(frames), margins, self.conv, self.layout)
+        for tap, frame in enumerate(frames):
+            room.inside(tap).copy_(frame)
+        return self._convolve(room, kernel, self.conv.bias)
+
+    def _convolve(self, room: "_Room", kernel: Tensor, bias: Tensor | None) -> Tensor:
+        y = F.conv2d(room.filled(), kernel, bias, padding=(0, 0 if room.side else self.conv.padding[2]))  # type: ignore[arg-type]
+        return _films(y, room.frames)
+
+    def _flat(self, kernel: Tensor) -> Tensor:
+        """A kernel of pictures, whose channels are those of one tap after the other."""
+        flat = torch.channels_last if self.layout == torch.channels_last_3d else torch.contiguous_format
+        return kernel.transpose(1, 2).flatten(1, 2).contiguous(memory_format=flat)
+
+
+class _Room:
+    """Pictures with edges that what is put into them lacks: rows, and columns unless they are zeros.
+
+    Args:
+        x: a piece of the input.
+        taps: how many such pieces lie side by side as channels.
+        margins: missing rows above and below.
+        conv: whose padding it is.
+        layout: memory format.
+    """
+
+    def __init__(
+        self, x: Tensor, taps: int, margins: tuple[int, int], conv: nn.Conv3d, layout: torch.memory_format
+    ) -> None:
+        b, self.channels, self.frames, self.height, self.width = x.shape
+        self.zeros = conv.padding_mode == "zeros"
+        self.side = 0 if self.zeros else int(conv.padding[2])
+        self.margins = margins
+        shape = (b * self.frames, taps * self.channels, sum(margins) + self.height, self.width + 2 * self.side)
+        flat = torch.channels_last if layout == torch.channels_last_3d else torch.contiguous_format
+        self.pictures = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=flat)
+
+    def inside(self, tap: int) -> Tensor:
+        """Where a tap's frames go, ``(b, c, t, h, w)``."""
+        (above, _), c = self.margins, self.channels
+        rows, columns = slice(above, above + self.height), slice(self.side, self.side + self.width)
+        return _films(self.pictures[:, tap * c : (tap + 1) * c, rows, columns], self.frames)
+
+    def filled(self) -> Tensor:
+        """The pictures with their edges: zeros, or copies of what is inside."""
+        for axis, (before, behind) in ((2, self.margins), (3, (self.side, self.side))):
+            side = self.pictures.shape[axis]
+            for start, length, edge in ((0, before, before), (side - behind, behind, side - behind - 1)):
+                into = self.pictures.narrow(axis, start, length)
+                if length and self.zeros:
+                    into.zero_()
+                elif length:
+                    into.copy_(self.pictures.narrow(axis, edge, 1).expand_as(into))
+        return self.pictures
+
+
+def _films(pictures: Tensor, frames: int) -> Tensor:
+    """``(b·t, c, h, w)`` as ``(b, c, t, h, w)``, a view."""
+    return pictures.unflatten(0, (-1, frames)).transpose(1, 2)
+
+
+def paired_kernels(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four kernels of one frame that do the work of three taps for two frames.
+
+    Example:
+        >>> [k.flatten().tolist() for k in paired_kernels(torch.tensor([4.0, 2.0, 6.0]).reshape(1, 1, 3, 1, 1))]
+        [[4.0], [6.0], [4.0], [6.0]]
+    """
+    u, v, w = torch.split(weight, 1, 2)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    outer, inner = (u.to(wide) + w).mul_(0.5), v.to(wide) * 0.5
+    return u, (outer + inner).to(weight.dtype), (outer - inner).to(weight.dtype), w
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """The memory format that what is made of a tensor should have.
+
+    Example:
+        >>> layout_of(torch.zeros(1, 2, 3, 4, 4))
+        torch.contiguous_format
+    """
+    last = x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous()
+    return torch.channels_last_3d if last else torch.contiguous_format
+
+
+def joined(held: Tensor, new: Tensor) -> Tensor:
+    """Frames after each other, in the memory format of the latter.
+
+    Example:
+        >>> joined(torch.zeros(1, 2, 2, 4, 4), torch.zeros(1, 2, 1, 4, 4)).shape
+        torch.Size([1, 2, 3, 4, 4])
+    """
+    shape = (*held.shape[:2], held.shape[2] + new.shape[2], *held.shape[3:])
+    both = torch.empty(shape, dtype=new.dtype, device=new.device, memory_format=layout_of(new))
+    both[:, :, : held.shape[2]] = held
+    both[:, :, held.shape[2] :] = new
+    return both
+
+
+def _strided(held: Tensor, new: Tensor) -> list[Tensor]:
+    """What stands at each of the four places of all pairs of frames."""
+    if new.shape[2] == 2:
+        return [*torch.split(held, 1, 2), *torch.split(new, 1, 2)]
+    seen, pairs = joined(held, new), new.shape[2] // 2
+    return [seen[:, :, place : place + 2 * pairs - 1 : 2] for place in range(4)]

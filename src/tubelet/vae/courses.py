@@ -1,0 +1,70 @@
+"""A video's way through a tree of streaming layers, with no more state than the way still needs.
+
+Called as modules, layers give their states back, and a tree of them holds those of all its leaves until it returns, the
+old beside the new. A `Course` keeps the state of each leaf itself, replaces it as soon as the leaf is done, and keeps
+none where no chunk follows: a video that goes through whole leaves none behind.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch  # noqa: F401 - the examples use it
+from torch import Tensor, nn
+
+__all__ = ["Course", "Tree"]
+
+Step = Callable[..., Tensor]
+"""``step(layer, x, *context)`` runs a layer that another is made of, wherever its state may be."""
+
+
+@runtime_checkable
+class Tree(Protocol):
+    """A streaming layer that is made of others, and how its input goes through them.
+
+    Example:
+        >>> from tubelet.vae import Chain
+        >>> isinstance(Chain(), Tree)
+        True
+    """
+
+    def walk(self, step: Step, start: bool, x: Tensor, *context: Any) -> Tensor:
+        """The result; each inner layer runs once, by ``step``, and ``start`` says that the video begins here."""
+        ...
+
+
+class Course:
+    """One video on its way through streaming layers, chunk by chunk.
+
+    Layers with hooks run as the modules they are, their inner ones included.
+
+    Example:
+        >>> from tubelet.vae import CausalConv3d, Chain
+        >>> layers, x = Chain(CausalConv3d(2, 4), CausalConv3d(4, 3)), torch.randn(1, 2, 5, 4, 4)
+        >>> course = Course(layers)
+        >>> parts = [course(x[:, :, :2]), course(x[:, :, 2:], last=True)]
+        >>> torch.allclose(torch.cat(parts, 2), layers(x)[0], atol=1e-6), course.states
+        (True, {})
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer, self.start = layer, True
+        self.states: dict[nn.Module, Any] = {}
+
+    def __call__(self, x: Tensor, *, last: bool = False) -> Tensor:
+        """What the next frames give; after the last ones, nothing is kept."""
+
+        def step(layer: nn.Module, x: Tensor, *context: Any) -> Tensor:
+            if isinstance(layer, Tree) and not _hooked(layer):
+                return layer.walk(step, self.start, x, *context)
+            y, state = layer(x, self.states.pop(layer, None), *context)
+            if not last:
+                self.states[layer] = state
+            return y  # type: ignore[no-any-return]
+
+        y = step(self.layer, x)
+        self.start = last
+        return y
+
+
+def _hooked(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
