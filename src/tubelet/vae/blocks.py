@@ -75,7 +75,10 @@ class ChannelNorm(nn.Module):
     def pieces(self, x: Float[Tensor, "b c t h w"]) -> Pieces:
         """The same of pieces (:mod:`tubelet.vae.normed_pieces`)."""
         cut = pieces_of_tensor(x)
-        return lambda *place: self(cut(*place))
+        return lambda *place: self._piece(cut, *place)
+
+    def _piece(self, pieces: Pieces, *place: int) -> Tensor:
+        return self(pieces(*place))
 
     if TYPE_CHECKING:
 

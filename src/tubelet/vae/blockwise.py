@@ -42,7 +42,11 @@ def pieces_of_tensor(x: Tensor) -> Pieces:
         >>> pieces_of_tensor(torch.zeros(1, 2, 5, 8, 8))(0, 2, 3, 4).shape
         torch.Size([1, 2, 2, 1, 8])
     """
-    return lambda start, stop, top, bottom: x[:, :, start:stop, top:bottom]
+    return lambda *place: _cut(x, *place)
+
+
+def _cut(x: Tensor, start: int, stop: int, top: int, bottom: int) -> Tensor:
+    return x[:, :, start:stop, top:bottom]
 
 
 def blockwise(conv: nn.Conv3d, x: Tensor) -> bool:
@@ -59,6 +63,7 @@ def blockwise(conv: nn.Conv3d, x: Tensor) -> bool:
     same = tuple(conv.padding) == (0, *(side // 2 for side in conv.kernel_size[1:]))
     plain = same and max(*conv.stride, *conv.dilation, conv.groups) == 1 and conv.kernel_size[0] > 1
     learns = torch.is_grad_enabled() and (x.requires_grad or conv.weight.requires_grad)
+    learns = learns or torch.compiler.is_compiling()  # a compiler fuses by itself, and would unroll all blocks
     return plain and not learns and x.device.type == "cpu" and conv.padding_mode in ("zeros", "replicate")
 
 
@@ -223,7 +228,8 @@ class _Room:
 
 def _films(pictures: Tensor, frames: int) -> Tensor:
     """``(b·t, c, h, w)`` as ``(b, c, t, h, w)``, a view."""
-    return pictures.unflatten(0, (-1, frames)).transpose(1, 2)
+    films: Tensor = torch.unflatten(pictures, 0, (-1, frames))
+    return films.transpose(1, 2)
 
 
 def paired_kernels(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -178,21 +178,20 @@ class CausalConv3d(nn.Module):
             state: as in `forward`.
         """
         self._check(like, state)
-        past = self.conv.kernel_size[0] - 1
-
-        def longer(start: int, stop: int, top: int, bottom: int) -> Tensor:
-            if start >= past:
-                return pieces(start - past, stop - past, top, bottom)
-            head = pieces(0, max(stop - past, 1), top, bottom)
-            if state is None:
-                before = self.before(head[:, :, :1], past)
-            else:
-                before = state[:, :, :, top:bottom].to(like.dtype)
-            before = before[:, :, start : min(stop, past)]
-            return joined(before, head) if stop > past else before
-
         first = None if state is not None else _alone(self.before, self.conv.weight)
-        return convolve_blocks(self.conv, longer, like.shape[2], like, first)
+        return convolve_blocks(
+            self.conv, lambda *place: self._longer(pieces, state, *place), like.shape[2], like, first
+        )
+
+    def _longer(self, pieces: Pieces, state: Tensor | None, start: int, stop: int, top: int, bottom: int) -> Tensor:
+        """Pieces of the frames and of those that stand before them."""
+        past = self.conv.kernel_size[0] - 1
+        if start >= past:
+            return pieces(start - past, stop - past, top, bottom)
+        head = pieces(0, max(stop - past, 1), top, bottom)
+        before = self.before(head[:, :, :1], past) if state is None else state[:, :, :, top:bottom].to(head.dtype)
+        before = before[:, :, start : min(stop, past)]
+        return joined(before, head) if stop > past else before
 
     def _check(self, x: Tensor, state: Tensor | None) -> None:
         """Whether frames fit the stride and go on from a state."""

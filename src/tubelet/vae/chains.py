@@ -258,13 +258,14 @@ def _stepped(
 ) -> tuple[Tensor, State]:
     """The next frames through a tree of layers, each of which is given its state from before."""
     states = dict(zip(layers, before, strict=True))
-
-    def step(layer: nn.Module, x: Tensor, *context: Any) -> Tensor:
-        y, states[layer] = layer(x, states[layer], *context)
-        return y  # type: ignore[no-any-return]
-
-    y = tree.walk(step, start, x, *context)
+    y = tree.walk(lambda layer, y, *more: _step(states, layer, y, *more), start, x, *context)
     return y, tuple(states[layer] for layer in layers)
+
+
+def _step(states: dict[nn.Module, Any], layer: nn.Module, x: Tensor, *context: Any) -> Tensor:
+    y: Tensor
+    y, states[layer] = layer(x, states[layer], *context)
+    return y
 
 
 def _tracked(norm: nn.Module, *context: Any) -> Iterator[bool]:

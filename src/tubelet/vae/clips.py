@@ -82,20 +82,21 @@ class ClipConv3d(nn.Module):
     ) -> tuple[Float[Tensor, "b d t h w"], State]:
         """As `forward`, of frames that are made piece by piece (:mod:`tubelet.vae.blockwise`)."""
         _refuse(state)
-        side, frames = self.conv.kernel_size[0] // 2, like.shape[2]
+        frames = like.shape[2]
+        return convolve_blocks(self.conv, lambda *place: self._longer(pieces, frames, *place), frames, like)[0], ()
 
-        def longer(start: int, stop: int, top: int, bottom: int) -> Tensor:
-            first, last = (min(max(place - side, 0), frames - 1) for place in (start, stop - 1))
-            inside = pieces(first, last + 1, top, bottom)
-            parts = [inside[:, :, max(start - side, 0) - first : max(stop - side - first, 0)]]
-            if start < side:
-                parts.insert(0, self.around(inside[:, :, :1], side)[:, :, start : min(stop, side)])
-            if stop > frames + side:
-                behind = self.around(inside[:, :, -1:], side)
-                parts.append(behind[:, :, max(start - frames - side, 0) : stop - frames - side])
-            return reduce(joined, parts)
-
-        return convolve_blocks(self.conv, longer, frames, like)[0], ()
+    def _longer(self, pieces: Pieces, frames: int, start: int, stop: int, top: int, bottom: int) -> Tensor:
+        """Pieces of the clip and of the frames that stand on both sides of it."""
+        side = self.conv.kernel_size[0] // 2
+        first, last = (min(max(place - side, 0), frames - 1) for place in (start, stop - 1))
+        inside = pieces(first, last + 1, top, bottom)
+        parts = [inside[:, :, max(start - side, 0) - first : max(stop - side - first, 0)]]
+        if start < side:
+            parts.insert(0, self.around(inside[:, :, :1], side)[:, :, start : min(stop, side)])
+        if stop > frames + side:
+            behind = self.around(inside[:, :, -1:], side)
+            parts.append(behind[:, :, max(start - frames - side, 0) : stop - frames - side])
+        return reduce(joined, parts)
 
     if TYPE_CHECKING:
 

@@ -6,6 +6,7 @@ none where no chunk follows: a video that goes through whole leaves none behind.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch  # noqa: F401 - the examples use it
@@ -32,6 +33,7 @@ class Tree(Protocol):
         ...
 
 
+@dataclass
 class Course:
     """One video on its way through streaming layers, chunk by chunk.
 
@@ -46,23 +48,23 @@ class Course:
         (True, {})
     """
 
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer, self.start = layer, True
-        self.states: dict[nn.Module, Any] = {}
+    layer: nn.Module
+    start: bool = True
+    states: dict[nn.Module, Any] = field(default_factory=dict)
 
     def __call__(self, x: Tensor, *, last: bool = False) -> Tensor:
         """What the next frames give; after the last ones, nothing is kept."""
-
-        def step(layer: nn.Module, x: Tensor, *context: Any) -> Tensor:
-            if isinstance(layer, Tree) and not _hooked(layer):
-                return layer.walk(step, self.start, x, *context)
-            y, state = layer(x, self.states.pop(layer, None), *context)
-            if not last:
-                self.states[layer] = state
-            return y  # type: ignore[no-any-return]
-
-        y = step(self.layer, x)
+        y = self._step(last, self.layer, x)
         self.start = last
+        return y
+
+    def _step(self, last: bool, layer: nn.Module, x: Tensor, *context: Any) -> Tensor:
+        if isinstance(layer, Tree) and not _hooked(layer):
+            return layer.walk(lambda layer, y, *more: self._step(last, layer, y, *more), self.start, x, *context)
+        y: Tensor
+        y, state = layer(x, self.states.pop(layer, None), *context)
+        if not last:
+            self.states[layer] = state
         return y
 
 

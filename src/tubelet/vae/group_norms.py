@@ -10,6 +10,7 @@
 position. Activations are ``(b, c, t, h, w)``.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -133,25 +134,35 @@ class SpatialNorm(nn.Module):
 
     def pieces(self, x: Float[Tensor, "b c t h w"], z: Float[Tensor, "b z lt lh lw"], start: bool) -> Pieces:
         """The same of pieces (:mod:`tubelet.vae.normed_pieces`)."""
-        by, layout = _ratios(x, z, start), layout_of(x)
-        frames = torch.arange(x.shape[2], device=x.device) - int(start)
-        frames = frames.div(by[0], rounding_mode="floor") + int(start)
+        by, alone = _ratios(x, z, start), int(start)
+        frames = (torch.arange(x.shape[2], device=x.device) - alone).div(by[0], rounding_mode="floor") + alone
         rows = torch.arange(x.shape[3], device=x.device) // by[1]
-        normed, scale, shift = normed_pieces(self.norm, x), self.scale(z), self.shift(z)
-
-        def piece(start: int, stop: int, top: int, bottom: int) -> Tensor:
-            factor, added = (
-                repeat(part[:, :, frames[start:stop]][:, :, :, rows[top:bottom]], "... w -> ... (w r)", r=by[2])
-                for part in (scale, shift)
-            )
-            y = normed(start, stop, top, bottom)
-            return y.mul_(factor.contiguous(memory_format=layout)).add_(added.contiguous(memory_format=layout))
-
-        return piece
+        scale, shift = (_Spread(of(z), frames, rows, by[2], layout_of(x)) for of in (self.scale, self.shift))
+        normed = normed_pieces(self.norm, x)
+        return lambda *place: _modulated(normed, scale, shift, *place)
 
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor, z: Tensor, start: bool) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """Numbers of the latents at their frames, rows and columns, piece by piece."""
+
+    numbers: Tensor
+    frames: Tensor
+    rows: Tensor
+    columns: int
+    layout: torch.memory_format
+
+    def __call__(self, start: int, stop: int, top: int, bottom: int) -> Tensor:
+        found = self.numbers[:, :, self.frames[start:stop]][:, :, :, self.rows[top:bottom]]
+        return repeat(found, "b c t h w -> b c t h (w r)", r=self.columns).contiguous(memory_format=self.layout)
+
+
+def _modulated(pieces: Pieces, scale: Pieces, shift: Pieces, *place: int) -> Tensor:
+    return pieces(*place).mul_(scale(*place)).add_(shift(*place))
 
 
 def _ratios(x: Tensor, z: Tensor, start: bool) -> tuple[int, int, int]:

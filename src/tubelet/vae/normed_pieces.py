@@ -27,13 +27,13 @@ def normed_pieces(norm: nn.Module, x: Tensor, *context: Any) -> Pieces:
     """
     hooked = bool(norm._forward_hooks or norm._forward_pre_hooks)
     if hasattr(norm, "pieces") and not hooked:
-        made: Pieces = norm.pieces(x, *context)
+        made: Pieces = norm.pieces(x, *context)  # type: ignore[operator]
         return made
     if type(norm) is nn.GroupNorm and not hooked:
         mean, var = (part.expand(-1, x.shape[2], -1) for part in _over_frames(*frame_statistics(x, norm.num_groups)))
         return group_normed(norm, x, mean, var)
     whole = pieces_of_tensor(norm(x, *context))
-    return lambda *place: whole(*place).clone()
+    return lambda *place: _copied(whole, *place)
 
 
 def activated(pieces: Pieces) -> Pieces:
@@ -43,7 +43,7 @@ def activated(pieces: Pieces) -> Pieces:
         >>> activated(pieces_of_tensor(torch.full((1, 1, 1, 1, 1), 100.0)))(0, 1, 0, 1).item()
         100.0
     """
-    return lambda *place: F.silu(pieces(*place), inplace=True)
+    return lambda *place: _activated(pieces, *place)
 
 
 def frame_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -58,11 +58,17 @@ def frame_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     ones = torch.ones(c, dtype=wide, device=x.device)
     means, variances = [], []
     for i in range(t):
-        frame = x[:, :, i : i + 1].contiguous(memory_format=layout_of(x))
+        frame = _dense(x[:, :, i : i + 1], layout_of(x))
         _, mean, inverse = torch.native_group_norm(frame, ones, torch.zeros_like(ones), b, c, h * w, groups, eps)
         means.append(mean)
         variances.append((inverse.reciprocal().square() - eps).clamp_min(0))
     return torch.stack(means, 1), torch.stack(variances, 1)
+
+
+def _dense(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """A tensor with the strides of a new one of this format; axes of one place may have had any others."""
+    x = x.contiguous(memory_format=layout)
+    return x.as_strided(x.shape, torch.empty(x.shape, device="meta", memory_format=layout).stride(), x.storage_offset())
 
 
 def group_normed(norm: nn.GroupNorm, x: Tensor, mean: Tensor, var: Tensor) -> Pieces:
@@ -75,18 +81,37 @@ def group_normed(norm: nn.GroupNorm, x: Tensor, mean: Tensor, var: Tensor) -> Pi
     """
     each = norm.num_channels // norm.num_groups
     mean, var = (part.repeat_interleave(each, 2) for part in (mean, var))
-    weight, bias = (None if part is None else part.to(mean.dtype) for part in (norm.weight, norm.bias))
+    weight, bias = (part.to(mean.dtype) if norm.affine else None for part in (norm.weight, norm.bias))
+    return lambda *place: _group_normed(x, mean, var, weight, bias, norm.eps, *place)
 
-    def piece(start: int, stop: int, top: int, bottom: int) -> Tensor:
-        part = x[:, :, start:stop, top:bottom]
-        y = torch.empty(part.shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
-        for i in range(x.shape[0]):
-            for frame in range(start, stop):
-                place = slice(i, i + 1), slice(None), slice(frame - start, frame - start + 1)
-                y[place] = F.batch_norm(part[place], mean[i, frame], var[i, frame], weight, bias, eps=norm.eps)
-        return y
 
-    return piece
+def _copied(pieces: Pieces, *place: int) -> Tensor:
+    return pieces(*place).clone()
+
+
+def _activated(pieces: Pieces, *place: int) -> Tensor:
+    return F.silu(pieces(*place), inplace=True)
+
+
+def _group_normed(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    start: int,
+    stop: int,
+    top: int,
+    bottom: int,
+) -> Tensor:
+    part = x[:, :, start:stop, top:bottom]
+    y = torch.empty(part.shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
+    for i in range(x.shape[0]):
+        for frame in range(start, stop):
+            place = slice(i, i + 1), slice(None), slice(frame - start, frame - start + 1)
+            y[place] = F.batch_norm(part[place], mean[i, frame], var[i, frame], weight, bias, eps=eps)
+    return y
 
 
 def _over_frames(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tubelet.vae.blockwise import Pieces
 from tubelet.vae.causal import State
 from tubelet.vae.chains import Blockwise, reset
 from tubelet.vae.normed_pieces import activated, normed_pieces
@@ -48,9 +49,14 @@ class ModulatedConv(nn.Module):
         scale: Float[Tensor, "b c 1 1 1"],
     ) -> tuple[Float[Tensor, "b d t h w"], Any]:
         """The next frames and the state of the convolution."""
-        if isinstance(self.conv, Blockwise) and self.conv.blockwise(x) and not (shift.requires_grad or scale.requires_grad):
+        if (
+            isinstance(self.conv, Blockwise)
+            and self.conv.blockwise(x)
+            and not (shift.requires_grad or scale.requires_grad)
+        ):
             normed, factor = normed_pieces(self.norm, x), 1 + scale
-            y, state = self.conv.convolve(activated(lambda *place: normed(*place).mul_(factor).add_(shift)), x, state)
+            modulated = activated(lambda *place: _modulated(normed, factor, shift, *place))
+            y, state = self.conv.convolve(modulated, x, state)
             return y, state
         y, state = self.conv(F.silu(self.norm(x) * (1 + scale) + shift), state)
         return y, state
@@ -58,6 +64,10 @@ class ModulatedConv(nn.Module):
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor, state: Any, shift: Tensor, scale: Tensor) -> tuple[Tensor, Any]: ...
+
+
+def _modulated(pieces: Pieces, factor: Tensor, shift: Tensor, *place: int) -> Tensor:
+    return pieces(*place).mul_(factor).add_(shift)
 
 
 class ShiftsAndScales(nn.Module):

@@ -1,0 +1,128 @@
+"""Convolutions in blocks equal plain ones in float64, whatever the block; courses equal calls and keep no state."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tubelet.bench.memory import peak_bytes
+from tubelet.vae import (
+    CausalConv3d,
+    Chain,
+    ChannelNorm,
+    ClipConv3d,
+    FrameGroupNorm,
+    Guided,
+    NormedConv,
+    PerFrame,
+    Residual,
+    SpatialNorm,
+    blockwise,
+)
+from tubelet.vae.causal import copies, follow, zeros
+from tubelet.vae.courses import Course
+from tubelet.vae.normed_pieces import frame_statistics
+
+F64 = torch.float64
+BLOCKS = {"whole": (2**20, 1), "rows": (40, 1), "frames": (700, 1), "plain": (40, 100)}
+"""Numbers in a block, and channels from which on two frames go together."""
+
+
+@pytest.fixture(params=BLOCKS.values(), ids=BLOCKS)
+def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in zip(("_BLOCK", "_WIDE", "_MANY"), (*request.param, 1), strict=True):
+        monkeypatch.setattr(blockwise, name, value)
+
+
+def twice(first: Tensor, frames: int) -> Tensor:
+    return 2 * copies(first, frames)
+
+
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("edges", ["zeros", "replicate"])
+@pytest.mark.parametrize(("kt", "before"), [(3, copies), (3, zeros), (3, twice), (2, copies), (5, zeros)])
+@torch.no_grad()
+def test_equal_to_the_plain_convolution(kt: int, before: Callable[[Tensor, int], Tensor], edges: str) -> None:
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        conv = CausalConv3d(4, 5, (kt, 3, 3), before=before, edges=edges, dtype=F64)  # type: ignore[arg-type]
+        conv.to(memory_format=layout)  # type: ignore[call-overload]
+        for frames in (1, 2, 5, 8):
+            x = torch.randn(2, 4, frames, 7, 6, dtype=F64).contiguous(memory_format=layout)
+            for state in (None, torch.randn(2, 4, kt - 1, 7, 6, dtype=F64)):
+                seen = follow(before(x[:, :, :1], kt - 1) if state is None else state, x)
+                y, after = conv(x, state)
+                torch.testing.assert_close(y, conv.conv(seen), rtol=1e-12, atol=1e-12)
+                assert torch.equal(after, seen[:, :, -(kt - 1) :])
+                assert y.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("norm", [
+    nn.GroupNorm(2, 4), FrameGroupNorm(2, 4), ChannelNorm(4, bias=True), SpatialNorm(nn.GroupNorm(2, 4), 4, 3),
+    nn.Identity(),
+], ids=lambda norm: type(norm).__name__)  # fmt: skip
+@torch.no_grad()
+def test_norms_made_piece_by_piece(norm: nn.Module) -> None:
+    norm.to(F64)
+    for parameter in norm.parameters():
+        parameter.normal_()
+    for conv in (CausalConv3d(4, 5, dtype=F64), ClipConv3d(4, 5, dtype=F64), ClipConv3d(4, 5, (5, 3, 3), around=zeros)):
+        conv.to(F64)
+        for frames in (1, 4, 5):
+            x = 3 + torch.randn(2, 4, frames, 8, 6, dtype=F64)
+            given, start = x.clone(), frames % 2
+            guide = (torch.randn(2, 3, start + frames // 2, 4, 3, dtype=F64), bool(start))
+            context = guide if isinstance(norm, SpatialNorm) else ()
+            y, _ = NormedConv(norm, conv)(x, None, *context)
+            with torch.enable_grad():  # the plain way
+                expected, _ = conv(F.silu(norm(x, *context)))
+            torch.testing.assert_close(y, expected, rtol=1e-11, atol=1e-11)
+            assert torch.equal(x, given)
+
+
+def test_statistics_of_far_means() -> None:
+    x = 1e4 + torch.randn(2, 4, 3, 16, 16, dtype=F64)
+    mean, var = frame_statistics(x.float(), 2)
+    groups = x.unflatten(1, (2, 2)).permute(0, 3, 1, 2, 4, 5).flatten(3)
+    torch.testing.assert_close(mean, groups.mean(3).float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(var, groups.var(3, correction=0).float(), rtol=1e-2, atol=1e-2)
+
+
+def test_gradients_hooks_and_adapters_take_the_plain_way() -> None:
+    conv, x = CausalConv3d(2, 3), torch.randn(1, 2, 3, 4, 4)
+    assert not conv.blockwise(x)
+    with torch.no_grad():
+        assert conv.blockwise(x)
+        handle = conv.conv.register_forward_hook(lambda *_: None)
+        assert not conv.blockwise(x)
+        handle.remove()
+        conv.conv = nn.utils.parametrizations.weight_norm(conv.conv)
+        assert not conv.blockwise(x)
+
+
+@torch.no_grad()
+def test_a_course_is_the_call_and_keeps_what_follows_needs() -> None:
+    norm = SpatialNorm(nn.Identity(), 4, 2, dtype=F64)
+    layers = Chain(
+        Guided(Chain(CausalConv3d(2, 4, dtype=F64), NormedConv(norm, CausalConv3d(4, 4, dtype=F64)))),
+        Residual(Chain(CausalConv3d(4, 4, dtype=F64)), PerFrame(nn.Conv3d(4, 4, 1, dtype=F64))),
+    )
+    x = torch.randn(1, 2, 7, 4, 4, dtype=F64)
+    whole, course = layers(x)[0], Course(layers)
+    parts = [course(x[:, :, :3]), course(x[:, :, 3:5])]
+    assert len(course.states) == 4
+    parts.append(course(x[:, :, 5:], last=True))
+    torch.testing.assert_close(torch.cat(parts, 2), whole, rtol=1e-12, atol=1e-12)
+    assert course.states == {}
+    assert course.start
+
+
+@torch.no_grad()
+def test_a_whole_decode_holds_no_states() -> None:
+    chain = Chain(*(CausalConv3d(16, 16) for _ in range(12)))
+    x = torch.randn(1, 16, 4, 16, 16)
+    called = peak_bytes(lambda: chain(x), torch.device("cpu"))[0] or 0
+    course = peak_bytes(lambda: Course(chain)(x, last=True), torch.device("cpu"))[0] or 0
+    assert called - course > 9 * x[:, :, :2].numel() * 4
