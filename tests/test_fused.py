@@ -1,11 +1,13 @@
 """Fused models against the same models in eager code: values, gradients, keys, copies, graphs, and the way back."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tubelet import fused
 from tubelet.attention import (
     Attention,
     CrossAttention,
@@ -22,6 +24,7 @@ from tubelet.kernels import (
     linear,
     norm_modulate,
     norm_rope,
+    norm_silu_pad,
     qk_norm_rope,
     residual_norm_modulate,
 )
@@ -30,6 +33,8 @@ from tubelet.mlp import MLP
 from tubelet.models import VideoDiT, VideoDiTConfig
 from tubelet.norms import LayerNorm, RMSNorm, UnitNorm
 from tubelet.positions import FractionalRope3d, MixedRope3d, Rope3d
+from tubelet.vae import CausalConv3d, ChannelNorm, FrameGroupNorm, copies, zeros
+from tubelet.vae.chains import NormedConv
 
 F64 = {"dtype": torch.float64}
 CONFIG = VideoDiTConfig(latent_channels=4, dim=32, depth=2, heads=2, text_dim=8)
@@ -369,3 +374,62 @@ def test_subclasses_of_a_linear_map_are_left_alone() -> None:
         pass
 
     assert use_kernels(Low(2, 2)) == []
+
+
+def _replaced(monkeypatch: pytest.MonkeyPatch, norm: nn.Module, conv: nn.Module) -> tuple[NormedConv, list[int]]:
+    """A convolution behind a norm that uses the kernel, here too, and the frames in front of each call of it."""
+    calls: list[int] = []
+
+    def counted(x: Tensor, **options: Any) -> Tensor:
+        calls.append(options["frames"])
+        return norm_silu_pad(x, **options)
+
+    monkeypatch.setattr(fused, "_pays", lambda x: True)
+    monkeypatch.setattr(fused, "norm_silu_pad", counted)
+    layer = NormedConv(norm, conv)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    return layer, calls
+
+
+@pytest.mark.parametrize("before", [copies, zeros])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda: ChannelNorm(4),
+        lambda: ChannelNorm(4, affine=False),
+        lambda: ChannelNorm(4, bias=True),
+        lambda: FrameGroupNorm(2, 4),
+        lambda: nn.GroupNorm(2, 4, eps=1e-3),
+    ],
+)
+def test_norm_silu_and_the_frames_before_are_one_kernel(norm, before, monkeypatch) -> None:
+    layer, calls = _replaced(monkeypatch, norm(), CausalConv3d(4, 3, (3, 3, 1), before=before, edges="replicate"))
+    x = torch.randn(2, 4, 5, 6, 4, requires_grad=True)
+    plain, state = layer(x)
+    second, _ = layer(x, state)
+    wanted = torch.autograd.grad((plain.sin() + second.cos()).sum(), [x, *layer.parameters()])
+    assert use_kernels(layer) == [""]
+    whole, kept = layer(x)
+    later, _ = layer(x, kept)
+    got = torch.autograd.grad((whole.sin() + later.cos()).sum(), [x, *layer.parameters()])
+    assert calls == [2, 2]
+    torch.testing.assert_close([whole, kept, later, *got], [plain, state, second, *wanted], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"state must hold kt - 1 = 2 frames, not 1"):
+        layer(x, kept[:, :, :1])
+    layer.norm.register_forward_hook(lambda *_: None)
+    layer(x)
+    assert len(calls) == 2  # whoever listens to the norm hears it
+    assert use_eager(layer) == [""]
+
+
+@pytest.mark.parametrize(
+    ("norm", "conv"),
+    [
+        (nn.Identity(), CausalConv3d(4, 4)),
+        (ChannelNorm(4), CausalConv3d(4, 4, stride=(2, 1, 1))),
+        (ChannelNorm(4), CausalConv3d(4, 4, before=lambda first, frames: copies(first, frames))),
+    ],
+)
+def test_a_convolution_without_a_kernel_for_its_input_is_left_alone(norm: nn.Module, conv: nn.Module) -> None:
+    assert use_kernels(NormedConv(norm, conv)) == []

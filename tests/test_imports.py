@@ -27,9 +27,9 @@ pooling
 conditioning
 blocks
 streams
-fused
 diffusion
 vae metrics
+fused
 models
 text
 data

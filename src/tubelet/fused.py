@@ -8,6 +8,7 @@ state-dict keys stay as they are, so checkpoints, optimisers, PEFT and EMA copie
 - A :class:`tubelet.attention.Attention`: qk-norm + RoPE; cross-attention with norms of queries and keys: these.
 - An ``nn.Linear``: oneDNN's product on the CPU.
 - A :class:`tubelet.norms.LayerNorm`: PyTorch's kernel of two precisions on the CPU.
+- A :class:`tubelet.vae.chains.NormedConv`: norm + SiLU, written behind the frames before, where its convolution reads.
 - A :class:`tubelet.mlp.MLP` or :class:`tubelet.attention.ParallelAttention`: its first projection and its activation.
 """
 
@@ -31,11 +32,16 @@ from tubelet.kernels import (
     layer_norm,
     linear,
     norm_modulate,
+    norm_silu_pad,
     residual_norm_modulate,
 )
 from tubelet.layout import Rows
 from tubelet.mlp import MLP, raised
 from tubelet.norms import LayerNorm, RMSNorm
+from tubelet.vae.blocks import ChannelNorm
+from tubelet.vae.causal import CausalConv3d, copies, zeros
+from tubelet.vae.chains import NormedConv, convolved
+from tubelet.vae.group_norms import FrameGroupNorm
 
 __all__ = ["FusedLayerNorm", "FusedLinear", "unfused", "use_eager", "use_kernels"]
 
@@ -115,6 +121,8 @@ def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
             module.normed_heads = fused_normed_heads
         elif isinstance(module, MLP | ParallelAttention):
             module.raised = _raised
+        elif isinstance(module, NormedConv) and _padded_norm(module.norm) and _padded_conv(module.conv):
+            module.convolved = _convolved
         elif type(module) in dict(_CLASSES):
             module.__class__ = dict(_CLASSES)[type(module)]
         else:
@@ -168,6 +176,7 @@ _REPLACED: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
     (DecoupledCrossAttention, ("normed_heads",)),
     (MLP, ("raised",)),
     (ParallelAttention, ("raised",)),
+    (NormedConv, ("convolved",)),
 )
 
 
@@ -250,6 +259,33 @@ def _joined(branch: nn.Module, following: nn.Module | None) -> bool:
     if not (type(branch) is type(following) is Branch and _plain_norm(following.norm)):
         return False
     return all(each.gated is _gated and not _heard(each) for each in (branch, following))
+
+
+def _convolved(norm: nn.Module, conv: nn.Module, x: Float[Tensor, "b c t h w"], state: Tensor | None) -> Any:
+    """What a convolution behind a norm computes, and its state; its own padding over space is free."""
+    assert isinstance(conv, CausalConv3d)
+    past = conv.conv.kernel_size[0] - 1
+    wrong = state is not None and state.shape[2] != past
+    if wrong or not _pays(x) or _heard(norm) or _heard(conv):
+        return convolved(norm, conv, x, state)
+    before = "copies" if conv.before is copies else "zeros"
+    return conv.followed(norm_silu_pad(x, **_padded_norm(norm), state=state, frames=past, before=before))
+
+
+def _padded_norm(norm: nn.Module) -> dict[str, Any]:
+    """A norm of channels as arguments of the kernel; empty where there is none for it."""
+    if type(norm) is ChannelNorm:
+        return {"norm": "rms", "eps": norm.eps, "weight": norm.weight, "bias": norm.bias}
+    groups = norm.norm if type(norm) is FrameGroupNorm else norm
+    if type(groups) is not nn.GroupNorm:
+        return {}
+    affine = {"weight": groups.weight, "bias": groups.bias}
+    return {"norm": "group", "groups": groups.num_groups, "eps": groups.eps, "per_frame": groups is not norm, **affine}
+
+
+def _padded_conv(conv: nn.Module) -> bool:
+    """Whether the kernel knows what stands before the frames of a convolution; a stride checks these first."""
+    return type(conv) is CausalConv3d and conv.before in (copies, zeros) and conv.conv.stride == (1, 1, 1)
 
 
 def _pays(x: Tensor) -> bool:

@@ -22,6 +22,7 @@ from tubelet.kernels import (
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.models import VideoDiT, VideoDiTConfig
 from tubelet.positions import Rotary, rope_angles, rope_axes
+from tubelet.vae.families import WanAutoencoder, WanAutoencoderConfig
 
 pytestmark = [pytest.mark.gpu, pytest.mark.graph]
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -302,6 +303,22 @@ def test_a_model_with_kernels_equals_the_eager_one() -> None:
     assert use_kernels(model)
     for got, expected in zip(step(), eager, strict=True):
         assert (got - expected).norm() <= 1e-4 * expected.norm() + 1e-6
+
+
+def test_an_autoencoder_with_kernels_equals_the_eager_one() -> None:
+    torch.manual_seed(0)
+    vae = WanAutoencoder(WanAutoencoderConfig(widths=(8, 16, 16), depth=1, halve_time=(True, True))).to("cuda")
+    x = torch.randn(1, 3, 5, 32, 32, device="cuda")
+
+    def step() -> list[Tensor]:
+        decoded = vae.decode(vae.encode(x).mean)
+        return [decoded, *torch.autograd.grad(decoded.square().sum(), list(vae.parameters()), allow_unused=True)]
+
+    eager = step()
+    assert use_kernels(vae)
+    for got, expected in zip(step(), eager, strict=True):
+        if expected is not None:
+            assert (got - expected).norm() <= 1e-4 * expected.norm() + 1e-6
 
 
 def test_measured_sizes_give_the_same_results(monkeypatch, tmp_path) -> None:

@@ -157,11 +157,23 @@ class CausalConv3d(nn.Module):
         if self.blockwise(x):
             return self.convolve(pieces_of_tensor(x), x, state)
         self._check(x, state)
-        kt, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        kt = self.conv.kernel_size[0]
         if kt > 1:
             x = follow(self.before(x[:, :, :1], kt - 1) if state is None else state, x)
+        return self.followed(x)
+
+    def followed(
+        self, x: Float[Tensor, "b c t h w"]
+    ) -> tuple[Float[Tensor, "b d t2 h2 w2"], Float[Tensor, "b c r h w"]]:
+        """As `forward`, of frames that have those before them in front.
+
+        Example:
+            >>> CausalConv3d(2, 3).followed(torch.zeros(1, 2, 5, 4, 4))[0].shape
+            torch.Size([1, 3, 3, 4, 4])
+        """
         y: Tensor = self.conv(x)
-        return y, x[:, :, x.shape[2] - (kt - stride) :].clone()
+        kept = self.conv.kernel_size[0] - self.conv.stride[0]
+        return y, x[:, :, x.shape[2] - kept :].clone()
 
     def blockwise(self, x: Float[Tensor, "b c t h w"]) -> bool:
         """Whether frames like these are convolved in blocks."""

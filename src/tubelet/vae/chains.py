@@ -6,7 +6,7 @@ form. The context is what some layers are told besides, such as the latents that
 all its layers, and those that need none pass over it. Activations are ``(b, c, t, h, w)``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -113,6 +113,20 @@ class Blockwise(Protocol):
         ...
 
 
+def convolved(norm: nn.Module, conv: nn.Module, x: Float[Tensor, "b c t h w"], state: Any, *context: Any) -> Any:
+    """``conv(silu(norm(x)))`` and the state of the convolution.
+
+    What :func:`tubelet.fused.use_kernels` replaces by one kernel and the convolution.
+
+    Example:
+        >>> from tubelet.vae import CausalConv3d, ChannelNorm
+        >>> convolved(ChannelNorm(2), CausalConv3d(2, 4), torch.zeros(1, 2, 3, 4, 4), None)[0].shape
+        torch.Size([1, 4, 3, 4, 4])
+    """
+    normed = norm(x, *context)
+    return conv(F.silu(normed, inplace=normed is not x and not normed.requires_grad), state)
+
+
 class NormedConv(nn.Module):
     """``conv(silu(norm(x)))``, with the state of the convolution.
 
@@ -125,6 +139,8 @@ class NormedConv(nn.Module):
         >>> NormedConv(ChannelNorm(2), CausalConv3d(2, 4))(torch.zeros(1, 2, 3, 4, 4))[0].shape
         torch.Size([1, 4, 3, 4, 4])
     """
+
+    convolved: Callable[..., Any] = staticmethod(convolved)
 
     def __init__(self, norm: nn.Module, conv: nn.Module) -> None:
         super().__init__()
@@ -144,8 +160,7 @@ class NormedConv(nn.Module):
         if isinstance(self.conv, Blockwise) and self.conv.blockwise(x) and not any(_tracked(self.norm, *context)):
             y, state = self.conv.convolve(activated(normed_pieces(self.norm, x, *context)), x, state)
             return y, state
-        normed = self.norm(x, *context)
-        y, state = self.conv(F.silu(normed, inplace=normed is not x and not normed.requires_grad), state)
+        y, state = self.convolved(self.norm, self.conv, x, state, *context)
         return y, state
 
     if TYPE_CHECKING:
