@@ -35,6 +35,7 @@ from tubelet.kernels import (
     norm_silu_pad,
     residual_norm_modulate,
 )
+from tubelet.kernels._padded.reference import Before
 from tubelet.layout import Rows
 from tubelet.mlp import MLP, raised
 from tubelet.norms import LayerNorm, RMSNorm
@@ -268,7 +269,7 @@ def _convolved(norm: nn.Module, conv: nn.Module, x: Float[Tensor, "b c t h w"], 
     wrong = state is not None and state.shape[2] != past
     if wrong or not _pays(x) or _heard(norm) or _heard(conv):
         return convolved(norm, conv, x, state)
-    before = "copies" if conv.before is copies else "zeros"
+    before: Before = "copies" if conv.before is copies else "zeros"
     return conv.followed(norm_silu_pad(x, **_padded_norm(norm), state=state, frames=past, before=before))
 
 
