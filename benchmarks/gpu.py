@@ -371,6 +371,7 @@ def jointly(device: str, dry: bool) -> Iterator[Problem]:
         ways: dict[str, Way] = {
             "default": partial(_dense, kernel=None),
             "cudnn": partial(_dense, kernel=None if dry else SDPBackend.CUDNN_ATTENTION),
+            "flash": partial(_attend, pattern=Joint(), layout=None, backend="reference" if dry else "flash"),
             "pointers": _reference
             if dry
             else partial(_by_pointers, launches=tiled, runs=_one_segment(n, head_dim, device)),
@@ -432,6 +433,10 @@ def _by_pointers(q: Tensor, k: Tensor, v: Tensor, launches: Any, runs: Any) -> S
     return (launches.forward(launches.Given(q, k, v, q.shape[-1] ** -0.5, runs, False))[0],)
 
 
+PACKAGES = (("flash", "flash"), ("natten", "natten"))
+"""Peers from packages of their own: FlashAttention 2, 3 or 4, whichever is there, and NATTEN; else they are left out."""
+
+
 def in_tiles(device: str, dry: bool) -> Iterator[Problem]:
     """Windows and causal frames of one grid, and joint attention of a packed mixture with text."""
     wan, ltx = Grid(21, 30, 52), Grid(16, 16, 24)
@@ -448,7 +453,7 @@ def in_tiles(device: str, dry: bool) -> Iterator[Problem]:
         layout = TokenLayout.packed(grids, [text] * len(grids)).on(device)
         ways: dict[str, Way] = {
             way: partial(_attend, pattern=pattern, layout=layout, backend="reference" if dry else backend)
-            for way, backend in (("flex", "flex"), ("sdpa", "sdpa"), ("ours", "triton"))
+            for way, backend in (("flex", "flex"), ("sdpa", "sdpa"), *PACKAGES, ("ours", "triton"))
         }
         shape = f"{name}: {layout.shape[0]} x {heads[0]} x {heads[1]}, {pattern}"
         yield _attention("tiled_attention", shape, pattern, layout, pairs, ways, layout.shape[0], heads, device)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything there is to know about one GPU, in one command and about ten minutes: the GPU tests, then the tables.
+# Everything there is to know about one GPU, in one command and about ten minutes (twenty with compute-sanitizer): the
+# GPU tests, then the tables.
 #
 #   benchmarks/gpu.sh              results in benchmarks/results/<date>-<gpu>/, exit 1 where a test or a result is wrong
 #   DRY=1 benchmarks/gpu.sh        the same code on the CPU with tiny shapes; the numbers mean nothing
@@ -46,6 +47,16 @@ else
     # only files with GPU tests: the others may need packages that this machine lacks
     mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests)
     step tests 280 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider "${files[@]}"
+    if command -v compute-sanitizer >/dev/null; then # one of the smallest shapes of each operation, every access checked
+        small="33-dtype0 or 6-dtype0 or 64-dtype0 or 96-dtype0"
+        for tool in memcheck racecheck; do
+            step "$tool" 300 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+                compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
+                "$PYTHON" -m pytest -q -x -m gpu -p no:cacheprovider tests/kernels/test_gpu.py -k "$small"
+        done
+    else
+        echo "gpu.sh: no compute-sanitizer on the path (it comes with the CUDA toolkit); memory accesses are not checked"
+    fi
     if [ "${TUNE:-0}" = 1 ]; then
         step tune 60 "$PYTHON" -m tubelet kernels tune --widths 1536 3072 5120 --head-dims 64 128
     fi

@@ -13,9 +13,9 @@ WAYS = {
     "norm_silu_pad": {"eager", "compiled", "ours"},
     "qk_norm_rope": {"eager", "compiled", "ours"},
     "grouped_attention": {"eager", "compiled", "ours"},
-    "joint_attention": {"default", "cudnn", "pointers", "ours"},
+    "joint_attention": {"default", "cudnn", "flash", "pointers", "ours"},
     "frame_attention": {"default", "pointers", "ours"},
-    "tiled_attention": {"flex", "sdpa", "ours"},
+    "tiled_attention": {"flex", "sdpa", "flash", "natten", "ours"},
 }
 
 
