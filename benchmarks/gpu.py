@@ -434,7 +434,7 @@ def _by_pointers(q: Tensor, k: Tensor, v: Tensor, launches: Any, runs: Any) -> S
 
 
 PACKAGES = (("flash", "flash"), ("natten", "natten"))
-"""Peers from packages of their own: FlashAttention 2, 3 or 4, whichever is there, and NATTEN; else they are left out."""
+"""Peers from packages of their own: FlashAttention 2, 3 or 4, whichever is there, and NATTEN; others are left out."""
 
 
 def in_tiles(device: str, dry: bool) -> Iterator[Problem]:
