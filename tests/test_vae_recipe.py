@@ -1,13 +1,14 @@
 """Training an autoencoder on crops: an exact resume, averages, statistics and scores against their definitions."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
 
 from tubelet.metrics import LPIPS, psnr
-from tubelet.training import Interrupted, Progress
-from tubelet.vae import bicubic_code
+from tubelet.training import Interrupted, Progress, step_generator
+from tubelet.vae import bicubic_code, reconstruction_loss
 from tubelet.vae.families import (
     PrincipalAutoencoder,
     PrincipalAutoencoderConfig,
@@ -15,7 +16,8 @@ from tubelet.vae.families import (
     WaltAutoencoderConfig,
     start_from,
 )
-from tubelet.vae_recipe import AutoencoderRecipe, compare, measure_latents, steps_in, train_on_crops
+from tubelet.vae.objectives import PatchDiscriminator, Reconstruction, reconstruct
+from tubelet.vae_recipe import AutoencoderRecipe, _objective, compare, measure_latents, steps_in, train_on_crops
 
 
 def batch(step: int) -> torch.Tensor:
@@ -163,3 +165,67 @@ def test_recipes_and_lengths_are_checked() -> None:
     before = vae.state_dict()["encoder.shortcut.inner.rest.weight"].clone()
     assert steps_in(0.05, vae, batch, AutoencoderRecipe(steps=1)) >= 1
     assert torch.equal(before, vae.state_dict()["encoder.shortcut.inner.rest.weight"])
+
+
+def walt() -> WaltAutoencoder:
+    torch.manual_seed(0)
+    return WaltAutoencoder(WaltAutoencoderConfig(latent_channels=2, widths=(4, 4), depth=1, halve_time=(True,)))
+
+
+def test_adversaries_are_balanced_at_the_last_layer() -> None:
+    recipe = AutoencoderRecipe(steps=1, frames=0.5, bf16=False)
+    vae = walt()
+    assert [id(p) for p in _objective(vae, recipe, None).balance_at] == [id(vae.decoder.head.conv.conv.weight)]
+    principal = made()
+    last = principal.decoder.shortcut.inner  # a matrix for first frames, another for later ones
+    expected = [id(last.first.weight), id(last.rest.weight)]
+    assert [id(p) for p in _objective(principal, recipe, None).balance_at] == expected
+    history = train_on_crops(principal, lambda step: batch(step)[:, :, :1], recipe, on_progress=quiet)
+    assert history["frames.balance"][0] > 0  # an image has first frames alone
+
+
+def test_scores_depend_on_no_other_video_and_start_from_the_seed() -> None:
+    recipe = AutoencoderRecipe(steps=1, frames=0.5, seed=3)
+    ours = _objective(walt(), recipe, None).adversaries["frames"].discriminator
+    torch.manual_seed(3)
+    theirs = PatchDiscriminator(3, 32, 2, norm=lambda n: torch.nn.GroupNorm(8, n))
+    assert torch.equal(ours.layers[0].weight, theirs.layers[0].weight)
+    video = batch(0)
+    assert ours.training
+    assert torch.allclose(ours(video)[:1], ours(video[:1]), atol=1e-6)
+
+
+@pytest.mark.parametrize(("frames", "seen"), [(5, 2), (1, 1)])
+def test_the_perceptual_distance_sees_two_frames(frames: int, seen: int) -> None:
+    shapes = []
+
+    def distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(x.shape))
+        return (x - y).square().mean((1, 2, 3, 4))
+
+    video = batch(0)[:, :, :frames]
+    term = _objective(walt(), AutoencoderRecipe(steps=1, lpips=0.1), distance).terms["lpips"]
+    term(Reconstruction(video, video, None), None)
+    assert shapes == [(2, 3, seen, 16, 16)]
+
+
+def test_noise_is_that_of_its_stream() -> None:
+    vae = walt()
+    reconstructed = reconstruct(vae, batch(0), step_generator(5, 0, stream=7)).decoded
+    first = reconstruction_loss(reconstructed, batch(0), l1=0.0).item()
+    history = train_on_crops(vae, batch, AutoencoderRecipe(steps=1, seed=5, bf16=False), on_progress=quiet)
+    assert history["pixels"][0] == pytest.approx(first, rel=1e-6)
+
+
+def test_what_is_timed_has_the_discriminators() -> None:
+    recipe = AutoencoderRecipe(steps=9, frames=0.5, adversarial_from=8)
+    with mock.patch("tubelet.vae_recipe.train_on_crops") as trained:
+        steps_in(0.1, walt(), batch, recipe)
+    assert all(call.args[2].schedule.weights(0)["frames"] == 0.5 for call in trained.call_args_list)
+
+
+def test_the_least_deviation() -> None:
+    """An untrained autoencoder encodes to zeros, whose deviation nothing could be divided by."""
+    vae = PrincipalAutoencoder(PrincipalAutoencoderConfig(latent_channels=4, widths=(8,), depths=(1,)))
+    assert measure_latents(vae, [batch(0)]).std.tolist() == [0.0] * 4
+    assert vae.latent_std.flatten().tolist() == pytest.approx([1e-4] * 4)

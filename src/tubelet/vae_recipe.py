@@ -36,6 +36,7 @@ from tubelet.training import (
     warmup_cosine,
 )
 from tubelet.vae import ChannelStatistics, bicubic_code, kl_loss, reconstruction_loss
+from tubelet.vae.blocks import FrameUngroups
 from tubelet.vae.objectives import (
     Adversary,
     LossPhase,
@@ -48,7 +49,7 @@ from tubelet.vae.objectives import (
     training_step,
 )
 
-__all__ = ["AutoencoderRecipe", "compare", "measure_latents", "steps_in", "train_on_crops"]
+__all__ = ["AutoencoderRecipe", "compare", "least_side", "measure_latents", "steps_in", "train_on_crops"]
 
 Batch = Callable[[int], Float[Tensor, "b c T H W"]]
 
@@ -222,25 +223,50 @@ def _objective(
     if recipe.lpips and distance is None:
         raise ValueError(f"distance must be given for a weight of lpips={recipe.lpips}, got None")
     config: Any = vae.config
-    sizes = {"frames": (1, 4, 4), "clips": (3, 4, 4)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        adversaries = {
-            name: Adversary(PatchDiscriminator(config.in_channels, 32, n_layers=2, kernel=kernel, norm=_norm))
-            for name, kernel in sizes.items()
-            if getattr(recipe, name)
-        }
+        found = _discriminators(recipe, config.in_channels)
+    adversaries = {name: Adversary(discriminator) for name, discriminator in found.items()}
     terms = {
         "pixels": lambda made, _: reconstruction_loss(made.decoded, made.video, l1=recipe.l1),
         "kl": lambda made, _: kl_loss(made.posterior),
     }
     if distance is not None:
         terms["lpips"] = lambda made, draws: perceptual_loss(
-            distance, made.decoded, made.video, frames=min(_FRAMES, made.video.shape[2]), generator=draws
+            distance, made.decoded, made.video, frames=_FRAMES, generator=draws
         )
     decoder: Any = vae.decoder
-    last = [p for p in decoder.parameters() if p.ndim > 1][-1:]
-    return Objective(terms, adversaries, balance_at=last)
+    return Objective(terms, adversaries, balance_at=_last_layer(decoder))
+
+
+def _last_layer(decoder: nn.Module) -> list[Tensor]:
+    """The last matrix or kernel; both, where first frames (so all of an image) have one of their own."""
+    last = [p for p in decoder.parameters() if p.ndim > 1][-1]
+    for layer in decoder.modules():
+        if isinstance(layer, FrameUngroups) and any(p is last for p in layer.parameters()):
+            return [layer.first.weight, layer.rest.weight]
+    return [last]
+
+
+def _discriminators(recipe: AutoencoderRecipe, in_channels: int) -> dict[str, PatchDiscriminator]:
+    """Those that the recipe counts."""
+    kernels = {"frames": (1, 4, 4), "clips": (3, 4, 4)}
+    return {
+        name: PatchDiscriminator(in_channels, 32, n_layers=2, kernel=kernel, norm=_norm)
+        for name, kernel in kernels.items()
+        if getattr(recipe, name)
+    }
+
+
+def least_side(recipe: AutoencoderRecipe) -> int:
+    """The side in pixels of the smallest crops that a recipe's discriminators score; 1 without any.
+
+    Example:
+        >>> least_side(AutoencoderRecipe(steps=1)), least_side(AutoencoderRecipe(steps=1, frames=0.5))
+        (1, 12)
+    """
+    with torch.device("meta"):
+        return max([1, *(max(each.least[1:]) for each in _discriminators(recipe, 3).values())])
 
 
 def _norm(channels: int) -> nn.Module:

@@ -84,6 +84,8 @@ def test_a_stopped_run_goes_on_to_the_same_autoencoder(folder, capsys) -> None:
     for more, says in (
         (("--seed", 4), "begun with --seed 0, got --seed 4"),
         (("--batch", 3), "begun with --batch 2, got --batch 3"),
+        (("--steps", 50), "begun with --steps 4, got --steps 50"),
+        (("--minutes", 1), "begun with no --minutes, got --minutes 1"),
     ):
         assert run(folder, "--resume", *more) == 2
         assert says in capsys.readouterr().err
@@ -114,8 +116,12 @@ def test_a_saved_autoencoder_is_trained_further_for_some_minutes(folder) -> None
     assert json.loads((folder / "run" / "run.json").read_text())["steps"] >= 1
 
 
-def test_discriminators_begin_halfway(folder) -> None:
+def test_discriminators_begin_halfway(folder, capsys) -> None:
     assert run(folder, "--steps", 2, "--frames-weight", 0.5, "--clips-weight", 0.1) == 0
+    before = (folder / "run" / "vae.run.safetensors").read_bytes()
+    assert run(folder, "--steps", 1) == 2
+    assert "holds a finished run: name another folder with --out, or empty this one" in capsys.readouterr().err
+    assert (folder / "run" / "vae.run.safetensors").read_bytes() == before
     history = load_checkpoint(folder / "run" / "vae.run.safetensors")["parts"]["history"]
     assert history["steps"]["frames.real"] == history["steps"]["clips.real"] == [1]
 
@@ -131,6 +137,10 @@ def test_mistakes_are_one_line(folder, capsys) -> None:
         ((), {"clips": "none"}, "no usable clips in"),
         ((), {"clips": "small.json"}, "--clips must be a folder, got the file"),
         (("--judge", folder / "none"), {}, "no usable clips in"),
+        (("--judge", folder / "images"), {}, "has 5 frames: name videos with --judge"),
+        (("--size", 8), {}, "--size must be at least 11 for SSIM, got 8"),
+        (("--size", 11, "--frames-weight", 1), {}, "--size must be at least 12 for discriminators, got 11"),
+        (("--frames", 1), {}, "--frames must be above 1: PrincipalAutoencoder starts from videos, got --frames 1"),
         (("--resume",), {}, "there is no run in"),
         (("--lpips", 0.1), {}, "--lpips and --lpips-weights go together, got 0.1 and None"),
         (("--size", 20), {}, "height must be a multiple of the spatial factor 8, not 20"),

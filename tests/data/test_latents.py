@@ -169,3 +169,14 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text(json.dumps({"clips": []}))
     with pytest.raises(ValueError, match=r"index\.json is damaged or of another format: it lacks 'statistics'"):
         CachedLatents(tmp_path)
+
+
+def test_a_plan_without_shards_binds_nothing(tmp_path: Path) -> None:
+    broken = [clips(1)[0]._replace(video=torch.zeros(1, 2, 8, 8))]  # two frames do not divide
+    with pytest.raises(ValueError, match="frames"):
+        cache_latents(vae(), broken, tmp_path, notes={"size": 3})
+    assert (tmp_path / "plan.json").exists()
+    cache_latents(vae(), clips(1), tmp_path, notes={"size": 4, "files": ["a", "b"]})
+    for files, says in ((["a", "c"], "b, not c"), (["a"], "b, not None"), (["a", "b", "d"], "None, not d")):
+        with pytest.raises(ValueError, match=rf"was made with other size \(4, not 5\), files \({says}\)"):
+            cache_latents(vae(), clips(1), tmp_path, notes={"size": 5, "files": files})

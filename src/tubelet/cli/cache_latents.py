@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.out,
             shard=arguments.shard,
             dtype=arguments.dtype,
-            notes={name: getattr(arguments, name) for name in _KEPT},
+            notes={name: getattr(arguments, name) for name in _KEPT} | {"sources": clips.sources()},
             on_clip=show if sys.stderr.isatty() else None,
         )
     files = list(arguments.out.glob("*.safetensors"))

@@ -43,7 +43,7 @@ def judged(root: Path, frames: int, side: int) -> "list[Clip]":
     """The middle square of a window of each file, of at most 64.
 
     Raises:
-        ValueError: nothing usable in the folder.
+        ValueError: nothing usable in the folder, or no clip of ``frames`` frames.
 
     Example:
         >>> callable(judged)
@@ -52,7 +52,10 @@ def judged(root: Path, frames: int, side: int) -> "list[Clip]":
     from tubelet.data import ClipFolder
 
     folder = ClipFolder(root, frames=frames, size=(side, side))
-    return list(islice((clip for clip in folder if clip.video.shape[1] == frames), _MOST))
+    clips = list(islice((clip for clip in folder if clip.video.shape[1] == frames), _MOST))
+    if not clips:
+        raise ValueError(f"no clip to judge on in {root} has {frames} frames: name videos with --judge")
+    return clips
 
 
 def write_reconstructions(stem: Path, vae: nn.Module, clips: "Sequence[Clip]") -> Scores:

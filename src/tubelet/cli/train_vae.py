@@ -23,6 +23,7 @@ _LOSSES = ("l1", "kl", "lpips", "frames_weight", "clips_weight", "adversarial_fr
 _KEPT = ("config", "vae", "size", "frames", "batch", "lr", "muon_lr", *_LOSSES, "seed", "images")
 _PER_START, _PER_STATISTICS = 16, 8  # batches
 _SHOWN = 4  # clips on a sheet
+_SSIM, _VGG = 11, 16  # least sides, pixels
 _RUN, _CHECKPOINT, _DONE = "run.json", "vae.run.safetensors", "report.json"
 
 _EXAMPLE = """example:
@@ -87,8 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Train, and write ``autoencoder/``, ``report.json``, ``loss.png`` and pictures of reconstructions.
 
     Raises:
-        ValueError: nothing usable in a folder, a damaged file, sizes that the autoencoder does not divide, nothing to
-            resume, or a run that was begun with other options.
+        ValueError: nothing usable in a folder, a damaged file, sizes that the autoencoder does not divide or that
+            are too small to judge, nothing to resume, a run that was begun with other options, or an ``--out`` in use.
 
     Example:
         >>> callable(run)
@@ -104,6 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
     out: Path = arguments.out
     began = time.process_time()
     _check_folders(arguments)
+    _check_sizes(arguments)
     vae = _made(arguments)
     batch, files = _batches(arguments, vae)
     clips = judged(arguments.judge or arguments.clips, arguments.frames, arguments.size)
@@ -151,8 +153,24 @@ def _check_folders(arguments: argparse.Namespace) -> None:
     begun, out = arguments.out / _RUN, arguments.out
     if arguments.resume and not begun.exists():
         raise ValueError(f"--resume: there is no run in {out}")
-    if not arguments.resume and begun.exists() and not (out / _DONE).exists():
+    if not arguments.resume and (out / _DONE).exists():
+        raise ValueError(f"{out} holds a finished run: name another folder with --out, or empty this one")
+    if not arguments.resume and begun.exists():
         raise ValueError(f"{out} holds an interrupted run: go on with --resume, or name another folder with --out")
+
+
+def _check_sizes(arguments: argparse.Namespace) -> None:
+    """Crops are as large as everything that judges them needs."""
+    from tubelet.vae_recipe import AutoencoderRecipe, least_side
+
+    needs = {
+        "SSIM": _SSIM,
+        "the perceptual distance": _VGG * bool(arguments.lpips),
+        "discriminators": least_side(AutoencoderRecipe(steps=1, **_given(arguments))),
+    }
+    judge = max(needs, key=needs.__getitem__)
+    if arguments.size < needs[judge]:
+        raise ValueError(f"--size must be at least {needs[judge]} for {judge}, got {arguments.size}")
 
 
 def _made(arguments: argparse.Namespace) -> Any:
@@ -220,19 +238,24 @@ def _recipe(arguments: argparse.Namespace, files: list[str], vae: Any, batch: An
     from tubelet.vae.families import PrincipalAutoencoder, start_from
     from tubelet.vae_recipe import AutoencoderRecipe, steps_in
 
-    given = {name: getattr(arguments, name) for name in ("seed", "lr", "muon_lr", "l1", "kl", "lpips", "save_every")}
-    given |= {"frames": arguments.frames_weight, "clips": arguments.clips_weight}
+    given = _given(arguments)
     kept = {name: getattr(arguments, name) for name in _KEPT}
     asked = json.loads(json.dumps(kept, default=str)) | {"files": files}
     path, checkpoint = arguments.out / _RUN, arguments.out / _CHECKPOINT
     if not arguments.resume:
         checkpoint.unlink(missing_ok=True)
     if not checkpoint.exists() and isinstance(vae, PrincipalAutoencoder) and arguments.vae is None:
+        if arguments.frames == 1:
+            raise ValueError(f"--frames must be above 1: {type(vae).__name__} starts from videos, got --frames 1")
         start_from(vae, _clips_of(batch, _PER_START))
     if arguments.resume:
         with parsing(path):
             begun = json.loads(path.read_text())
             check_kept(begun, asked, _KEPT)
+            lengths = {name: getattr(arguments, name) for name in ("steps", "minutes")}
+            check_kept(
+                {"minutes": None} | begun, lengths, [name for name, length in lengths.items() if length is not None]
+            )
         if begun["files"] != files:
             then, now = (", ".join(names) for names in (begun["files"], files))
             raise ValueError(f"--resume: the run was begun with other clips: {then} then, {now} now")
@@ -241,9 +264,14 @@ def _recipe(arguments: argparse.Namespace, files: list[str], vae: Any, batch: An
     if steps is None:
         steps = steps_in(arguments.minutes or 15.0, vae, batch, AutoencoderRecipe(steps=1, **given))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / _DONE).unlink(missing_ok=True)
-    _write_json(path, asked | {"steps": steps})
+    _write_json(path, asked | {"steps": steps, "minutes": arguments.minutes})
     return _from(AutoencoderRecipe(steps=steps, **given), arguments)
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the recipe takes from the options."""
+    given = {name: getattr(arguments, name) for name in ("seed", "lr", "muon_lr", "l1", "kl", "lpips", "save_every")}
+    return given | {"frames": arguments.frames_weight, "clips": arguments.clips_weight}
 
 
 def _from(recipe: Any, arguments: argparse.Namespace) -> Any:

@@ -8,6 +8,7 @@ As in NaViT (arXiv:2307.06304) and Sora's report (2024), clips may keep their ow
 ``frames`` or ``size`` choices and each file takes the longest and the nearest in shape.
 """
 
+import hashlib
 import math
 import os
 import warnings
@@ -27,6 +28,7 @@ from tubelet.data.video import VideoInfo, is_size, probe_video, read_video
 __all__ = ["Clip", "ClipFolder"]
 
 SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".png", ".jpg", ".jpeg"})
+_END = 2**16  # bytes at either end of a file that tell it from others
 ClipCrop = Literal["center", "stretch", "pad", "random"]
 
 
@@ -168,6 +170,23 @@ class ClipFolder(Dataset[Clip]):
                 self._skip(entry.caption.file, str(error))
         raise ValueError(f"no clip of {self.root} can be read any more; skipped: {self.skipped}")
 
+    def sources(self) -> list[str]:
+        """What the clips are made of, in their order: a line a segment, which differs where clip or caption may.
+
+        A line has the file's name and the part of it, its bytes, a hash of its first and last 64 KiB, and the caption.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from tubelet.data.writing import write_video
+            >>> with tempfile.TemporaryDirectory() as root:
+            ...     write_video(f"{root}/b.png", torch.zeros(3, 1, 32, 32))
+            ...     ClipFolder(root, frames=5).sources()  # doctest: +ELLIPSIS
+            ["b.png (... bytes, hash ..., '')"]
+        """
+        marks = {file: _mark(self.root / file) for file in {entry.caption.file for entry in self._entries}}
+        segments = [entry.caption for entry in self._entries]
+        return [f"{_name(segment)} ({marks[segment.file]}, {segment.caption!r})" for segment in segments]
+
     def _read(self, entry: _Entry, index: int) -> Clip:
         rng = np.random.default_rng((self.seed, index))
         late, down, right = (float(draw) for draw in rng.random(3))
@@ -245,6 +264,17 @@ def _name(segment: Caption) -> str:
     if segment.start == 0 and segment.end is None:
         return segment.file
     return f"{segment.file}[{segment.start:g}:{'' if segment.end is None else format(segment.end, 'g')}]"
+
+
+def _mark(path: Path) -> str:
+    """The length of a file and a hash of its ends, where containers and streams differ."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest = hashlib.sha256()
+        for start in (0, max(0, size - _END)):
+            file.seek(start)
+            digest.update(file.read(_END))
+    return f"{size} bytes, hash {digest.hexdigest()[:16]}"
 
 
 def _nearest(sizes: Sequence[tuple[int, int]], info: VideoInfo) -> tuple[int, int]:

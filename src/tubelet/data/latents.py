@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,11 +63,13 @@ def cache_latents(
         folder: made if need be.
         shard: clips in a file.
         dtype: of what is kept; None for that of the latents. Statistics are of the latents before.
-        notes: JSON values that have to be the same in a run that goes on, such as how the clips are cut.
+        notes: JSON values that have to be the same in a run that goes on, such as how the clips are cut and of what
+            (:meth:`tubelet.data.ClipFolder.sources`).
         on_clip: called with the number of clips done and that of all, after each.
 
     Raises:
-        ValueError: no clips, a shard that is not positive, or a folder that another run made.
+        ValueError: no clips, a shard that is not positive, or a folder with shards that another run made; of a list in
+            ``notes`` the first entry that differs is named.
 
     Example:
         >>> import tempfile
@@ -203,20 +206,29 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def _agree(folder: Path, plan: dict[str, Any]) -> None:
-    """Note what a folder is made of, or see that it was made of the same."""
+    """Note what a folder is made of, or see that the shards in it were made of the same."""
     path = folder / _PLAN
-    if path.exists():
+    if path.exists() and any(folder.glob("latents-*.safetensors")):
         with parsing(path):
             found = json.loads(path.read_text())
             differing = {name: (found.get(name), value) for name, value in plan.items() if found.get(name) != value}
         if differing:
             raise ValueError(
                 f"{folder} was made with other "
-                + ", ".join(f"{name} ({theirs}, not {ours})" for name, (theirs, ours) in differing.items())
+                + ", ".join(f"{name} ({_difference(*values)})" for name, values in differing.items())
             )
         return
     with _placing(path) as temporary:
         temporary.write_text(json.dumps(plan, indent=1))
+
+
+def _difference(theirs: Any, ours: Any) -> str:
+    """Two unequal values; of two lists the first entries that differ."""
+    if isinstance(theirs, list) and isinstance(ours, list):
+        theirs, ours = next(pair for pair in zip_longest(theirs, ours) if pair[0] != pair[1])
+    elif isinstance(ours, list):
+        ours = "a list"
+    return f"{theirs}, not {ours}"
 
 
 def _fingerprint(vae: Any) -> str:

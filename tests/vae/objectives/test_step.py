@@ -3,6 +3,7 @@
 import io
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -257,3 +258,45 @@ def test_long_gradients_are_shortened() -> None:
         )
         moved = (nn.utils.parameters_to_vector(side.parameters()) - before).norm().item()
         assert 0.5 * norm < moved < 1.001 * norm
+
+
+def test_frozen_parts_that_cannot_be_are_refused_at_once() -> None:
+    run = Run()
+    ends = [
+        (
+            LossPhase(9, {"l1": 1.0, "frames": 0.1}, frozen=("decoder",)),
+            r"\('decoder',\) from step 9 .* balance_at.*frames",
+        ),
+        (
+            LossPhase(9, {"l1": 1.0}, ramp=2, frozen=("decoder",)),
+            r"balance_at, where \['clips', 'frames'\] are balanced",
+        ),
+        (LossPhase(9, {"l1": 1.0}, frozen=("encoder", "decoder")), r"from step 9 on leaves nothing to learn"),
+    ]
+    for phase, message in ends:
+        schedule = mock.patch(f"{__name__}.SCHEDULE", LossSchedule((*SCHEDULE.phases, phase)))
+        with schedule, pytest.raises(ValueError, match=message):
+            run.step(0)
+    fine = LossSchedule((*SCHEDULE.phases, LossPhase(9, {"l1": 1.0}, frozen=("decoder",))))
+    with mock.patch(f"{__name__}.SCHEDULE", fine):
+        run.step(0)
+        run.step(9)
+    with pytest.raises(ValueError, match=r"frozen must be a sequence of names such as \('encoder',\), got 'encoder'"):
+        LossPhase(0, {"l1": 1.0}, frozen="encoder")
+
+
+def test_what_is_not_finite_moves_no_weight() -> None:
+    run, schedule = Run(), LossSchedule((LossPhase(0, {"l1": 1.0}),))
+    before = {name: p.clone() for name, p in run.vae.named_parameters()}
+    video = torch.zeros(1, 1, 1, 16, 16)
+
+    def step(video: Tensor, objective: Objective) -> None:
+        training_step(run.vae, objective, schedule, video, 4, optimizer=run.optimizer)
+
+    with pytest.raises(FloatingPointError, match="the video of step 4 has numbers that are not finite"):
+        step(torch.full_like(video, torch.nan), run.objective)
+    with pytest.raises(FloatingPointError, match="the loss of step 4 is inf"):
+        step(video, Objective({"l1": lambda made, _: made.decoded.sum() * 0 + torch.inf}))
+    with pytest.raises(FloatingPointError, match="the gradient of the loss of step 4 has length nan"):
+        step(video, Objective({"l1": lambda made, _: (made.decoded * 0).abs().sqrt().mean()}))
+    assert all(torch.equal(p, before[name]) for name, p in run.vae.named_parameters())

@@ -24,7 +24,7 @@ class LossPhase:
         frozen: names of the autoencoder's children that do not learn, such as ``("encoder",)``.
 
     Raises:
-        ValueError: a start or ramp below 0, or a weight that is negative or not finite.
+        ValueError: a start or ramp below 0, a weight that is negative or not finite, or a string of frozen names.
 
     Example:
         >>> LossPhase(0, {"l1": 1.0, "kl": 1e-6}).ramp
@@ -40,6 +40,8 @@ class LossPhase:
         for name in ("start", "ramp"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if isinstance(self.frozen, str):
+            raise ValueError(f"frozen must be a sequence of names such as ({self.frozen!r},), got {self.frozen!r}")
         for name, weight in self.weights.items():
             if not 0 <= weight < math.inf:
                 raise ValueError(f"the weight of {name} must be finite and at least 0, got {weight}")

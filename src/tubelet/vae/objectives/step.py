@@ -66,7 +66,9 @@ def training_step(
 
     Raises:
         ValueError: already in the first step, if any phase names an unknown loss, counts no term, freezes what the
-            autoencoder does not have, or has an adversary without an optimiser of discriminators.
+            autoencoder does not have, all of it, or what an adversary is balanced at, or has an adversary without an
+            optimiser of discriminators.
+        FloatingPointError: a number of the video, the loss or its gradient is not finite; no weight of that side moves.
 
     Example:
         >>> from tubelet.vae import CausalAutoencoder, CausalAutoencoderConfig, reconstruction_loss
@@ -80,15 +82,17 @@ def training_step(
         ['l2', 'loss']
     """
     _check(vae, objective, schedule, discriminators)
+    if not video.isfinite().all():
+        raise FloatingPointError(f"the video of step {step} has numbers that are not finite")
     weights = schedule.weights(step)
     with frozen(*(vae.get_submodule(name) for name in schedule.frozen(step))):
         made = through(vae, video, generator)
         loss, numbers = objective.autoencoder_loss(made, weights, generator)
-        _update(loss, optimizer, max_norm)
+        _update(loss, optimizer, max_norm, f"loss of step {step}")
     numbers = {"loss": loss.detach(), **numbers}
     if discriminators is not None and any(name in weights for name in objective.adversaries):
         judging, found = objective.discriminator_loss(made, weights, generator)
-        _update(judging, discriminators, max_norm)
+        _update(judging, discriminators, max_norm, f"loss of the discriminators in step {step}")
         numbers |= found
     return numbers
 
@@ -102,15 +106,38 @@ def _check(
         objective.check(phase.weights)
         if missing := sorted(set(phase.frozen) - children):
             raise ValueError(f"frozen names {missing}, which {type(vae).__name__} does not have")
+    _check_frozen(vae, objective, schedule)
     if discriminators is None and (players := sorted(schedule.names & objective.adversaries.keys())):
         raise ValueError(f"discriminators must be an optimiser, got None, but the schedule names {players}")
 
 
-def _update(loss: Tensor, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
+def _check_frozen(vae: nn.Module, objective: Objective, schedule: LossSchedule) -> None:
+    """Each phase leaves something to learn, and weights to balance its adversaries at."""
+    before: set[str] = set()
+    for phase in schedule.phases:
+        counted = {name for name, weight in phase.weights.items() if weight}
+        playing = sorted((counted | before if phase.ramp else counted) & objective.adversaries.keys())
+        before = counted
+        if not phase.frozen:
+            continue
+        held = {id(p) for name in phase.frozen for p in vae.get_submodule(name).parameters()}
+        if not any(p.requires_grad and id(p) not in held for p in vae.parameters()):
+            raise ValueError(f"frozen={tuple(phase.frozen)} from step {phase.start} on leaves nothing to learn")
+        if playing and any(id(p) in held for p in objective.balance_at):
+            raise ValueError(
+                f"frozen={tuple(phase.frozen)} from step {phase.start} on holds weights of balance_at, where {playing} "
+                "are balanced"
+            )
+
+
+def _update(loss: Tensor, optimizer: torch.optim.Optimizer, max_norm: float, name: str) -> None:
     """One step of the optimiser; parameters that the loss does not reach stay as they are."""
     optimizer.zero_grad()
+    if not loss.isfinite():
+        raise FloatingPointError(f"the {name} is {loss.item()}")
     loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(_parameters(optimizer), max_norm)
+    if not (norm := nn.utils.clip_grad_norm_(_parameters(optimizer), max_norm)).isfinite():
+        raise FloatingPointError(f"the gradient of the {name} has length {norm.item()}")
     optimizer.step()
 
 
