@@ -369,6 +369,22 @@ def test_hooks_of_a_projection_and_of_an_activation_are_still_called(names: list
     assert heard == names
 
 
+REGISTER = ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook")
+
+
+@pytest.mark.parametrize("register", REGISTER)
+def test_hooks_of_norms_that_come_after_the_kernels_are_called(register: str) -> None:
+    branch = Branch(Attention(8, 2, qk_norm=RMSNorm), LayerNorm(8), modulation=AdaLNZero(8, 8))
+    crossing, heard = CrossAttention(8, 2, qk_norm=RMSNorm), []
+    both = nn.ModuleList([branch, crossing])
+    use_kernels(both)
+    for name in ("0.norm", "0.inner.q_norm", "1.k_norm"):
+        getattr(both.get_submodule(name), f"register_{register}")(lambda *_, name=name: heard.append(name))
+    x = torch.randn(2, 3, 8, requires_grad=True)
+    (branch(x, Rows(torch.randn(2, 8))) + crossing(x, x)).sum().backward()
+    assert sorted(heard) == ["0.inner.q_norm", "0.norm", "1.k_norm"]
+
+
 def test_subclasses_of_a_linear_map_are_left_alone() -> None:
     class Low(nn.Linear):
         pass

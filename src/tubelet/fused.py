@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from tubelet.attention.decoupled import DecoupledCrossAttention
 from tubelet.attention.joined import JoinedCrossAttention
-from tubelet.attention.modules import Attention, CrossAttention
+from tubelet.attention.modules import Attention, CrossAttention, normed_and_turned
 from tubelet.attention.normed import fused_normed_and_turned, fused_normed_heads, head_norm
+from tubelet.attention.projections import normed_heads
 from tubelet.attention.streams import ParallelAttention
 from tubelet.blocks import Branch, TransformerBlock, gated
+from tubelet.blocks import norm_modulate as modulated
 from tubelet.kernels import (
     Activation,
     Norm,
@@ -39,6 +41,7 @@ from tubelet.kernels._padded.reference import Before
 from tubelet.layout import Rows
 from tubelet.mlp import MLP, raised
 from tubelet.norms import LayerNorm, RMSNorm
+from tubelet.positions import Rotary
 from tubelet.vae.blocks import ChannelNorm
 from tubelet.vae.causal import CausalConv3d, copies, zeros
 from tubelet.vae.chains import NormedConv, convolved
@@ -117,9 +120,9 @@ def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
         elif isinstance(module, TransformerBlock):
             module.in_turn = _in_turn
         elif isinstance(module, Attention) and _qk_refusal(module) is None:
-            module.normed_and_turned = fused_normed_and_turned
+            module.normed_and_turned = _normed_and_turned
         elif isinstance(module, _CROSSING) and _qk_normed(module) and _qk_refusal(module) is None:
-            module.normed_heads = fused_normed_heads
+            module.normed_heads = _normed_heads
         elif isinstance(module, MLP | ParallelAttention):
             module.raised = _raised
         elif isinstance(module, NormedConv) and _padded_norm(module.norm) and _padded_conv(module.conv):
@@ -199,7 +202,9 @@ def _activation(act: Callable[[Tensor], Tensor]) -> Activation | None:
 
 
 def _norm_modulate(norm: nn.Module, x: Float[Tensor, "*lead d"], shift: Rows, scale: Rows) -> Float[Tensor, "*lead d"]:
-    """What a branch computes before its inner module."""
+    """What a branch computes before its inner module; hooks may have come since."""
+    if not _plain_norm(norm):
+        return modulated(norm, x, shift, scale)
     assert isinstance(norm, LayerNorm | RMSNorm)
     return norm_modulate(x, shift, scale, **_described(norm), dtype=x.dtype)
 
@@ -210,6 +215,19 @@ def _described(norm: nn.Module) -> dict[str, Any]:
     kind: Norm = "layer" if isinstance(norm, LayerNorm) else "rms"
     bias = norm.bias if isinstance(norm, LayerNorm) else None
     return {"norm": kind, "weight": norm.weight, "bias": bias, "eps": norm.eps}
+
+
+def _normed_and_turned(
+    attention: Attention, q: Float[Tensor, "*lead hd"], k: Float[Tensor, "*lead hkd"], rope: Rotary | None
+) -> tuple[Float[Tensor, "*lead h d"], Float[Tensor, "*lead hk d"]]:
+    """Queries and keys from their projections, by one kernel while nobody listens to their norms."""
+    listened = _heard(attention.q_norm) or _heard(attention.k_norm)
+    return (normed_and_turned if listened else fused_normed_and_turned)(attention, q, k, rope)
+
+
+def _normed_heads(norm: nn.Module, x: Tensor, width: int, head_dim: int) -> Tensor:
+    """The same of queries or keys alone."""
+    return (normed_heads if _heard(norm) else fused_normed_heads)(norm, x, width, head_dim)
 
 
 def _gated(
@@ -305,7 +323,10 @@ def _plain_norm(norm: nn.Module) -> bool:
 
 def _heard(module: nn.Module) -> bool:
     """Whether somebody listens to a module, which one kernel for it and its neighbour would pass by."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return any(getattr(module, hooks) for hooks in _HOOKS)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _qk_norms(module: nn.Module) -> dict[str, nn.Module]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tubelet.kernels import _blocks, gate_residual, norm_modulate
+from tubelet.kernels import _blocks, gate_residual, layer_norm, norm_modulate, norm_rope
 from tubelet.layout import Rows
 
 INDEX = {
@@ -156,3 +156,38 @@ def test_a_gate_keeps_the_update_as_it_is() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         gate([x, update, rows], "runs")
     assert sum(each.nbytes for each in kept) == update.nbytes + rows.nbytes + INDEX["runs"].nbytes
+
+
+COMPOSED = {
+    "layer_norm": lambda a, b, c: layer_norm(layer_norm(a, c), c),
+    "norm_rope": lambda a, b, c: norm_rope(norm_rope(a.unflatten(1, (2, 8)), weight=c), weight=c),
+    "gate_residual": lambda a, b, c: gate_residual(b, gate_residual(a, b, Rows(c[None])), Rows(c[None])),
+    "norm_modulate": lambda a, b, c: norm_modulate(norm_modulate(a, *[Rows(c[None])] * 2), *[Rows(c[None])] * 2),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_two_operations_that_share_a_tensor_have_gradients_of_both_orders(name: str) -> None:
+    """What feeds two operations has a path through the first into what the second keeps."""
+    torch.manual_seed(0)
+    width = 16 if name != "norm_rope" else 8
+    values = torch.randn(3, 16), torch.randn(3, 16), torch.randn(width)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        held = [each.to(dtype, copy=True).requires_grad_() for each in values]
+        loss = COMPOSED[name](*held).sin().sum()
+        first = torch.autograd.grad(loss, held, create_graph=True, allow_unused=True, materialize_grads=True)
+        second = torch.autograd.grad(
+            sum(each.square().sum() for each in first), held, allow_unused=True, materialize_grads=True
+        )
+        found.append([each.detach() for each in (*first, *second)])
+    for got, expected in zip(*found, strict=True):
+        assert float((got - expected).norm()) <= 1e-5 * float(expected.norm())
+
+
+def test_a_residual_whose_gate_asks_for_nothing_has_gradients_of_both_orders() -> None:
+    x = torch.randn(3, 8, requires_grad=True)
+    out = gate_residual(x, torch.randn(3, 8), Rows(torch.randn(1, 8)), backend="blocks")
+    (first,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    torch.testing.assert_close(second, torch.full_like(x, 2))

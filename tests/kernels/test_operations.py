@@ -13,15 +13,21 @@ from tubelet.attention.plan import make_plan
 from tubelet.attention.tiles import Run
 from tubelet.blocks import gated, modulate
 from tubelet.kernels import (
+    TileSizes,
     gate_residual,
     grouped_attention,
+    linear,
     norm_modulate,
     norm_rope,
     norm_silu_pad,
     qk_norm_rope,
     residual_norm_modulate,
+    segment_tiles,
+    varlen_attention,
 )
 from tubelet.kernels._choice import use_triton
+from tubelet.kernels._rows.sums import by_row
+from tubelet.kernels._tiled.table import FIELDS
 from tubelet.layout import Grid, Rows, TokenLayout
 from tubelet.norms import LayerNorm, RMSNorm
 from tubelet.positions import Rope3d, Rotary, apply_rope
@@ -247,6 +253,70 @@ def test_what_does_not_fit_is_an_error_on_every_backend() -> None:
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.graph  # their types refuse most of it elsewhere
+def test_what_a_kernel_would_read_amiss_is_an_error_on_every_backend() -> None:
+    x, angles, clip, one = torch.ones(2, 3, 8), torch.ones(3, 4), torch.ones(1, 6, 2, 3, 3), torch.ones(1, 8)
+    pad = partial(norm_silu_pad, clip, eps=1e-6)
+    for call, message in [
+        (
+            lambda: qk_norm_rope(torch.ones(2, 3, 1, 8), torch.ones(1, 3, 1, 8), None),
+            r"heads alone, got \(2, 3, 1, 8\) and \(1, 3, 1, 8\)",
+        ),
+        (lambda: norm_rope(torch.ones(3, 1, 8), Rotary(angles, angles[:2])), r"got \(3, 4\) and \(2, 4\)"),
+        (lambda: norm_rope(torch.ones(2, 8)), r"x must be \(\*lead, tokens, heads, head_dim\), got \(2, 8\)"),
+        (lambda: norm_modulate(x, *[Rows(one)] * 2, weight=torch.ones(1)), r"weight must be \(8,\), got \(1,\)"),
+        (lambda: residual_norm_modulate(x, x, None, None, None, bias=x[0]), r"bias must be \(8,\), got \(3, 8\)"),
+        (lambda: varlen_attention(x, x, x[0], torch.tensor([0, 2])), r"got \(2, 3, 8\), \(2, 3, 8\) and \(3, 8\)"),
+        (lambda: varlen_attention(x, x, x, torch.tensor([0, 3])), r"cu_q must .* at most at 2 tokens, got \[0, 3\]"),
+        (lambda: varlen_attention(x, x, x, *torch.tensor([[0, 1, 2], [0, 2, 1]])), r"cu_k must .*, got \[0, 2, 1\]"),
+        (lambda: varlen_attention(x, x, x, torch.tensor([1, 2])), r"cu_q must start at 0.*, got \[1, 2\]"),
+        (lambda: varlen_attention(x, x, x, torch.tensor([[0, 2]])), r"cu_q must be integers .* of shape \(1, 2\)"),
+        (lambda: varlen_attention(x, x, x, torch.tensor([0.0, 2.0])), "cu_q must be integers .*float32"),
+        (
+            lambda: varlen_attention(x, x, x, torch.tensor([0, 2]), backend="blocks"),
+            "'blocks' cannot serve this tiled_attention: .*; backend='reference' can",
+        ),
+        (lambda: pad(norm="rms", around=(1,)), r"around \(h, w\), got \(1, 6, 2, 3, 3\) and \(1,\)"),
+        (lambda: norm_silu_pad(clip[0], norm="rms", eps=1e-6), r"x must be \(b, c, t, h, w\).*got \(6, 2, 3, 3\)"),
+        (lambda: norm_silu_pad(clip[:, :, :0], norm="rms", eps=1e-6, frames=1), r"frame to copy, got .*6, 0, 3, 3\)"),
+        (
+            lambda: norm_silu_pad(clip[..., :0], norm="rms", eps=1e-6, around=(0, 1), edges="replicate"),
+            r"edge to copy round \(0, 1\), got x of \(1, 6, 2, 3, 0\)",
+        ),
+        (lambda: linear(x, torch.ones(4, 8).double()), "weight is torch.float64, but x is torch.float32"),
+        (lambda: linear(x, torch.ones(4, 8, device="meta")), "weight lies on meta, but x on cpu"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["blocks", "reference"])
+@pytest.mark.parametrize("row", [-4, 3])
+def test_an_index_of_rows_that_are_not_there_is_an_error(row: int, dtype: torch.dtype) -> None:
+    x, rows = torch.ones(2, 8, dtype=dtype), Rows(torch.ones(3, 8, dtype=dtype), torch.tensor([0, row]))
+    found = f"the index names rows {min(row, 0)} to {max(row, 0)}, but there are 3"
+    for call in (lambda: gate_residual(x, x, rows), lambda: norm_modulate(x, rows, rows)):
+        with pytest.raises(IndexError, match=found):
+            call()
+
+
+def test_tables_of_segments_keep_to_the_tokens_whatever_is_said() -> None:
+    """Values on a GPU are not read by the host."""
+    wild = torch.tensor([-2, 5, 3, 99])
+    tiles = segment_tiles(wild, wild, 8, 8, TileSizes(*[4] * 6))
+    for table in (tiles.queries, tiles.keys):
+        start, here, line, length = (table[:, FIELDS.index(name)] for name in ("start", "here_w", "line", "length"))
+        assert min(int(each.min()) for each in (start, here, line, length)) == 0
+        assert int((start + here).max()) == int((line + length).max()) == 8
+        assert int(here.sum()) == 8
+
+
+def test_rows_are_ordered_as_kernels_read_them() -> None:
+    order, offsets = by_row(torch.tensor([5, -9, 1, -1]), 3)
+    assert order.tolist() == [1, 2, 0, 3]
+    assert offsets.tolist() == [0, 1, 2, 4]
 
 
 @pytest.mark.parametrize("pattern", [Temporal(), Window((2, 1, 2))])

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from tubelet.kernels._checks import plain
 
 __all__ = [
     "Affine",
@@ -55,7 +57,7 @@ def refusal(tensors: Sequence[Tensor | None]) -> str | None:
         'it computes on the CPU, and a tensor lies on meta'
     """
     for tensor in (each for each in tensors if each is not None):
-        if type(tensor) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if not plain(tensor):
             return f"a tensor is a {type(tensor).__name__} or transformed by torch.func"
         if tensor.device.type != "cpu":
             return f"it computes on the CPU, and a tensor lies on {tensor.device}"
@@ -66,6 +68,9 @@ def refusal(tensors: Sequence[Tensor | None]) -> str | None:
 
 def again(run: Callable[..., Tensor], inputs: Sequence[Any], grad: Tensor) -> list[Tensor | None]:
     """Gradients that can be differentiated themselves: those of the reference, run once more with a graph.
+
+    Inputs may have a history in which they depend on each other, so the operation runs on aliases: first derivatives
+    end there, and second ones go on through them.
 
     Args:
         run: the operation in plain PyTorch.
@@ -78,10 +83,14 @@ def again(run: Callable[..., Tensor], inputs: Sequence[Any], grad: Tensor) -> li
         >>> first.requires_grad
         True
     """
-    wanted = [each for each in inputs if isinstance(each, Tensor) and each.requires_grad]
+    asked = [isinstance(each, Tensor) and each.requires_grad for each in inputs]
+    if not any(asked):
+        return [None] * len(asked)
     with torch.enable_grad():
-        found = iter(torch.autograd.grad(run(*inputs), wanted, grad, create_graph=True))
-    return [next(found) if isinstance(each, Tensor) and each.requires_grad else None for each in inputs]
+        own = [each.view_as(each) if wanted else each for each, wanted in zip(inputs, asked, strict=True)]
+        sought = [each for each, wanted in zip(own, asked, strict=True) if wanted]
+        found = iter(torch.autograd.grad(run(*own), sought, grad, create_graph=True))
+    return [next(found) if wanted else None for wanted in asked]
 
 
 def pieces_by_row(index: Tensor | None, n: int, rows: int) -> list[Piece]:

@@ -51,7 +51,8 @@ def use_triton(backend: PointwiseBackend, name: str, tensors: Sequence[Tensor | 
         refusal: why the operation's own sizes cannot be served; None where they can.
 
     Raises:
-        ValueError: ``triton`` was asked for and cannot serve, or the backend is unknown.
+        ValueError: ``triton`` was asked for and cannot serve, or ``blocks`` where no blocks did, or the backend is
+            unknown.
 
     Example:
         >>> use_triton("auto", "norm_modulate", [torch.ones(2, 2)], None)
@@ -59,8 +60,11 @@ def use_triton(backend: PointwiseBackend, name: str, tensors: Sequence[Tensor | 
     """
     if backend not in ("auto", "reference", "triton", "blocks"):
         raise ValueError(f"backend must be 'auto', 'reference' or 'triton', got {backend!r}")
-    if backend in ("reference", "blocks"):
+    if backend == "reference" or (backend == "blocks" and torch.compiler.is_compiling()):
         return False
+    if backend == "blocks":
+        reason = refusal or "it has no blocks of tokens on the CPU"
+        raise ValueError(f"backend='blocks' cannot serve this {name}: {reason}; backend='reference' can")
     given = [tensor for tensor in tensors if tensor is not None]
     if backend == "auto":
         return all(tensor.is_cuda for tensor in given) and refusal is None and _misfit(given) is None and installed()

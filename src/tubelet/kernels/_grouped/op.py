@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tubelet.kernels._checks import check_attention
 from tubelet.kernels._choice import Backend, use_triton
 from tubelet.kernels._grouped import launches
 from tubelet.kernels._grouped.places import GROUP_AXES, ITEM_AXES, Pair, Run, pairs
@@ -112,11 +113,7 @@ def grouped_backward(
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, found: Sequence[Pair]) -> None:
-    if q.ndim != 3 or k.ndim != 3 or k.shape[:2] != v.shape[:2] or q.shape[2] != k.shape[2]:
-        shapes = f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
-        raise ValueError(f"q, k and v must be (n, h, d), (m, hk, d) and (m, hk, e), got {shapes}")
-    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise ValueError(f"q has {q.shape[1]} heads, not a multiple of k's {k.shape[1]}")
+    check_attention(q, k, v)
     for name, x, sides in (("q", q, [p.q for p in found]), ("k", k, [p.k for p in found])):
         for side in sides:
             if side.start < 0 or side.last >= len(x):

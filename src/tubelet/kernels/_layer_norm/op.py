@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tubelet.kernels import _blocks
+from tubelet.kernels._checks import check_vectors
 from tubelet.kernels._layer_norm.reference import reference
 
 __all__ = ["LayerNormBackend", "layer_norm"]
@@ -49,9 +50,7 @@ def layer_norm(
     """
     if backend not in get_args(LayerNormBackend):
         raise ValueError(f"backend must be one of {', '.join(get_args(LayerNormBackend))}, got {backend!r}")
-    for name, part in (("weight", weight), ("bias", bias)):
-        if part is not None and part.shape != x.shape[-1:]:
-            raise ValueError(f"{name} has shape {tuple(part.shape)}, but x has {tuple(x.shape)}")
+    check_vectors(x.shape[-1], weight=weight, bias=bias)
     if backend == "reference" or torch.compiler.is_compiling():
         return reference(x, weight, bias, eps)
     if (reason := _blocks.refusal([x, weight, bias])) is not None:

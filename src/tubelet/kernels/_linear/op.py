@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from tubelet.kernels._checks import plain
 from tubelet.kernels._linear.reference import ACTIVATIONS, Activation, reference
 
 __all__ = ["LinearBackend", "linear"]
@@ -53,8 +54,8 @@ def linear(
         The mapped tokens, in the dtype of ``x``.
 
     Raises:
-        ValueError: ``act`` or ``backend`` is unknown, the shapes do not fit, or ``onednn`` was asked for and cannot
-            serve, with the reason.
+        ValueError: ``act`` or ``backend`` is unknown, shapes, dtypes or devices do not fit, or ``onednn`` was asked for
+            and cannot serve, with the reason.
 
     Example:
         >>> linear(torch.ones(2, 3), torch.ones(4, 3), act="relu").shape
@@ -70,6 +71,7 @@ def linear(
         raise ValueError(f"bias has shape {tuple(bias.shape)}, but weight has {tuple(weight.shape)}")
     if backend == "reference" or torch.compiler.is_compiling():
         return reference(x, weight, bias, act)
+    _check_alike(x, weight, bias)
     if (reason := _refusal(x, weight, bias)) is not None:
         if backend == "onednn":
             raise ValueError(f"backend='onednn' cannot serve this linear: {reason}; backend='reference' can")
@@ -83,11 +85,23 @@ def linear(
     return out if act is None else ACTIVATIONS[act](out)
 
 
+def _check_alike(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Tensors of a class of their own may convert themselves, and autocast converts all."""
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is None or not (plain(x) and plain(tensor)):
+            continue
+        if tensor.device != x.device:
+            raise ValueError(f"{name} lies on {tensor.device}, but x on {x.device}")
+        kind = x.device.type
+        if tensor.dtype != x.dtype and not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            raise ValueError(f"{name} is {tensor.dtype}, but x is {x.dtype}")
+
+
 def _refusal(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """Why oneDNN cannot serve tensors."""
     tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
     for tensor in tensors:
-        if type(tensor) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if not plain(tensor):
             return f"a tensor is a {type(tensor).__name__} or transformed by torch.func"
         if tensor.device.type != "cpu":
             return f"it computes on the CPU, and a tensor lies on {tensor.device}"

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tubelet.kernels._checks import check_vectors
 from tubelet.kernels._choice import PointwiseBackend, use_blocks, use_triton
 from tubelet.kernels._launching import dense
 from tubelet.kernels._modulation import launches
@@ -53,7 +54,9 @@ def norm_modulate(
         The modulated tokens.
 
     Raises:
-        ValueError: the rows do not fit ``x``; or a backend was asked for and cannot serve, with the reason.
+        ValueError: the rows, weight or bias do not fit ``x``; or a backend was asked for and cannot serve, with the
+            reason.
+        IndexError: on the CPU, the index names rows that are not there; on a GPU it is clamped to those that are.
 
     Example:
         >>> shift, scale = Rows(torch.zeros(2, 8)), Rows(torch.ones(2, 8))
@@ -63,6 +66,7 @@ def norm_modulate(
     if norm not in ("layer", "rms"):
         raise ValueError(f"norm must be 'layer' or 'rms', got {norm!r}")
     _check(x, shift, scale)
+    check_vectors(x.shape[-1], weight=weight, bias=bias)
     dtype = torch.promote_types(x.dtype, shift.values.dtype) if dtype is None else dtype
     tensors = (x, shift.values, scale.values, shift.index, weight, bias)
     on_cpu = shift.index is scale.index and use_blocks(backend, "norm_modulate", tensors)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tubelet.kernels._checks import check_vectors
 from tubelet.kernels._choice import Backend, use_triton
 from tubelet.kernels._padded import launches
 from tubelet.kernels._padded.reference import Before, ChannelNormKind, Edges, folded, padded, reference
@@ -64,8 +65,8 @@ def norm_silu_pad(
         >>> norm_silu_pad(torch.randn(1, 8, 3, 4, 4), norm="rms", eps=1e-6, frames=2, around=(1, 1)).shape
         torch.Size([1, 8, 5, 6, 6])
     """
-    frames = frames if state is None else state.shape[2]
     _check(x, norm, groups, (weight, bias), state, frames, before, around, edges)
+    frames = frames if state is None else state.shape[2]
     if not use_triton(backend, "norm_silu_pad", (x, state, weight, bias), _refusal(x, norm)):
         y = reference(x, norm, groups, weight, bias, eps, per_frame)
         return padded(y, state, frames, before, around, edges)
@@ -89,6 +90,8 @@ def _check(
     around: tuple[int, int],
     edges: str,
 ) -> None:
+    if x.ndim != 5 or len(around) != 2:
+        raise ValueError(f"x must be (b, c, t, h, w) and around (h, w), got {tuple(x.shape)} and {around}")
     for name, value, known in (
         ("norm", norm, ("rms", "group")),
         ("before", before, ("copies", "zeros")),
@@ -98,13 +101,15 @@ def _check(
             raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {value!r}")
     if norm == "group" and (groups is None or groups < 1 or x.shape[1] % groups):
         raise ValueError(f"groups must divide the {x.shape[1]} channels of x, got {groups}")
-    for name, each in zip(("weight", "bias"), affine, strict=True):
-        if each is not None and each.shape != x.shape[1:2]:
-            raise ValueError(f"{name} is {tuple(each.shape)}, but x has {x.shape[1]} channels")
+    check_vectors(x.shape[1], weight=affine[0], bias=affine[1])
     if state is not None and (state.shape[:2], state.shape[3:]) != (x.shape[:2], x.shape[3:]):
         raise ValueError(f"state has shape {tuple(state.shape)}, which does not go on to x of {tuple(x.shape)}")
     if min(frames, *around) < 0:
         raise ValueError(f"frames and around must not be negative, got {frames} and {around}")
+    if state is None and frames and before == "copies" and not x.shape[2]:
+        raise ValueError(f"before='copies' needs a frame to copy, got x of {tuple(x.shape)}")
+    if edges == "replicate" and any(pad and not side for pad, side in zip(around, x.shape[3:], strict=True)):
+        raise ValueError(f"edges='replicate' needs an edge to copy round {around}, got x of {tuple(x.shape)}")
 
 
 def _refusal(x: Tensor, norm: str) -> str | None:

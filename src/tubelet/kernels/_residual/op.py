@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tubelet.kernels._checks import check_vectors
 from tubelet.kernels._choice import Backend, PointwiseBackend, use_blocks, use_triton
 from tubelet.kernels._launching import dense
 from tubelet.kernels._modulation.reference import Norm
@@ -42,6 +43,7 @@ def gate_residual(
     Raises:
         ValueError: the update or the rows do not fit ``x``; or a backend was asked for and cannot serve, with the
             reason.
+        IndexError: as :func:`tubelet.kernels.norm_modulate`.
 
     Example:
         >>> gate_residual(torch.ones(2, 5, 8), torch.ones(2, 5, 8), Rows(torch.ones(2, 8))).unique()
@@ -90,8 +92,9 @@ def residual_norm_modulate(
         The sum and the modulated tokens, in the dtype of ``x``.
 
     Raises:
-        ValueError: the update or the rows do not fit ``x``; or ``triton`` was asked for and cannot serve, with the
-            reason.
+        ValueError: the update, the rows, weight or bias do not fit ``x``; or ``triton`` was asked for and cannot serve,
+            with the reason.
+        IndexError: as :func:`tubelet.kernels.norm_modulate`.
 
     Example:
         >>> x, one = torch.ones(5, 8), Rows(torch.ones(1, 8))
@@ -103,6 +106,7 @@ def residual_norm_modulate(
         raise ValueError(f"norm must be 'layer' or 'rms', got {norm!r}")
     rows = [each for each in (gate, shift, scale) if each is not None]
     _check(x, update, rows)
+    check_vectors(x.shape[-1], weight=weight, bias=bias)
     tensors = [x, update, weight, bias, *(each.values for each in rows), *(each.index for each in rows)]
     if not use_triton(backend, "residual_norm_modulate", tensors, _refusal(x, rows)):
         y = added(x, update, gate)

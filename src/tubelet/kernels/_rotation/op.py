@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tubelet.kernels._checks import check_vectors
 from tubelet.kernels._choice import PointwiseBackend, use_blocks, use_triton
 from tubelet.kernels._launching import dense, power_of_two
 from tubelet.kernels._rotation import launches
@@ -55,8 +56,8 @@ def qk_norm_rope(
         q and k, in their dtypes.
 
     Raises:
-        ValueError: widths or numbers of tokens disagree, the norm is unknown or has weights without being one; or a
-            backend was asked for and cannot serve, with the reason.
+        ValueError: shapes of q, k, weights or angles disagree, the norm is unknown or has weights without being one; or
+            a backend was asked for and cannot serve, with the reason.
 
     Example:
         >>> from tubelet.positions import Rope3d
@@ -66,6 +67,8 @@ def qk_norm_rope(
         (torch.Size([2, 5, 6, 16]), torch.Size([2, 5, 2, 16]))
     """
     vectors = (q_weight, k_weight, q_bias, k_bias)
+    if q.shape[:-2] != k.shape[:-2] or q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"q and k may differ in heads alone, got {tuple(q.shape)} and {tuple(k.shape)}")
     for name, x, (weight, bias) in (("q", q, vectors[::2]), ("k", k, vectors[1::2])):
         _check(name, x, rotary, weight, bias, norm, across_heads)
     tensors = (q, k, *_turns(rotary), *vectors)
@@ -117,14 +120,18 @@ def _check(
 ) -> None:
     if norm not in ("rms", "layer", "none"):
         raise ValueError(f"norm must be 'rms', 'layer' or 'none', got {norm!r}")
-    width = x.shape[-2] * x.shape[-1] if across_heads else x.shape[-1]
+    if x.ndim < 3:
+        raise ValueError(f"{name} must be (*lead, tokens, heads, head_dim), got {tuple(x.shape)}")
     for what, vector in (("weight", weight), ("bias", bias)):
         if vector is not None and norm == "none":
             raise ValueError(f"norm='none' has no {what}, got one of shape {tuple(vector.shape)}")
-        if vector is not None and vector.shape != (width,):
-            raise ValueError(f"the {what} of {name} must be ({width},), got {tuple(vector.shape)}")
+    check_vectors(x.shape[-2] * x.shape[-1] if across_heads else x.shape[-1], f" of {name}", weight=weight, bias=bias)
     if rotary is None:
         return
+    if rotary.cos.shape != rotary.sin.shape or rotary.cos.ndim < (3 if rotary.per_head else 2):
+        found = f"{tuple(rotary.cos.shape)} and {tuple(rotary.sin.shape)}"
+        axes = "tokens, heads, half" if rotary.per_head else "tokens, half"
+        raise ValueError(f"rotary must have cosines and sines of one shape (*lead, {axes}), got {found}")
     tokens, half = rotary.cos.shape[-3 if rotary.per_head else -2], rotary.cos.shape[-1]
     if x.shape[-1] != 2 * half or x.shape[-3] != tokens:
         found = f"{x.shape[-3]} tokens of head_dim {x.shape[-1]}"

@@ -17,12 +17,12 @@ __all__ = ["combine", "keep", "row_of"]
 @triton.jit
 @no_type_check
 def row_of(INDEX, token, here, rows, per_row):
-    """The row of each token: looked up (a negative one counts from the end), or the tokens share rows in order."""
+    """The row of each token: looked up (counted from the end, then clamped), or tokens share rows in order."""
     if INDEX is None:  # with an else: what follows a return is compiled all the same
         row = token // per_row
     else:
         row = tl.load(INDEX + token, mask=here, other=0)
-        row = tl.where(row < 0, row + rows, row)
+        row = tl.maximum(tl.minimum(tl.where(row < 0, row + rows, row), rows - 1), 0)
     return row
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tubelet.kernels._checks import check_index
 from tubelet.kernels._launching import Launcher, power_of_two
 from tubelet.layout import Rows
 
@@ -71,21 +72,25 @@ def by_row(index: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         >>> [each.tolist() for each in by_row(torch.tensor([1, 0, -1]), 2)]
         [[1, 0, 2], [0, 1, 3]]
     """
-    # half as many passes of the radix sort as over int64; a negative row counts from the end
-    ordered, order = index.remainder(rows).to(torch.int32).sort(stable=True)
+    # as kernels read it: a negative row counts from the end, and what is out of range is the nearest row
+    index = torch.where(index < 0, index + rows, index).clamp(0, rows - 1)
+    ordered, order = index.to(torch.int32).sort(stable=True)  # half as many passes as a radix sort of int64
     return order, torch.searchsorted(ordered, torch.arange(rows + 1, device=index.device, dtype=torch.int32))
 
 
 def check_rows(x: Tensor, rows: Rows) -> None:
-    """Whether rows without an index belong to the batch of ``x``.
+    """Whether rows without an index belong to the batch of ``x``, and an index names rows that are there.
 
     Raises:
         ValueError: they do not.
+        IndexError: it names others, which is asked on the CPU only.
 
     Example:
         >>> check_rows(torch.ones(2, 5, 8), Rows(torch.ones(2, 8)))
     """
     count = rows.values.shape[0]
+    if rows.index is not None:
+        check_index(rows.index, count)
     if rows.index is None and count != 1 and (x.ndim != 3 or x.shape[0] != count):
         raise ValueError(f"{count} rows without an index belong to a batch of {count} rows, but x is {tuple(x.shape)}")
 

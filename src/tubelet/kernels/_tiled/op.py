@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tubelet.kernels._checks import check_attention, check_starts
 from tubelet.kernels._choice import Backend, use_triton
 from tubelet.kernels._launching import dense
 from tubelet.kernels._tiled import launches
@@ -40,7 +41,8 @@ def varlen_attention(
     Args:
         q: queries, of any strides.
         k, v: keys and values with ``hk`` heads; ``h`` is a multiple of ``hk`` (grouped-query attention).
-        cu_q: where the segments of queries begin and the last one ends, on any device; it is never read by the host.
+        cu_q: where the segments of queries begin, from 0, and the last one ends, on any device; on a GPU it is never
+            read by the host, and what lies out of range is clamped.
         cu_k: the same of keys; None: as the queries.
         scale: factor of the scores; None means ``1/sqrt(d)``.
         backend: ``"auto"``, ``"reference"`` or ``"triton"``.
@@ -49,7 +51,8 @@ def varlen_attention(
         ``(n, h, e)`` in the dtype of q, contiguous; 0 for a segment without keys and behind the last segment.
 
     Raises:
-        ValueError: shapes disagree, or ``triton`` was asked for and cannot serve, with the reason.
+        ValueError: shapes disagree, or ``triton`` was asked for and cannot serve, with the reason; on the CPU also
+            where ``cu_q`` or ``cu_k`` decreases, or does not begin at 0, or ends behind the last token.
 
     Example:
         >>> q, k, v = torch.randn(3, 12, 2, 8)
@@ -57,7 +60,10 @@ def varlen_attention(
         torch.Size([12, 2, 8])
     """
     cu_k = cu_q if cu_k is None else cu_k
-    if cu_q.shape != cu_k.shape or not len(cu_q):
+    check_attention(q, k, v)
+    check_starts("cu_q", cu_q, len(q))
+    check_starts("cu_k", cu_k, len(k))
+    if cu_q.shape != cu_k.shape:
         raise ValueError(
             f"cu_q and cu_k must be as long as each other, got {tuple(cu_q.shape)} and {tuple(cu_k.shape)}"
         )
@@ -89,11 +95,7 @@ def tiled_attention(
         >>> tiled_attention(q, q, q, segment_tiles(cu, cu, 6, 6, TileSizes(*[16] * 6))).shape
         torch.Size([6, 2, 8])
     """
-    if q.ndim != 3 or k.ndim != 3 or k.shape[:2] != v.shape[:2] or q.shape[2] != k.shape[2]:
-        shapes = f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
-        raise ValueError(f"q, k and v must be (n, h, d), (m, hk, d) and (m, hk, e), got {shapes}")
-    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise ValueError(f"q has {q.shape[1]} heads, not a multiple of k's {k.shape[1]}")
+    check_attention(q, k, v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     refusal = tiled_refusal(q.shape[-1], v.shape[-1], scale)
     if not use_triton(backend, "tiled_attention", (q, k, v, tiles.queries), refusal):

@@ -86,6 +86,7 @@ def segment_tiles(
     """
     sides = []
     for cu, tokens in ((cu_q, queries), (cu_k, keys)):
+        cu = cu.clamp(0, tokens).cummax(0).values  # whatever they say, kernels stay inside of their memory
         cu = torch.cat([cu, cu.new_full((1,), tokens)]).to(torch.int32)
         seen = cu.diff()
         seen[-1:] = 0  # the tokens behind the last segment attend nothing, and nothing attends them
