@@ -63,8 +63,8 @@ def use_triton(backend: PointwiseBackend, name: str, tensors: Sequence[Tensor | 
     if backend == "reference" or (backend == "blocks" and torch.compiler.is_compiling()):
         return False
     if backend == "blocks":
-        reason = refusal or "it has no blocks of tokens on the CPU"
-        raise ValueError(f"backend='blocks' cannot serve this {name}: {reason}; backend='reference' can")
+        why = refusal or "it has no blocks of tokens on the CPU"
+        raise ValueError(f"backend='blocks' cannot serve this {name}: {why}; backend='reference' can")
     given = [tensor for tensor in tensors if tensor is not None]
     if backend == "auto":
         return all(tensor.is_cuda for tensor in given) and refusal is None and _misfit(given) is None and installed()
