@@ -13,7 +13,13 @@ __all__ = ["NormModulate", "row_gradients"]
 
 
 class NormModulate(torch.autograd.Function):
-    """The operation on ``x (n, d)`` and rows ``(r, d)``; without an index the rows have equal shares of the tokens."""
+    """The operation on ``x (n, d)`` and rows ``(r, d)``; without an index the rows have equal shares of the tokens.
+
+    Example:
+        >>> x, row = torch.tensor([[1.0, 3.0]]), torch.ones(1, 2)
+        >>> NormModulate.apply(x, row, row, None, None, None, False, 0.0, torch.float32)  # [-1, 1] · 2 + 1
+        tensor([[-1.,  3.]])
+    """
 
     @staticmethod
     def forward(

@@ -14,7 +14,12 @@ __all__ = ["GateResidual"]
 
 
 class GateResidual(torch.autograd.Function):
-    """``x + gate·update`` on ``(n, d)`` and rows ``(r, d)``; without an index rows have equal shares of the tokens."""
+    """``x + gate·update`` on ``(n, d)`` and rows ``(r, d)``; without an index rows have equal shares of the tokens.
+
+    Example:
+        >>> GateResidual.apply(torch.ones(1, 2), torch.ones(1, 2), torch.tensor([[0.0, 2.0]]), None)
+        tensor([[1., 3.]])
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, update: Tensor, gate: Tensor, index: Tensor | None) -> Tensor:
