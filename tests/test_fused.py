@@ -420,8 +420,10 @@ def _replaced(monkeypatch: pytest.MonkeyPatch, norm: nn.Module, conv: nn.Module)
     ],
 )
 def test_norm_silu_and_the_frames_before_are_one_kernel(norm, before, monkeypatch) -> None:
-    layer, calls = _replaced(monkeypatch, norm(), CausalConv3d(4, 3, (3, 3, 1), before=before, edges="replicate"))
-    x = torch.randn(2, 4, 5, 6, 4, requires_grad=True)
+    edges = "replicate" if before is copies else "zeros"
+    layer, calls = _replaced(monkeypatch, norm(), CausalConv3d(4, 3, (3, 3, 5), before=before, edges=edges))
+    layer.double()
+    x = torch.randn(2, 4, 5, 6, 4, **F64, requires_grad=True)
     plain, state = layer(x)
     second, _ = layer(x, state)
     wanted = torch.autograd.grad((plain.sin() + second.cos()).sum(), [x, *layer.parameters()])
@@ -430,12 +432,16 @@ def test_norm_silu_and_the_frames_before_are_one_kernel(norm, before, monkeypatc
     later, _ = layer(x, kept)
     got = torch.autograd.grad((whole.sin() + later.cos()).sum(), [x, *layer.parameters()])
     assert calls == [2, 2]
-    torch.testing.assert_close([whole, kept, later, *got], [plain, state, second, *wanted], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close([whole, kept, later, *got], [plain, state, second, *wanted], rtol=1e-10, atol=1e-10)
     with pytest.raises(ValueError, match=r"state must hold kt - 1 = 2 frames, not 1"):
         layer(x, kept[:, :, :1])
+    heard: list[int] = []
+    layer.conv.conv.register_forward_hook(lambda *_: heard.append(1))
+    torch.testing.assert_close(layer(x)[0], whole)
+    assert (len(calls), heard) == (3, [1])  # who listens to the convolution inside hears it, and it adds the borders
     layer.norm.register_forward_hook(lambda *_: None)
     layer(x)
-    assert len(calls) == 2  # whoever listens to the norm hears it
+    assert len(calls) == 3  # whoever listens to the norm hears it
     assert use_eager(layer) == [""]
 
 

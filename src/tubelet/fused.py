@@ -281,14 +281,18 @@ def _joined(branch: nn.Module, following: nn.Module | None) -> bool:
 
 
 def _convolved(norm: nn.Module, conv: nn.Module, x: Float[Tensor, "b c t h w"], state: Tensor | None) -> Any:
-    """What a convolution behind a norm computes, and its state; its own padding over space is free."""
+    """What a convolution behind a norm computes, and its state; it pads by zeros for nothing, by edges not."""
     assert isinstance(conv, CausalConv3d)
     past = conv.conv.kernel_size[0] - 1
     wrong = state is not None and state.shape[2] != past
     if wrong or not _pays(x) or _heard(norm) or _heard(conv):
         return convolved(norm, conv, x, state)
     before: Before = "copies" if conv.before is copies else "zeros"
-    return conv.followed(norm_silu_pad(x, **_padded_norm(norm), state=state, frames=past, before=before))
+    made: dict[str, Any] = {**_padded_norm(norm), "state": state, "frames": past, "before": before}
+    bordered = conv.conv.padding_mode == "replicate" and not _heard(conv.conv)
+    if bordered:
+        made |= {"around": tuple(conv.conv.padding[1:]), "edges": "replicate"}
+    return conv.followed(norm_silu_pad(x, **made), bordered)
 
 
 def _padded_norm(norm: nn.Module) -> dict[str, Any]:

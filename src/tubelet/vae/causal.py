@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tubelet.vae.blockwise import Pieces, blockwise, convolve_blocks, joined, pieces_of_tensor
 
@@ -163,17 +164,24 @@ class CausalConv3d(nn.Module):
         return self.followed(x)
 
     def followed(
-        self, x: Float[Tensor, "b c t h w"]
-    ) -> tuple[Float[Tensor, "b d t2 h2 w2"], Float[Tensor, "b c r h w"]]:
+        self, x: Float[Tensor, "b c t h w"], bordered: bool = False
+    ) -> tuple[Float[Tensor, "b d t2 h2 w2"], Float[Tensor, "b c r h2 w2"]]:
         """As `forward`, of frames that have those before them in front.
+
+        ``bordered``: they have the convolution's positions round them as well, which are no part of the state.
 
         Example:
             >>> CausalConv3d(2, 3).followed(torch.zeros(1, 2, 5, 4, 4))[0].shape
             torch.Size([1, 3, 3, 4, 4])
         """
-        y: Tensor = self.conv(x)
-        kept = self.conv.kernel_size[0] - self.conv.stride[0]
-        return y, x[:, :, x.shape[2] - kept :].clone()
+        conv = self.conv
+        kept = x[:, :, x.shape[2] - (conv.kernel_size[0] - conv.stride[0]) :]
+        if not bordered:
+            y: Tensor = conv(x)
+            return y, kept.clone()
+        rows, columns = (int(side) for side in conv.padding[1:])
+        kept = kept[:, :, :, rows : x.shape[3] - rows, columns : x.shape[4] - columns]
+        return F.conv3d(x, conv.weight, conv.bias, conv.stride), kept.clone()
 
     def blockwise(self, x: Float[Tensor, "b c t h w"]) -> bool:
         """Whether frames like these are convolved in blocks."""
