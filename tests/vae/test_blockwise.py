@@ -32,7 +32,7 @@ BLOCKS = {"whole": (2**20, 1), "rows": (40, 1), "frames": (700, 1), "plain": (40
 
 @pytest.fixture(params=BLOCKS.values(), ids=BLOCKS)
 def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in zip(("_BLOCK", "_WIDE", "_MANY"), (*request.param, 1), strict=True):
+    for name, value in zip(("_BLOCK", "_WIDE", "_MANY", "_ENOUGH"), (*request.param, 1, 1), strict=True):
         monkeypatch.setattr(blockwise, name, value)
 
 
@@ -91,7 +91,7 @@ def test_statistics_of_far_means() -> None:
 
 
 def test_gradients_hooks_and_adapters_take_the_plain_way() -> None:
-    conv, x = CausalConv3d(2, 3), torch.randn(1, 2, 3, 4, 4)
+    conv, x = CausalConv3d(2, 3), torch.randn(1, 2, 3, 32, 32)
     assert not conv.blockwise(x)
     with torch.no_grad():
         assert conv.blockwise(x)
@@ -122,7 +122,7 @@ def test_a_course_is_the_call_and_keeps_what_follows_needs() -> None:
 @torch.no_grad()
 def test_a_whole_decode_holds_no_states() -> None:
     chain = Chain(*(CausalConv3d(16, 16) for _ in range(12)))
-    x = torch.randn(1, 16, 4, 16, 16)
+    x = torch.randn(1, 16, 4, 32, 32)
     called = peak_bytes(lambda: chain(x), torch.device("cpu"))[0] or 0
     course = peak_bytes(lambda: Course(chain)(x, last=True), torch.device("cpu"))[0] or 0
     assert called - course > 9 * x[:, :, :2].numel() * 4

@@ -33,6 +33,7 @@ Example:
 _BLOCK = 2**20  # numbers in a block of input or result: within the second or third level of cache
 _WIDE = 64  # channels from which on a multiplication costs more than the sums that save it
 _MANY = 512  # positions of a block that make the four kernels worth their making
+_ENOUGH = 2048  # positions from which on a convolution costs much more than copies of its weights
 
 
 def pieces_of_tensor(x: Tensor) -> Pieces:
@@ -55,7 +56,7 @@ def blockwise(conv: nn.Conv3d, x: Tensor) -> bool:
     Example:
         >>> conv = nn.Conv3d(2, 2, 3, padding=(0, 1, 1))
         >>> with torch.no_grad():
-        ...     blockwise(conv, torch.zeros(1, 2, 5, 8, 8)), blockwise(nn.Conv3d(2, 2, 3), torch.zeros(1, 2, 5, 8, 8))
+        ...     blockwise(conv, torch.zeros(1, 2, 5, 32, 32)), blockwise(conv, torch.zeros(1, 2, 5, 8, 8))
         (True, False)
     """
     if type(conv) is not nn.Conv3d or conv._forward_hooks or conv._forward_pre_hooks:  # adapters see it called
@@ -64,7 +65,8 @@ def blockwise(conv: nn.Conv3d, x: Tensor) -> bool:
     plain = same and max(*conv.stride, *conv.dilation, conv.groups) == 1 and conv.kernel_size[0] > 1
     learns = torch.is_grad_enabled() and (x.requires_grad or conv.weight.requires_grad)
     learns = learns or torch.compiler.is_compiling()  # a compiler fuses by itself, and would unroll all blocks
-    return plain and not learns and x.device.type == "cpu" and conv.padding_mode in ("zeros", "replicate")
+    many = x.shape[0] * x[0, 0].numel() >= _ENOUGH
+    return plain and many and not learns and x.device.type == "cpu" and conv.padding_mode in ("zeros", "replicate")
 
 
 def convolve_blocks(
