@@ -165,7 +165,7 @@ class CausalConv3d(nn.Module):
 
     def followed(
         self, x: Float[Tensor, "b c t h w"], bordered: bool = False
-    ) -> tuple[Float[Tensor, "b d t2 h2 w2"], Float[Tensor, "b c r h2 w2"]]:
+    ) -> tuple[Float[Tensor, "b d t2 h2 w2"], Float[Tensor, "b c r h3 w3"]]:
         """As `forward`, of frames that have those before them in front.
 
         ``bordered``: they have the convolution's positions round them as well, which are no part of the state.
