@@ -24,6 +24,7 @@ from tubelet.vae import (
 from tubelet.vae.causal import copies, follow, zeros
 from tubelet.vae.courses import Course
 from tubelet.vae.normed_pieces import frame_statistics
+from tubelet.vae.timed import ModulatedConv
 
 F64 = torch.float64
 BLOCKS = {"whole": (2**20, 1), "rows": (40, 1), "frames": (700, 1), "plain": (40, 100)}
@@ -126,3 +127,15 @@ def test_a_whole_decode_holds_no_states() -> None:
     called = peak_bytes(lambda: chain(x), torch.device("cpu"))[0] or 0
     course = peak_bytes(lambda: Course(chain)(x, last=True), torch.device("cpu"))[0] or 0
     assert called - course > 9 * x[:, :, :2].numel() * 4
+
+
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("modulated", [False, True])
+def test_a_norm_that_learns_before_a_frozen_convolution_has_gradients(modulated: bool) -> None:
+    norm, conv = ChannelNorm(4, dtype=F64), CausalConv3d(4, 5, dtype=F64).requires_grad_(False)
+    x, number = torch.randn(1, 4, 3, 6, 5, dtype=F64), torch.zeros(1, 4, 1, 1, 1, dtype=F64)
+    layer = ModulatedConv(norm, conv) if modulated else NormedConv(norm, conv)
+    out, _ = layer(x, None, number, number) if modulated else layer(x)
+    (found,) = torch.autograd.grad(out.square().sum(), [norm.weight])
+    (expected,) = torch.autograd.grad(conv(F.silu(norm(x)))[0].square().sum(), [norm.weight])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

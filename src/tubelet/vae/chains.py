@@ -6,7 +6,7 @@ form. The context is what some layers are told besides, such as the latents that
 all its layers, and those that need none pass over it. Activations are ``(b, c, t, h, w)``.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -157,8 +157,8 @@ class NormedConv(nn.Module):
 
         A convolution that works in blocks is given the normed frames as it asks for them.
         """
-        if isinstance(self.conv, Blockwise) and self.conv.blockwise(x) and not any(_tracked(self.norm, *context)):
-            y, state = self.conv.convolve(activated(normed_pieces(self.norm, x, *context)), x, state)
+        if (conv := in_blocks(self.norm, self.conv, x, *context)) is not None:
+            y, state = conv.convolve(activated(normed_pieces(self.norm, x, *context)), x, state)
             return y, state
         y, state = self.convolved(self.norm, self.conv, x, state, *context)
         return y, state
@@ -283,10 +283,19 @@ def _step(states: dict[nn.Module, Any], layer: nn.Module, x: Tensor, *context: A
     return y
 
 
-def _tracked(norm: nn.Module, *context: Any) -> Iterator[bool]:
-    """Whether gradients flow to what a norm is made of."""
+def in_blocks(norm: nn.Module, conv: nn.Module, x: Float[Tensor, "b c t h w"], *context: Any) -> Blockwise | None:
+    """The convolution, if it can take what a norm makes of ``x`` and a context piece by piece; nothing learns from it.
+
+    Example:
+        >>> from tubelet.vae import CausalConv3d, ChannelNorm
+        >>> in_blocks(ChannelNorm(2), CausalConv3d(2, 4), torch.zeros(1, 2, 3, 32, 32)) is None  # they learn
+        True
+    """
+    if not (isinstance(conv, Blockwise) and conv.blockwise(x)):
+        return None
     given = (part for part in context if isinstance(part, Tensor))
-    return (torch.is_grad_enabled() and part.requires_grad for part in chain(norm.parameters(), given))
+    learns = torch.is_grad_enabled() and any(part.requires_grad for part in chain(norm.parameters(), given))
+    return None if learns else conv
 
 
 def reset(module: nn.Module) -> None:

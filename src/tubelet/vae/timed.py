@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tubelet.vae.blockwise import Pieces
 from tubelet.vae.causal import State
-from tubelet.vae.chains import Blockwise, reset
+from tubelet.vae.chains import in_blocks, reset
 from tubelet.vae.normed_pieces import activated, normed_pieces
 
 __all__ = ["ModulatedConv", "ShiftsAndScales", "TimedBlock", "TimedDecoder", "TimedHead", "TimedStage"]
@@ -49,14 +49,10 @@ class ModulatedConv(nn.Module):
         scale: Float[Tensor, "b c 1 1 1"],
     ) -> tuple[Float[Tensor, "b d t h w"], Any]:
         """The next frames and the state of the convolution."""
-        if (
-            isinstance(self.conv, Blockwise)
-            and self.conv.blockwise(x)
-            and not (shift.requires_grad or scale.requires_grad)
-        ):
+        if (conv := in_blocks(self.norm, self.conv, x, shift, scale)) is not None:
             normed, factor = normed_pieces(self.norm, x), 1 + scale
             modulated = activated(lambda *place: _modulated(normed, factor, shift, *place))
-            y, state = self.conv.convolve(modulated, x, state)
+            y, state = conv.convolve(modulated, x, state)
             return y, state
         y, state = self.conv(F.silu(self.norm(x) * (1 + scale) + shift), state)
         return y, state
