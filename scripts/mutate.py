@@ -25,6 +25,10 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = 0.9
@@ -191,7 +195,7 @@ class Failures:
     def __init__(self) -> None:
         self.first = ""
 
-    def pytest_runtest_logreport(self, report: "pytest.TestReport") -> None:  # noqa: F821
+    def pytest_runtest_logreport(self, report: "pytest.TestReport") -> None:
         if report.failed and not self.first:
             self.first = report.nodeid.removeprefix("tests/")
 

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from uuid import uuid4
 
-__all__ = ["parsing", "replacing", "require"]
+__all__ = ["parsing", "replacing", "require", "write_json"]
 
 
 @contextmanager
@@ -57,6 +58,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a value as JSON, indented, whole or not at all.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "metrics.json"
+        >>> write_json(file, {"psnr": 30.0})
+        >>> json.loads(file.read_text())
+        {'psnr': 30.0}
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
 @contextmanager

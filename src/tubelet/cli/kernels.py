@@ -1,13 +1,12 @@
 """``tubelet kernels``: compile every kernel for GPUs that are not here, or measure launch sizes on the one that is."""
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tubelet.cli.arguments import count
-from tubelet.files import replacing
+from tubelet.files import write_json
 
 __all__ = ["add", "check", "tune"]
 
@@ -87,8 +86,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"no kernel's name holds {arguments.only!r}")
     print(aot.table(found))
     if arguments.json is not None:
-        with replacing(arguments.json) as temporary:
-            temporary.write_text(json.dumps(aot.as_json(found), indent=1) + "\n")
+        write_json(arguments.json, aot.as_json(found))
     faults = sum(not each.passes for each in found)
     print(f"{len(found)} kernels compiled, {faults or 'none'} beyond a cap")
     if faults:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tubelet.cli.arguments import count, existing, folder, number, positive, share
 from tubelet.cli.cpu import flushed_denormals
 from tubelet.cli.kept import check_kept
-from tubelet.files import parsing, replacing
+from tubelet.files import parsing, write_json
 
 __all__ = ["add", "run"]
 
@@ -23,7 +23,6 @@ _LOSSES = ("l1", "kl", "lpips", "frames_weight", "clips_weight", "adversarial_fr
 _KEPT = ("config", "vae", "size", "frames", "batch", "lr", "muon_lr", *_LOSSES, "seed", "images")
 _PER_START, _PER_STATISTICS = 16, 8  # batches
 _SHOWN = 4  # clips on a sheet
-_SSIM, _VGG = 11, 16  # least sides, pixels
 _RUN, _CHECKPOINT, _DONE = "run.json", "vae.run.safetensors", "report.json"
 
 _EXAMPLE = """example:
@@ -139,7 +138,7 @@ def run(arguments: argparse.Namespace) -> None:
         loss_curves(out / "loss.png", {"autoencoder": history})
         noted = {"steps": recipe.steps, "seed": recipe.seed, "clips": len(files)}
         hub.save(vae, out / "autoencoder", metadata=noted)
-        _write_json(out / _DONE, report)
+        write_json(out / _DONE, report)
     print(f"{out}: autoencoder, report.json, loss.png, reconstructions.png, reconstructions.gif")
     print(scores)
 
@@ -161,11 +160,13 @@ def _check_folders(arguments: argparse.Namespace) -> None:
 
 def _check_sizes(arguments: argparse.Namespace) -> None:
     """Crops are as large as everything that judges them needs."""
+    from tubelet.metrics.frames import SSIM_SIDE
+    from tubelet.metrics.lpips import VGG_SIDE
     from tubelet.vae_recipe import AutoencoderRecipe, least_side
 
     needs = {
-        "SSIM": _SSIM,
-        "the perceptual distance": _VGG * bool(arguments.lpips),
+        "SSIM": SSIM_SIDE,
+        "the perceptual distance": VGG_SIDE * bool(arguments.lpips),
         "discriminators": least_side(AutoencoderRecipe(steps=1, **_given(arguments))),
     }
     judge = max(needs, key=needs.__getitem__)
@@ -264,7 +265,7 @@ def _recipe(arguments: argparse.Namespace, files: list[str], vae: Any, batch: An
     if steps is None:
         steps = steps_in(arguments.minutes or 15.0, vae, batch, AutoencoderRecipe(steps=1, **given))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    _write_json(path, asked | {"steps": steps, "minutes": arguments.minutes})
+    write_json(path, asked | {"steps": steps, "minutes": arguments.minutes})
     return _from(AutoencoderRecipe(steps=steps, **given), arguments)
 
 
@@ -282,8 +283,3 @@ def _from(recipe: Any, arguments: argparse.Namespace) -> Any:
 
 def _clips_of(batch: Callable[[int], Tensor], many: int) -> Iterator[Float[Tensor, "b 3 t h w"]]:
     return (batch(step) for step in range(many))
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with replacing(path) as temporary:
-        Path(temporary).write_text(json.dumps(value, indent=1))

@@ -5,7 +5,6 @@ with ``--full`` the hour-long run that makes it) and ``metrics.json``; ``judged/
 """
 
 import hashlib
-import json
 import platform
 import sys
 import time
@@ -35,7 +34,7 @@ from tubelet.demo.metrics import direction_accuracy
 from tubelet.demo.pictures import loss_curves, reconstruction_sheet
 from tubelet.demo.shipped import NAME, load_model
 from tubelet.demo.tasks import NAMES, do_task, judged_task, moving_clips, task_line
-from tubelet.files import replacing
+from tubelet.files import write_json
 from tubelet.pipeline import TextToVideo
 from tubelet.text import WordEncoder
 from tubelet.training import History, Progress
@@ -130,7 +129,7 @@ def tasks(out: Path, seed: int, checkpoint: Path | None = None, samples: int = 2
         write_all(folder / name, done.videos[:6], done.captions[:6])
         _say(task_line(name, found[name]))
     metrics = {"tasks": found, "seed": seed, "samples": samples, **_versions()}
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     _say(f"pictures, videos and metrics.json are in {folder}")
     return metrics
 
@@ -158,7 +157,7 @@ def full(out: Path, seed: int, resume: bool, plan: Plan = FULL) -> dict[str, Any
         hub.save_bundle(file, model.parts(), dtype=torch.bfloat16, metadata=_versions())
         metrics = _judged(load_model(file), folder, plan.seed)
         metrics["bars"] = verdicts(metrics)
-        _write_json(folder / f"{NAME}.json", _record(plan, histories, metrics, file))
+        write_json(folder / f"{NAME}.json", _record(plan, histories, metrics, file))
         _finish(out, metrics, plan.seed)
     return metrics
 
@@ -203,7 +202,7 @@ def _live(folder: Path, plan: Plan) -> dict[str, Any]:
     prompts, videos = text_to_video(model, seed)
     write_all(folder / "samples", videos, prompts)
     _reconstructions(model, folder, seed)
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     return metrics
 
 
@@ -247,7 +246,7 @@ def _reconstructions(model: TextToVideo, folder: Path, seed: int) -> None:
 def _finish(out: Path, metrics: dict[str, Any], seed: int) -> None:
     metrics["bars"] = verdicts(metrics)
     metrics |= {"seed": seed, **_versions()}
-    _write_json(out / "metrics.json", metrics)
+    write_json(out / "metrics.json", metrics)
     for name, found in metrics["bars"].items():
         _say(f"  {'pass' if found['passes'] else 'MISS'}  {name:<42} {found['value']:.4g}  ({found['bar']})")
     if "samples" in metrics:
@@ -262,11 +261,6 @@ def _greet(out: Path) -> None:
 
 def _versions() -> dict[str, str]:
     return {"tubelet": __version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with replacing(path) as temporary:
-        Path(temporary).write_text(json.dumps(value, indent=1) + "\n")
 
 
 def _show(title: str) -> Callable[[int, int], Progress]:

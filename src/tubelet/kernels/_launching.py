@@ -7,7 +7,7 @@ compiles without a GPU (:mod:`tubelet.kernels.aot`) hands in another one, so tha
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -71,14 +71,18 @@ def strides(tensors: Mapping[str, Tensor], axes: Sequence[str]) -> dict[str, int
     return {**{name: stride // unit for name, stride in found.items()}, "UNIT": unit}
 
 
-def dense(x: Tensor) -> Tensor:
-    """A tensor whose last axis lies dense in memory, as kernels read it; others are copied.
+@overload
+def dense(x: Tensor) -> Tensor: ...
+@overload
+def dense(x: Tensor | None) -> Tensor | None: ...
+def dense(x: Tensor | None) -> Tensor | None:
+    """A tensor whose last axis lies dense in memory, as kernels read it; others are copied. None stays None.
 
     Example:
         >>> dense(torch.ones(4, 2).mT).stride()
         (4, 1)
     """
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
 def has_descriptors(x: Tensor) -> bool:

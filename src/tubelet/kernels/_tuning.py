@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from tubelet.files import replacing
+from tubelet.files import write_json
 
 __all__ = ["VERSION", "choose", "key", "read", "tuned_file", "write"]
 
@@ -68,9 +68,7 @@ def write(path: Path, choices: Mapping[str, tuple[int, ...]]) -> None:
         {'rotation_forward/128/bfloat16': (8, 2)}
     """
     merged = {**read(path), **choices}
-    with replacing(path) as temporary:
-        content = {"schema": VERSION, "sizes": {name: list(sizes) for name, sizes in sorted(merged.items())}}
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(path, {"schema": VERSION, "sizes": {name: list(sizes) for name, sizes in sorted(merged.items())}})
 
 
 def read(path: Path) -> dict[str, tuple[int, ...]]:

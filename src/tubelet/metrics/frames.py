@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 __all__ = ["psnr", "ssim"]
 
-_SIDE, _SIGMA = 11, 1.5
+SSIM_SIDE, _SIGMA = 11, 1.5
+"""Side of the window in pixels, and so the least side of a video; its deviation."""
 _K1, _K2 = 0.01, 0.03
 
 
@@ -66,8 +67,8 @@ def ssim(
         tensor([1., 1.])
     """
     x, y, span = _pair(x, y, limits)
-    if min(x.shape[-2:]) < _SIDE:
-        raise ValueError(f"ssim needs sides of at least {_SIDE} pixels, got h, w = {tuple(x.shape[-2:])}")
+    if min(x.shape[-2:]) < SSIM_SIDE:
+        raise ValueError(f"ssim needs sides of at least {SSIM_SIDE} pixels, got h, w = {tuple(x.shape[-2:])}")
     planes = (rearrange(value, "b c t h w -> (b c t) 1 h w") for value in (x, y, x * x, y * y, x * y))
     mx, my, xx, yy, xy = (_blurred(plane) for plane in planes)
     c1, c2 = (_K1 * span) ** 2, (_K2 * span) ** 2
@@ -78,7 +79,7 @@ def ssim(
 
 def _blurred(planes: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 i j"]:
     """Means under the Gaussian at each place where it fits; it is a product of two lines."""
-    offsets = torch.arange(_SIDE, device=planes.device, dtype=planes.dtype) - _SIDE // 2
+    offsets = torch.arange(SSIM_SIDE, device=planes.device, dtype=planes.dtype) - SSIM_SIDE // 2
     line = torch.softmax(-(offsets**2) / (2 * _SIGMA**2), 0)
     return F.conv2d(F.conv2d(planes, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
 

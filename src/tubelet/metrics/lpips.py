@@ -12,9 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["LPIPS", "VGG16"]
+__all__ = ["LPIPS", "VGG16", "VGG_SIDE"]
 
 _WIDTHS, _DEPTHS = (64, 128, 256, 512, 512), (2, 2, 3, 3, 3)
+VGG_SIDE = 2 ** (len(_DEPTHS) - 1)
+"""The least side of images in pixels: each stage but the first halves it."""
 _MEAN, _DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _EPS = 1e-10
 
@@ -44,9 +46,8 @@ class VGG16(nn.Module):
         self.stages = nn.ModuleList(map(_stage, range(len(_DEPTHS)), inputs, widths, _DEPTHS))
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> list[Float[Tensor, "n _ _ _"]]:
-        least = 2 ** (len(self.stages) - 1)
-        if min(images.shape[-2:]) < least:
-            raise ValueError(f"VGG16 needs sides of at least {least} pixels, got h, w = {tuple(images.shape[-2:])}")
+        if min(images.shape[-2:]) < VGG_SIDE:
+            raise ValueError(f"VGG16 needs sides of at least {VGG_SIDE} pixels, got h, w = {tuple(images.shape[-2:])}")
         features = [images]
         for stage in self.stages:
             features.append(stage(features[-1]))

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from tubelet.kernels import _blocks
 from tubelet.kernels._modulation.reference import Norm, reference
+from tubelet.kernels._rows.sums import row_gradients
 from tubelet.layout import Rows
 
-__all__ = ["NormModulate", "row_gradients"]
+__all__ = ["NormModulate"]
 
 
 class NormModulate(torch.autograd.Function):
@@ -50,27 +51,8 @@ class NormModulate(torch.autograd.Function):
         x, shift, scale, _, weight, bias = inputs
         affine = _affine(shift, scale, weight, bias)
         dx, sums = _blocks.backward(grad, x, stats, affine, ctx.pieces, len(scale))
-        dshift, dscale, dweight, dbias = row_gradients(sums, scale, weight, bias)
-        return dx, dshift.to(shift.dtype), dscale, None, dweight, dbias, None, None, None
-
-
-def row_gradients(
-    sums: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Gradients of shift, scale, weight and bias from the sums by row, ``Σ grad`` and ``Σ grad · normed x``.
-
-    That of shift stays in float32, the others have their tensors' dtypes.
-
-    Example:
-        >>> row_gradients(torch.ones(2, 1, 3), torch.ones(1, 3), torch.ones(3), None)[2]
-        tensor([2., 2., 2.])
-    """
-    plain, normed = sums
-    dscale = normed if weight is None else normed * weight
-    dscale = dscale if bias is None else dscale + plain * bias
-    dweight = None if weight is None else ((1 + scale.float()) * normed).sum(0).to(weight.dtype)
-    dbias = None if bias is None else ((1 + scale.float()) * plain).sum(0).to(bias.dtype)
-    return plain, dscale.to(scale.dtype), dweight, dbias
+        dshift, dscale, dweight, dbias = row_gradients(sums, shift.dtype, scale, weight, bias)
+        return dx, dshift, dscale, None, dweight, dbias, None, None, None
 
 
 def _affine(shift: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None) -> _blocks.Affine:

@@ -19,9 +19,9 @@ from tubelet.kernels._checks import check_vectors
 from tubelet.kernels._choice import PointwiseBackend, use_blocks, use_triton
 from tubelet.kernels._launching import dense
 from tubelet.kernels._modulation import launches
-from tubelet.kernels._modulation.cpu import NormModulate, row_gradients
+from tubelet.kernels._modulation.cpu import NormModulate
 from tubelet.kernels._modulation.reference import Norm, reference
-from tubelet.kernels._rows.sums import by_row, check_rows, flat_index, tokens_per_row
+from tubelet.kernels._rows.sums import by_row, check_rows, flat_index, row_gradients, tokens_per_row
 from tubelet.layout import Rows
 
 __all__ = ["norm_modulate"]
@@ -109,7 +109,8 @@ def _norm_modulate(
     rms: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    x, shift, scale, weight, bias = map(_dense, (x, shift, scale, weight, bias))
+    x, shift, scale = map(dense, (x, shift, scale))
+    weight, bias = dense(weight), dense(bias)
     return launches.forward(launches.Given(x, scale, index, weight, per_row, rms, eps), shift, bias)
 
 
@@ -142,7 +143,8 @@ def _norm_modulate_backward(
     per_row: int,
     rms: bool,
 ) -> tuple[Tensor, Tensor]:
-    grad, x, scale, weight = map(_dense, (grad, x, scale, weight))
+    grad, x, scale = map(dense, (grad, x, scale))
+    weight = dense(weight)
     given = launches.Given(x, scale, index, weight, per_row, rms, 0.0)
     return launches.backward(grad, given, stats, order, offsets)
 
@@ -173,13 +175,8 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
     x, scale, stats, index, weight, bias = ctx.saved_tensors
     order, offsets = (None, None) if index is None else by_row(index, scale.shape[0])
     dx, sums = _norm_modulate_backward(grad, x, scale, stats, index, order, offsets, weight, ctx.per_row, ctx.rms)
-    dshift, dscale, dweight, dbias = row_gradients(sums, scale, weight, bias)
-    return dx, dshift.to(ctx.shift_dtype), dscale, None, dweight, dbias, None, None, None
+    dshift, dscale, dweight, dbias = row_gradients(sums, ctx.shift_dtype, scale, weight, bias)
+    return dx, dshift, dscale, None, dweight, dbias, None, None, None
 
 
 _norm_modulate.register_autograd(_backward, setup_context=_save)
-
-
-def _dense(tensor: Any) -> Any:
-    """As `dense`; None stays None."""
-    return None if tensor is None else dense(tensor)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tubelet.kernels._checks import check_vectors
 from tubelet.kernels._choice import Backend, use_triton
+from tubelet.kernels._launching import dense
 from tubelet.kernels._padded import launches
 from tubelet.kernels._padded.reference import Before, ChannelNormKind, Edges, folded, padded, reference
 
@@ -133,7 +134,7 @@ def _norm_silu_pad(
     replicate: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    weight, bias = _dense(weight), _dense(bias)
+    weight, bias = dense(weight), dense(bias)
     shape, padding = launches.Shape(group, per_frame), launches.Padding(frames, copies, rows, columns, replicate)
     stats = launches.statistics(x, shape, eps) if group else x.new_empty(0, dtype=torch.float32)
     out = launches.forward(x, state, stats if group else None, weight, bias, shape, padding, eps)
@@ -177,7 +178,7 @@ def _norm_silu_pad_backward(
     replicate: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    grad, weight, bias = launches.dense_frames(grad, x), _dense(weight), _dense(bias)
+    grad, weight, bias = launches.dense_frames(grad, x), dense(weight), dense(bias)
     shape, padding = launches.Shape(group, per_frame), launches.Padding(frames, copies, rows, columns, replicate)
     return launches.backward(grad, x, stats if group else None, weight, bias, shape, padding, eps)
 
@@ -221,7 +222,3 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
 
 
 _norm_silu_pad.register_autograd(_backward, setup_context=_save)
-
-
-def _dense(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()

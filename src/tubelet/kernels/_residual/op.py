@@ -20,7 +20,7 @@ from tubelet.kernels._modulation.reference import Norm
 from tubelet.kernels._residual import launches
 from tubelet.kernels._residual.cpu import GateResidual
 from tubelet.kernels._residual.reference import added, normed
-from tubelet.kernels._rows.sums import by_row, check_rows, flat_index, tokens_per_row
+from tubelet.kernels._rows.sums import by_row, check_rows, flat_index, row_gradients, tokens_per_row
 from tubelet.layout import Rows
 
 __all__ = ["gate_residual", "residual_norm_modulate"]
@@ -207,7 +207,8 @@ def _residual_norm(
     rms: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, update, gate, shift, scale, weight, bias = map(_dense, (x, update, gate, shift, scale, weight, bias))
+    x, update = dense(x), dense(update)
+    gate, shift, scale, weight, bias = map(dense, (gate, shift, scale, weight, bias))
     given = launches.Given(update, gate, index, per_row, _rows(gate, shift, scale))
     y, out, stats = launches.forward(x, given, launches.Normed(shift, scale, weight, bias, rms, eps))
     return y, out, stats
@@ -249,7 +250,8 @@ def _residual_norm_backward(
     per_row: int,
     rms: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_y, grad, update, gate, scale, weight = map(_dense, (grad_y, grad, update, gate, scale, weight))
+    grad, update = dense(grad), dense(update)
+    grad_y, gate, scale, weight = map(dense, (grad_y, gate, scale, weight))
     given = launches.Given(update, gate, index, per_row, _rows(gate, shift, scale))
     normed = launches.Normed(shift, scale, weight, bias, rms, 0.0)
     return launches.backward((grad_y, grad), y, stats, given, normed, order, offsets)
@@ -296,24 +298,9 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad: Tensor | None, _: Tensor | 
         dupdate, dgate, rest = dx.to(update.dtype), None, sums
     else:
         dgate, rest = sums[0].to(gate.dtype), sums[1:]
-    by_norm = _of_norm(rest, shift, scale, weight, bias) if len(rest) else (None, None, None, None)
+    dtype = None if shift is None else shift.dtype
+    by_norm = row_gradients(rest, dtype, scale, weight, bias) if len(rest) else (None, None, None, None)
     return dx, dupdate, dgate, *by_norm[:2], None, *by_norm[2:], None, None, None
-
-
-def _of_norm(
-    sums: Tensor, shift: Tensor | None, scale: Tensor | None, weight: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    """The gradients of shift, scale, weight and bias from the sums of the gradient, and of it times normed y."""
-    plain, normed = sums
-    dscale = normed if weight is None else normed * weight
-    dscale = dscale if bias is None else dscale + plain * bias
-    factor = 1.0 if scale is None else 1 + scale.float()
-    return (
-        None if shift is None else plain.to(shift.dtype),
-        None if scale is None else dscale.to(scale.dtype),
-        None if weight is None else (factor * normed).sum(0).to(weight.dtype),
-        None if bias is None else (factor * plain).sum(0).to(bias.dtype),
-    )
 
 
 _residual_norm.register_autograd(_backward, setup_context=_save)
@@ -322,8 +309,3 @@ _residual_norm.register_autograd(_backward, setup_context=_save)
 def _rows(*parts: Tensor | None) -> int:
     """How many rows there are; one without any."""
     return next((part.shape[0] for part in parts if part is not None), 1)
-
-
-def _dense(tensor: Any) -> Any:
-    """As `dense`; None stays None."""
-    return None if tensor is None else dense(tensor)

@@ -260,7 +260,7 @@ def _qk_norm_rope_backward(
 ) -> list[Tensor]:
     """The gradients of the eight tensors in their order; empty ones of what is not there or not asked for."""
     given = _given((q, k, cos, sin, q_weight, k_weight, q_bias, k_bias), eps, norm, across, pairing)
-    k_grad = None if k is None or k_grad is None else dense(k_grad)
+    k_grad = None if k is None else dense(k_grad)
     found = launches.backward(dense(q_grad), k_grad, given, of_angles=of_angles)
     grads = [found.dq, found.dk, *found.of_angles, *found.of_affine]
     return [q.new_empty(0) if grad is None else grad for grad in grads]
@@ -299,10 +299,9 @@ def _given(
         cos, sin = dense(cos), dense(sin)
         if cos.stride() != sin.stride():
             cos, sin = cos.contiguous(), sin.contiguous()
-    rows = [None if vector is None else vector.contiguous() for vector in vectors]
+    rows = map(dense, vectors)
     axes = (pairing[0], pairing[1], pairing[2]) if len(pairing) == 3 else None
-    k = None if k is None else dense(k)
-    return launches.Given(dense(q), k, cos, sin, *rows, eps=eps, norm=norm, across=across, axes=axes)
+    return launches.Given(dense(q), dense(k), cos, sin, *rows, eps=eps, norm=norm, across=across, axes=axes)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

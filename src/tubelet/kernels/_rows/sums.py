@@ -9,7 +9,7 @@ from tubelet.kernels._checks import check_index
 from tubelet.kernels._launching import Launcher, power_of_two
 from tubelet.layout import Rows
 
-__all__ = ["Chunks", "by_row", "check_rows", "chunks", "flat_index", "tokens_per_row"]
+__all__ = ["Chunks", "by_row", "check_rows", "chunks", "flat_index", "row_gradients", "tokens_per_row"]
 
 ENOUGH = 1024
 """Programs that keep the largest GPUs busy."""
@@ -76,6 +76,35 @@ def by_row(index: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     index = torch.where(index < 0, index + rows, index).clamp(0, rows - 1)
     ordered, order = index.to(torch.int32).sort(stable=True)  # half as many passes as a radix sort of int64
     return order, torch.searchsorted(ordered, torch.arange(rows + 1, device=index.device, dtype=torch.int32))
+
+
+def row_gradients(
+    sums: Tensor, shift: torch.dtype | None, scale: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of what norms and modulates, from the sums by row of the gradient, and of it times normed x.
+
+    Args:
+        sums: ``(2, r, d)``.
+        shift: dtype of the rows that are added.
+        scale, weight, bias: rows and vectors themselves. What is None has no gradient.
+
+    Returns:
+        Those of shift, scale, weight and bias, in their dtypes.
+
+    Example:
+        >>> row_gradients(torch.ones(2, 1, 3), None, torch.ones(1, 3), torch.ones(3), None)[2]
+        tensor([2., 2., 2.])
+    """
+    plain, normed = sums
+    dscale = normed if weight is None else normed * weight
+    dscale = dscale if bias is None else dscale + plain * bias
+    factor = 1.0 if scale is None else 1 + scale.float()
+    return (
+        None if shift is None else plain.to(shift),
+        None if scale is None else dscale.to(scale.dtype),
+        None if weight is None else (factor * normed).sum(0).to(weight.dtype),
+        None if bias is None else (factor * plain).sum(0).to(bias.dtype),
+    )
 
 
 def check_rows(x: Tensor, rows: Rows) -> None:
