@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from tubelet.data import Clip
+    import tubelet.data
 
 __all__ = ["Scores", "judged", "write_reconstructions"]
 
@@ -39,7 +39,7 @@ class Scores:
         return f"{ours:.2f} dB, bicubic with as many numbers {theirs:.2f} dB ({many})"
 
 
-def judged(root: Path, frames: int, side: int) -> "list[Clip]":
+def judged(root: Path, frames: int, side: int) -> "list[tubelet.data.Clip]":
     """The middle square of a window of each file, of at most 64.
 
     Raises:
@@ -58,7 +58,7 @@ def judged(root: Path, frames: int, side: int) -> "list[Clip]":
     return clips
 
 
-def write_reconstructions(stem: Path, vae: nn.Module, clips: "Sequence[Clip]") -> Scores:
+def write_reconstructions(stem: Path, vae: nn.Module, clips: "Sequence[tubelet.data.Clip]") -> Scores:
     """Write ``stem.png``, film strips in three columns, and ``stem.gif``, the same moving; and judge.
 
     Args:
