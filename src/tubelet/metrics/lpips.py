@@ -93,8 +93,8 @@ class LPIPS(nn.Module):
         self.register_buffer("deviation", torch.tensor(_DEVIATION).view(3, 1, 1), persistent=False)
 
     def forward(self, x: Float[Tensor, "b c t h w"], y: Float[Tensor, "b c t h w"]) -> Float[Tensor, " b"]:
-        if x.shape != y.shape or x.shape[1] != 3:
-            raise ValueError(f"x and y must share one shape with 3 channels, got {tuple(x.shape)} and {tuple(y.shape)}")
+        if x.shape != y.shape or x.ndim != 5 or x.shape[1] != 3:
+            raise ValueError(f"x and y must share one shape (b, 3, t, h, w), got {tuple(x.shape)} and {tuple(y.shape)}")
         pairs = zip(self._features(x), self._features(y), self.heads, strict=True)
         stages = torch.stack([(head * (p - q).square().mean((2, 3))).sum(1) for p, q, head in pairs])
         return rearrange(stages.sum(0), "(b t) -> b t", b=len(x)).mean(1)

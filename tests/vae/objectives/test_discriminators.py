@@ -109,7 +109,7 @@ def test_frames_alone_or_together() -> None:
 
 @pytest.mark.graph  # run-time shape checks off, as for users
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="n_layers must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="n_layers must be a whole number of at least 1, got 0"):
         PatchDiscriminator(n_layers=0)
-    with pytest.raises(ValueError, match="video has 1 channels, but the discriminator takes 3"):
+    with pytest.raises(ValueError, match="video must have 3 channels, not 1"):
         PatchDiscriminator(3, 2, 1)(torch.zeros(1, 1, 1, 24, 24))

@@ -22,7 +22,7 @@ def test_frames_are_alike_different_and_in_order() -> None:
 @pytest.mark.parametrize("draw", [draw_frames, draw_window])
 def test_a_short_clip_is_seen_whole_and_no_frame_is_no_choice(draw) -> None:
     assert draw(9, 2, 4).tolist() == [[0, 1, 2, 3]] * 2
-    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="count must be a whole number of at least 1, got 0"):
         draw(0, 2, 4)
 
 

@@ -64,5 +64,5 @@ def test_bad_input_is_named() -> None:
     x = torch.zeros(1, 3, 2, 4, 4)
     with pytest.raises(ValueError, match=r"decoded has shape \(1, 3, 1, 4, 4\), but video has \(1, 3, 2, 4, 4\)"):
         perceptual_loss(plain, x[:, :, :1], x)
-    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="count must be a whole number of at least 1, got 0"):
         perceptual_loss(plain, x, x, frames=0)

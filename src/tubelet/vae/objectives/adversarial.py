@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from tubelet.vae.objectives.checks import check_number
+
 __all__ = [
     "HINGE",
     "NON_SATURATING",
@@ -96,15 +98,25 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Float[Tensor, "b
         discriminator: gives each sample one or more scores that depend on no other sample.
         real: a batch of videos.
 
+    Raises:
+        ValueError: no sample, numbers that have no gradients, or a discriminator that does not score each sample.
+
     Example:
         >>> w = torch.tensor([3.0, 4.0])
         >>> r1_penalty(lambda x: x @ w, torch.randn(5, 2)).item()
         12.5
     """
+    if not (real.ndim and len(real) and real.is_floating_point()):
+        raise ValueError(
+            f"real must be a batch of floating-point videos, got {real.dtype} of shape {tuple(real.shape)}"
+        )
     with torch.enable_grad():
         real = real.detach().requires_grad_()
-        scores = discriminator(real).reshape(len(real), -1).mean(1)
-        (slope,) = torch.autograd.grad(scores.sum(), real, create_graph=True)
+        scores = discriminator(real)
+        if not (scores.ndim and len(scores) == len(real) and scores.numel() and scores.requires_grad):
+            shapes = f"{tuple(scores.shape)} of videos of shape {tuple(real.shape)}"
+            raise ValueError(f"discriminator must give scores with gradients for each video, got scores {shapes}")
+        (slope,) = torch.autograd.grad(scores.reshape(len(real), -1).mean(1).sum(), real, create_graph=True)
     return 0.5 * slope.square().flatten(1).sum(1).mean()
 
 
@@ -127,13 +139,17 @@ def adaptive_weight(
         A number without gradients.
 
     Raises:
-        ValueError: not one gradient for each.
+        ValueError: not one gradient for each, none at all, a negative bound, or an ``eps`` that is negative or not
+            finite.
 
     Example:
         >>> adaptive_weight([torch.tensor([3.0, 4.0])], [torch.tensor([0.0, 0.5])], eps=0.0).item()
         10.0
     """
-    if len(reconstruction) != len(adversarial):
+    if not most >= 0:
+        raise ValueError(f"most must be at least 0, got {most}")
+    check_number("eps", eps)
+    if len(reconstruction) != len(adversarial) or not len(reconstruction):
         raise ValueError(
             f"got {len(reconstruction)} gradients of reconstruction and {len(adversarial)} adversarial ones"
         )

@@ -13,9 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelet.vae.objectives.adversarial import HINGE, AdversarialLoss, r1_penalty
+from tubelet.vae.objectives.checks import check_alike, check_names, check_number
 from tubelet.vae.objectives.drawing import Draw, take_frames
 
 __all__ = ["R1", "Adversary", "Judged", "LeCam", "frozen"]
+
+_NUMBERS = ("real", "fake", "game")
 
 
 @contextmanager
@@ -65,6 +68,9 @@ class Judged(NamedTuple):
 class R1(nn.Module):
     """``weight ·`` :func:`r1_penalty` at the real videos.
 
+    Raises:
+        ValueError: a weight that is negative or not finite; at the call, as in :func:`r1_penalty`.
+
     Example:
         >>> R1(10.0).weight
         10.0
@@ -72,6 +78,7 @@ class R1(nn.Module):
 
     def __init__(self, weight: float) -> None:
         super().__init__()
+        check_number("weight", weight)
         self.weight = weight
 
     def forward(self, judged: Judged) -> Float[Tensor, ""]:
@@ -87,7 +94,10 @@ class LeCam(nn.Module):
 
     Args:
         weight: of the penalty.
-        decay: of the averages.
+        decay: of the averages, in [0, 1).
+
+    Raises:
+        ValueError: a weight that is negative or not finite, or a decay outside [0, 1).
 
     Example:
         >>> lecam = LeCam(1.0, decay=0.0)
@@ -101,6 +111,8 @@ class LeCam(nn.Module):
 
     def __init__(self, weight: float, decay: float = 0.99) -> None:
         super().__init__()
+        check_number("weight", weight)
+        check_number("decay", decay, most=1.0, below=True)
         self.weight, self.decay = weight, decay
         self.register_buffer("real_mean", torch.zeros(()))
         self.register_buffer("fake_mean", torch.zeros(()))
@@ -123,6 +135,10 @@ class Adversary(nn.Module):
         penalties: by name, of :class:`Judged`: `R1`, `LeCam` or others; they are added to the discriminator's loss.
         draw: which frames are judged, such as ``functools.partial(draw_window, 16)``; None for all.
 
+    Raises:
+        ValueError: penalties under names with a dot or those of other numbers, ``real``, ``fake`` and ``game``; at the
+            call, videos of two shapes.
+
     Example:
         >>> from tubelet.vae.objectives import PatchDiscriminator
         >>> adversary = Adversary(PatchDiscriminator(1, 4, n_layers=1), penalties={"r1": R1(10.0)})
@@ -142,6 +158,7 @@ class Adversary(nn.Module):
     ) -> None:
         super().__init__()
         self.discriminator, self.loss, self.draw = discriminator, loss, draw
+        check_names("penalties", penalties or {}, _NUMBERS)
         self.penalties = nn.ModuleDict(penalties or {})
 
     def fooling(
@@ -164,12 +181,13 @@ class Adversary(nn.Module):
             The loss with its penalties, and numbers without gradients: the mean scores of ``real`` and ``fake``, the
             loss of the ``game`` and each penalty.
         """
+        check_alike(decoded, video)
         real, fake = self._seen(generator, video.detach(), decoded.detach())
         judged = Judged(self.discriminator, real, fake, self.discriminator(real), self.discriminator(fake))
         game = self.loss.discriminator(judged.real_scores, judged.fake_scores)
         penalties: dict[str, Tensor] = {name: penalty(judged) for name, penalty in self.penalties.items()}
-        means = {"real": judged.real_scores.mean(), "fake": judged.fake_scores.mean()}
-        numbers = {name: value.detach() for name, value in {**means, "game": game, **penalties}.items()}
+        shown = zip(_NUMBERS, (judged.real_scores.mean(), judged.fake_scores.mean(), game), strict=True)
+        numbers = {name: value.detach() for name, value in (*shown, *penalties.items())}
         return torch.stack([game, *penalties.values()]).sum(), numbers
 
     def _seen(self, generator: torch.Generator | None, *videos: Tensor) -> list[Tensor]:

@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelet.vae.blocks import Device
+from tubelet.vae.factors import check_channels
+from tubelet.vae.objectives.checks import check_count
 
 __all__ = ["PatchDiscriminator"]
 
@@ -37,7 +39,8 @@ class PatchDiscriminator(nn.Module):
             front of a norm with a bias have none. A batch norm makes scores depend on the rest of the batch.
 
     Raises:
-        ValueError: no layers; at the call, another number of channels or a video too small to give a score.
+        ValueError: channels, layers or a kernel below 1, or a padding below 0; at the call, another rank or number of
+            channels, or a video too small to give a score.
 
     Example:
         >>> frames = PatchDiscriminator(3, 8, n_layers=2)
@@ -60,10 +63,12 @@ class PatchDiscriminator(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if n_layers < 1:
-            raise ValueError(f"n_layers must be at least 1, got {n_layers}")
+        for name, count in {"in_channels": in_channels, "base_channels": base_channels, "n_layers": n_layers}.items():
+            check_count(name, count)
+        _check_sides("kernel", kernel, 1)
         halve = tuple(2 if side > 1 else 1 for side in kernel)
-        padding = padding or tuple((side - 1) // 2 for side in kernel)  # type: ignore[assignment]
+        padding = tuple((side - 1) // 2 for side in kernel) if padding is None else padding  # type: ignore[assignment]
+        _check_sides("padding", padding, 0)
         widths = [in_channels] + [base_channels * min(2**i, _MOST) for i in range(n_layers + 1)]
         layers: list[nn.Module] = []
         for i, (inputs, width) in enumerate(pairwise(widths)):
@@ -102,9 +107,8 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, video: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 1 t2 h2 w2"]:
         """One score for each patch."""
-        inputs, least = self._convs[0].in_channels, self.least
-        if video.shape[1] != inputs:
-            raise ValueError(f"video has {video.shape[1]} channels, but the discriminator takes {inputs}")
+        check_channels("video", video, self._convs[0].in_channels)
+        least = self.least
         if any(side < needed for side, needed in zip(video.shape[2:], least, strict=True)):
             raise ValueError(f"video must have at least (t, h, w) = {least}, got {tuple(video.shape[2:])}")
         scores: Tensor = self.layers(video)
@@ -113,3 +117,10 @@ class PatchDiscriminator(nn.Module):
     if TYPE_CHECKING:
 
         def __call__(self, video: Tensor) -> Tensor: ...
+
+
+def _check_sides(name: str, sides: object, least: int) -> None:
+    """Three whole numbers of at least ``least``."""
+    found = list(sides) if isinstance(sides, tuple | list) else []
+    if len(found) != 3 or not all(isinstance(side, int) and side >= least for side in found):
+        raise ValueError(f"{name} must be three whole numbers (t, h, w) of at least {least}, got {sides!r}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tubelet.vae.objectives.adversarial import adaptive_weight
 from tubelet.vae.objectives.adversary import Adversary
+from tubelet.vae.objectives.checks import check_all, check_names
 
 __all__ = ["Objective", "Reconstruction", "Term"]
 
@@ -56,7 +57,8 @@ class Objective:
         adversaries: a ``nn.ModuleDict``, for an optimiser and a checkpoint.
 
     Raises:
-        ValueError: a name that is a term's and an adversary's.
+        ValueError: no term, a name that is a term's and an adversary's, has a dot or is ``loss``, an adversary that is
+            no `Adversary`, or something else than weights in ``balance_at``.
 
     Example:
         >>> from tubelet.vae import CausalAutoencoder, CausalAutoencoderConfig, kl_loss, reconstruction_loss
@@ -91,7 +93,15 @@ class Objective:
         balance_at: Sequence[Tensor] = (),
     ) -> None:
         self.terms, self.balance_at = dict(terms), tuple(balance_at)
-        self.adversaries = nn.ModuleDict(adversaries or {})
+        players = dict(adversaries or {})
+        for kind, named in (("terms", self.terms), ("adversaries", players)):
+            check_names(kind, named, ("loss",))
+        if not self.terms:
+            raise ValueError(f"terms must have at least one, got {terms!r}")
+        if strangers := {name: type(other).__name__ for name, other in players.items() if not _plays(other)}:
+            raise ValueError(f"adversaries must be of Adversary, got {strangers}")
+        check_all("balance_at", balance_at, Tensor)
+        self.adversaries = nn.ModuleDict(players)
         if shared := sorted(self.terms.keys() & self.adversaries.keys()):
             raise ValueError(f"names must be of a term or of an adversary, but {shared} are of both")
 
@@ -99,9 +109,13 @@ class Objective:
         """Refuse weights that make no loss.
 
         Raises:
-            ValueError: weights of unknown names, or of no term.
+            ValueError: weights of unknown names, or of no term, or of an adversary that is balanced at weights without
+                gradients.
         """
         self._check_names(weights)
+        playing = [name for name in self.adversaries if weights.get(name)]
+        if playing and (still := [tuple(p.shape) for p in self.balance_at if not p.requires_grad]):
+            raise ValueError(f"balance_at, for {playing}, has weights without gradients, of shapes {still}")
         if not any(weights.get(name) for name in self.terms):
             raise ValueError(f"weights must count one of the terms {list(self.terms)}, got {dict(weights)}")
 
@@ -171,3 +185,8 @@ class Objective:
             return []
         found = torch.autograd.grad(loss, self.balance_at, retain_graph=True, allow_unused=True, materialize_grads=True)
         return list(found)
+
+
+def _plays(adversary: Any) -> bool:
+    """Whether it has both halves of an `Adversary`."""
+    return isinstance(adversary, nn.Module) and all(hasattr(adversary, half) for half in ("fooling", "judging"))

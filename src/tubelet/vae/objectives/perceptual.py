@@ -11,6 +11,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from tubelet.vae.objectives.checks import check_alike
 from tubelet.vae.objectives.drawing import draw_frames, take_frames
 
 __all__ = ["perceptual_loss"]
@@ -33,7 +34,7 @@ def perceptual_loss(
         generator: what they are drawn with.
 
     Raises:
-        ValueError: other shapes, or ``frames`` below 1.
+        ValueError: another rank, two shapes, or ``frames`` that is no whole number of at least 1.
 
     Example:
         >>> from tubelet.metrics import LPIPS
@@ -41,8 +42,7 @@ def perceptual_loss(
         >>> perceptual_loss(LPIPS((4, 4, 8, 8, 8)), a, b, frames=2).shape
         torch.Size([])
     """
-    if decoded.shape != video.shape:
-        raise ValueError(f"decoded has shape {tuple(decoded.shape)}, but video has {tuple(video.shape)}")
+    check_alike(decoded, video)
     if frames is not None:
         index = draw_frames(frames, video.shape[0], video.shape[2], generator)
         decoded, video = take_frames(decoded, index), take_frames(video, index)

@@ -4,11 +4,12 @@ A run is a few phases, such as pixels and divergence first, then a perceptual di
 at last the decoder alone. Each names all weights that hold from its first step on, and may move there along a line.
 """
 
-import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+
+from tubelet.vae.objectives.checks import check_all, check_count, check_number
 
 __all__ = ["LossPhase", "LossSchedule"]
 
@@ -24,7 +25,8 @@ class LossPhase:
         frozen: names of the autoencoder's children that do not learn, such as ``("encoder",)``.
 
     Raises:
-        ValueError: a start or ramp below 0, a weight that is negative or not finite, or a string of frozen names.
+        ValueError: a start or ramp that is no whole number from 0 on, a weight that is negative or not finite, or a
+            string of frozen names.
 
     Example:
         >>> LossPhase(0, {"l1": 1.0, "kl": 1e-6}).ramp
@@ -38,13 +40,11 @@ class LossPhase:
 
     def __post_init__(self) -> None:
         for name in ("start", "ramp"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if isinstance(self.frozen, str):
-            raise ValueError(f"frozen must be a sequence of names such as ({self.frozen!r},), got {self.frozen!r}")
+            check_count(name, getattr(self, name), 0)
+        if isinstance(self.frozen, str) or not all(isinstance(name, str) for name in self.frozen):
+            raise ValueError(f"frozen must be a sequence of names such as ('encoder',), got {self.frozen!r}")
         for name, weight in self.weights.items():
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"the weight of {name} must be finite and at least 0, got {weight}")
+            check_number(f"the weight of {name}", weight)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class LossSchedule:
     """Phases in order, the first from step 0 on.
 
     Raises:
-        ValueError: no phases, a first one that starts later or has a ramp, one that starts before a ramp has ended.
+        ValueError: no phases or something else, a first one that starts later or has a ramp, one that starts before a
+            ramp has ended.
 
     Example:
         >>> schedule = LossSchedule((
@@ -69,6 +70,7 @@ class LossSchedule:
     phases: Sequence[LossPhase]
 
     def __post_init__(self) -> None:
+        check_all("phases", self.phases, LossPhase)
         if not self.phases or self.phases[0].start:
             raise ValueError(f"phases must begin at step 0, got starts {[phase.start for phase in self.phases]}")
         if self.phases[0].ramp:
