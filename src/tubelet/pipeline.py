@@ -352,7 +352,7 @@ def _loss(
         owner = known.mask.owner.clamp(0, len(levels) - 1)
         t, mask = known.levels(levels[owner]), mask & ~known.tokens
         x0 = known.apply(x0)
-    clean = torch.where(layout.valid[..., None], x0, 0)
+    clean = layout.zero_padding(x0)
     return loss(denoiser(process.noise(clean, noise, t), t), clean, noise, t, mask=mask)
 
 

@@ -133,7 +133,7 @@ class MeanQueryPool(nn.Module):
         index = _index(x, layout)
         means, owner = mean_pool(x, index), index.sample.flatten().clamp(min=0)
         wide = torch.promote_types(x.dtype, torch.float32)
-        keys = torch.cat([means, torch.where(index.valid[..., None], x, 0).reshape(-1, x.shape[-1])])
+        keys = torch.cat([means, index.zero_padding(x).reshape(-1, x.shape[-1])])
         q, k, v = (split(each, self.head_dim) for each in (self.q_proj(means), self.k_proj(keys), self.v_proj(keys)))
         # keys are the means, one per sample, then the tokens; one softmax for each sample and head
         samples = torch.cat([torch.arange(len(means), device=x.device), owner])

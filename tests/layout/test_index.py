@@ -103,3 +103,20 @@ def test_a_layout_in_compiled_code_breaks_the_graph_and_says_why(capacity: int |
     torch._dynamo.reset()  # else the frame that was given up before is given up again, in silence
     with pytest.raises(Exception, match=r"pass layout\.on\(device\) to compiled code"):
         torch.compile(summed, backend="eager", fullgraph=True)(x, layout)
+
+
+def test_padding_becomes_zeros_that_nan_passes_in_no_direction() -> None:
+    index = TokenLayout.padded([1, 3], 3).on("cpu")
+    x = torch.tensor([[[1.0], [torch.nan], [torch.inf]], [[2.0], [3.0], [4.0]]], requires_grad=True)
+    out = index.zero_padding(x)
+    assert out.flatten().tolist() == [1, 0, 0, 2, 3, 4]
+    out.sum().backward()
+    assert x.grad is not None
+    assert x.grad.flatten().tolist() == [1, 0, 0, 1, 1, 1]
+
+
+def test_tokens_without_padding_are_not_copied() -> None:
+    x = torch.ones(2, 4, 1)
+    assert TokenLayout.dense(2, Grid(1, 2, 2)).on("cpu").zero_padding(x) is x
+    assert TokenLayout.padded([4, 4], 4).on("cpu").zero_padding(x) is x
+    assert TokenLayout.padded([4, 3], 4).on("cpu").zero_padding(x) is not x

@@ -140,6 +140,18 @@ class LayoutIndex:
         """True where a token is not padding."""
         return self.kind != Kind.PAD
 
+    def zero_padding(self, x: Shaped[Tensor, "*lead d"]) -> Shaped[Tensor, "*lead d"]:
+        """Tokens with zeros that padding's NaN cannot pass, in gradients neither; dense ones, without any, as they are.
+
+        Example:
+            >>> from tubelet.layout import TokenLayout
+            >>> TokenLayout.padded([1, 2], 2).on("cpu").zero_padding(torch.full((2, 2, 1), torch.inf)).flatten()
+            tensor([inf, 0., inf, inf])
+        """
+        if self.dense and not torch.compiler.is_compiling():  # compiled code serves layouts of either kind
+            return x
+        return torch.where(self.valid[..., None], x, 0)
+
     def info(self) -> TokenInfo:
         """What a pattern's predicate sees of these tokens."""
         return TokenInfo(self.coords, self.extent, self.kind, self.sample)

@@ -185,14 +185,15 @@ class AllegroTransformer(nn.Module):
         check_tokens("text", text, self.config.text_dim, text_index, index)
         check_dtypes(self.embed, x=x, text=text)
         t = real_levels(t, index)
-        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        h: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
         time = t.map(lambda level: self.time(index_time(level, self.config.time_scale, self.config.time_shift)))
         shared = time.map(lambda c: self.modulation(F.silu(c)))
+        words = self.text(text_index.zero_padding(text))
+        # the tokens last: their gradient, which is the largest here, is the first to go
+        h: Tensor = self.embed(index.zero_padding(x))
         context: Mapping[str, Any] = {
             "layout": index,
             "rope": self.rope(index.coords, torch.promote_types(h.dtype, torch.float32)),
-            "text": self.text(torch.where(text_index.valid[..., None], text, 0)),
+            "text": words,
             "text_layout": text_index,
         }
         for block in self.blocks:

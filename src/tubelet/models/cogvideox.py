@@ -290,13 +290,11 @@ class CogVideoXTransformer(nn.Module):
         ofs = None if ofs is None else per_sample("ofs", ofs, (), index)
         joint = joined(text_layout, layout, joint, x)
         inputs = x if given is None else torch.cat([x, given], dim=-1)
-        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        video: Tensor = self.embed(torch.where(index.valid[..., None], inputs, 0))
-        words: Tensor = self.text(torch.where(text_index.valid[..., None], text, 0))
-        if text_t is None:
-            text_t = highest_levels(t, index, text_index)
-        text_t = real_levels(text_t, text_index, "text_t")
-        time, text_time = self._time(t, ofs, index, video.dtype), self._time(text_t, ofs, text_index, video.dtype)
+        text_time, time = self._times(text_t, t, ofs, text_index, index)
+        words: Tensor = self.text(text_index.zero_padding(text))
+        # the tokens last: their gradient, which is the largest here, is the first to go
+        video: Tensor = self.embed(index.zero_padding(inputs))
+        time, text_time = (rows.map(lambda c: c.to(video.dtype)) for rows in (time, text_time))
         h = self._placed(joint.merge(words, video), joint.index)
         context = {"layout": joint.index, "rope": self._turned(joint.index, h.dtype)}
         for block, on_text, on_video in zip(self.blocks, self.text_modulations, self.modulations, strict=True):
@@ -306,13 +304,23 @@ class CogVideoXTransformer(nn.Module):
         out: Tensor = self.project(norm_modulate(self.final_norm, self.last_norm(video), shift, scale))
         return out
 
-    def _time(self, t: Rows, ofs: Tensor | None, layout: LayoutIndex, dtype: torch.dtype) -> Rows:
+    def _times(
+        self, text_t: Rows | None, t: Rows, ofs: Tensor | None, text_layout: LayoutIndex, layout: LayoutIndex
+    ) -> tuple[Rows, Rows]:
+        """The embedded noise levels of text and video; rows by view are those of both."""
+        time = self._time(t, ofs, layout)
+        if text_t is None and time.index is None:
+            return time, time
+        text_t = highest_levels(t, layout, text_layout) if text_t is None else text_t
+        return self._time(real_levels(text_t, text_layout, "text_t"), ofs, text_layout), time
+
+    def _time(self, t: Rows, ofs: Tensor | None, layout: LayoutIndex) -> Rows:
         """The embedded noise levels, with each sample's embedded ``ofs`` added."""
         scale, shift = self.config.time_scale, self.config.time_shift
-        time = t.map(lambda level: self.time(index_time(level, scale, shift)).to(dtype))
+        time = t.map(lambda level: self.time(index_time(level, scale, shift)))
         if self.ofs is None or ofs is None:
             return time
-        return layout.add_per_sample(time, self.ofs(ofs).to(dtype))
+        return layout.add_per_sample(time, self.ofs(ofs))
 
     def _placed(self, h: Tensor, merged: LayoutIndex) -> Tensor:
         """Tokens of the merged axis with what is added for their places."""

@@ -328,15 +328,14 @@ class CosmosTransformer(nn.Module):
         index, text_index = on(layout, x), on(text_layout, x, "text_layout")
         self._check(x, text, index, text_index)
         t = real_levels(t, index)
-        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        inputs = torch.where(index.valid[..., None], self._with_masks(x, known, padding, index), 0)
+        inputs = index.zero_padding(self._with_masks(x, known, padding, index))
         h: Tensor = self.embed(inputs)
         places = None if self.positions is None else _unit(self.positions(index.coords)).to(h.dtype)
         cond = t.map(lambda level: self._condition(level, h.dtype))
         context: dict[str, Any] = {
             "layout": index,
             "rope": self.rope(self._coords(index, fps), torch.promote_types(h.dtype, torch.float32)),
-            "text": self.text(torch.where(text_index.valid[..., None], text, 0)),
+            "text": self.text(text_index.zero_padding(text)),
             "text_layout": text_index,
         }
         for block in self.blocks:

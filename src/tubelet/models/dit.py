@@ -272,8 +272,7 @@ class DiT(nn.Module):
         check_dtypes(self.embed, x=x)
         t = real_levels(t, index)
         check_per_sample("labels", labels, (), index)
-        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        h: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
+        h: Tensor = self.embed(index.zero_padding(x))
         places = self.places(index.coords, index.extent)
         h = (h + self.positions(places, torch.promote_types(h.dtype, torch.float32))).to(h.dtype)
         scale, shift = self.config.time_scale, self.config.time_shift

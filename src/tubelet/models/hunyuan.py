@@ -274,9 +274,10 @@ class HunyuanVideoTransformer(nn.Module):
         levels = highest_levels(t, index, text_index)
         conds = self.condition((levels, t), (text_index, index), pooled, guidance)
         inputs = x if given is None else torch.cat([x, given], dim=-1)
-        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        video: Tensor = self.embed(torch.where(index.valid[..., None], inputs, 0))
-        video = self.blocks(self.refiner(text, levels, text_index), video, conds, index, joint)
+        words: Tensor = self.refiner(text, levels, text_index)
+        # the tokens last: their gradient, which is the largest here, is the first to go
+        video: Tensor = self.embed(index.zero_padding(inputs))
+        video = self.blocks(words, video, conds, index, joint)
         shift, scale = self.final_modulation(conds[1]).chunk(2)
         out: Tensor = self.project(norm_modulate(self.final_norm, video, shift, scale))
         return out
@@ -332,7 +333,7 @@ class _TextRefiner(nn.Module):
         """``(*lead, text_dim)`` to ``(*lead, dim)``; ``t`` are noise levels of the text."""
         mean = self.mean(mean_pool(text, layout))
         cond = layout.add_per_sample(t.map(lambda level: self.time(index_time(level, self.time_scale))), mean)
-        h: Tensor = self.embed(torch.where(layout.valid[..., None], text, 0))
+        h: Tensor = self.embed(layout.zero_padding(text))
         for block in self.blocks:
             h = block(h, cond, {"layout": layout})
         return h

@@ -254,15 +254,16 @@ class LatteTransformer(nn.Module):
         check_tokens("text", text, self.config.text_dim, text_index, index)
         check_dtypes(self.embed, x=x, text=text)
         t = real_levels(t, index)
-        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        h: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
-        in_frame, in_time = latte_positions(index, self.config.places, self.config.dim, h.dtype)
         time = t.map(lambda level: self.time(index_time(level, self.config.time_scale, self.config.time_shift)))
         shared = time.map(lambda c: self.modulation(F.silu(c)))
+        words = self.text(text_index.zero_padding(text))
+        # the tokens last: their gradient, which is the largest here, is the first to go
+        h: Tensor = self.embed(index.zero_padding(x))
+        in_frame, in_time = latte_positions(index, self.config.places, self.config.dim, h.dtype)
         context: Mapping[str, Any] = {
             "layout": index,
             "moving": index.extent[..., :1] >= self.config.temporal_from,
-            "text": self.text(torch.where(text_index.valid[..., None], text, 0)),
+            "text": words,
             "text_layout": text_index,
         }
         h = (h + in_frame).to(h.dtype)

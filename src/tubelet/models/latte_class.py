@@ -229,8 +229,7 @@ class LatteClassTransformer(nn.Module):
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_dtypes(self.embed, x=x)
         t = real_levels(t, index)
-        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        h: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
+        h: Tensor = self.embed(index.zero_padding(x))
         in_frame, in_time = latte_positions(index, self._places(), self.config.dim, h.dtype)
         cond = self._add_labels(
             t.map(lambda level: self.time(index_time(level, self.config.time_scale, self.config.time_shift))),

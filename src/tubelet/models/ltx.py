@@ -217,15 +217,16 @@ class LTXTransformer(nn.Module):
         check_dtypes(self.embed, x=x, text=text)
         check_tokens("places", places, 3, index, index)
         t = real_levels(t, index)
-        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        x, places = (torch.where(index.valid[..., None], given, 0) for given in (x, places))
-        h: Tensor = self.embed(x)
-        time = t.map(lambda level: self.time(index_time(level, self.config.time_scale)).to(h.dtype))
+        time = t.map(lambda level: self.time(index_time(level, self.config.time_scale)))
+        words = self.text(text_index.zero_padding(text))
+        # the tokens last: their gradient, which is the largest here, is the first to go
+        h: Tensor = self.embed(index.zero_padding(x))
+        time = time.map(lambda c: c.to(h.dtype))
         shared = time.map(lambda c: self.modulation(F.silu(c)))
         context: dict[str, Any] = {
             "layout": index,
-            "rope": self.rope(places, torch.promote_types(h.dtype, torch.float32)),
-            "text": self.text(torch.where(text_index.valid[..., None], text, 0)),
+            "rope": self.rope(index.zero_padding(places), torch.promote_types(h.dtype, torch.float32)),
+            "text": words,
             "text_layout": text_index,
         }
         for block in self.blocks:

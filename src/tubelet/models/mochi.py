@@ -194,11 +194,11 @@ class MochiTransformer(nn.Module):
         check_dtypes(self.embed, x=x, text=text)
         t = real_levels(t, index)
         joint = joined(text_layout, layout, joint, x)
-        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        video: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
-        text = torch.where(text_index.valid[..., None], text, 0)
+        text = text_index.zero_padding(text)
         conds = self._conds(t, self.pool(text, text_index), index, text_index)
-        streams, places = (self.text(text), video), self.places(index.coords, index.extent)
+        words, places = self.text(text), self.places(index.coords, index.extent)
+        # the tokens last: their gradient, which is the largest here, is the first to go
+        streams: tuple[Tensor, ...] = (words, self.embed(index.zero_padding(x)))
         context: dict[str, Any] = {"joint": joint, "ropes": (None, self.rope(places))}
         for block in self.blocks:
             streams = block(streams, conds, context)

@@ -215,8 +215,7 @@ class NaViT(nn.Module):
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_no_text("layout", index)
         check_dtypes(self.embed, x=x)
-        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        h: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
+        h: Tensor = self.embed(index.zero_padding(x))
         h = h + self.positions(self.places(index.coords, index.extent))
         for block in self.blocks:
             h = block(h, None, {"layout": index})

@@ -232,11 +232,11 @@ class OpenSoraTransformer(nn.Module):
         joint = joined(text_layout, layout, joint, x)
         levels = highest_levels(t, index, text_index)
         conds = self.condition((levels, t), (text_index, index), pooled, guidance)
-        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        video: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
+        words: Tensor = self.text(text_index.zero_padding(text))
+        # the tokens last: their gradient, which is the largest here, is the first to go
+        video: Tensor = self.embed(index.zero_padding(x))
         if self.given is not None and given is not None:
-            video = video + self.given(torch.where(index.valid[..., None], given, 0))
-        words: Tensor = self.text(torch.where(text_index.valid[..., None], text, 0))
+            video = video + self.given(index.zero_padding(given))
         video = self.blocks(words, video, conds, index, joint)
         shift, scale = self.final_modulation(conds[1]).chunk(2)
         out: Tensor = self.project(norm_modulate(self.final_norm, video, shift, scale))

@@ -333,8 +333,7 @@ class UViT(nn.Module):
         check_tokens("x", x, self.config.patch_dim, index, index)
         check_dtypes(self.embed, x=x)
         t = real_levels(t, index)
-        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        patches: Tensor = self.embed(torch.where(index.valid[..., None], x, 0))
+        patches: Tensor = self.embed(index.zero_padding(x))
         patches = patches + self.positions(index.coords)
         streams = [*self._conditions(t, labels, index, patches.dtype), *self._words(text, text_layout, index)]
         joint = JointIndex.of(*(where for _, where in streams), index)
@@ -378,7 +377,7 @@ class UViT(nn.Module):
         where = on(layout, text)
         check_tokens("text", text, self.text.in_features, where, index)
         check_longest("a prompt", where, self.config.text_tokens, "text_tokens")
-        words = self.text(torch.where(where.valid[..., None], text, 0))
+        words = self.text(where.zero_padding(text))
         return [(words + F.embedding(where.coords[..., 2].clamp(min=0), self.prefix[1:]), where)]
 
     if TYPE_CHECKING:

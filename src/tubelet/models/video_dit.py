@@ -247,9 +247,8 @@ class VideoDiT(nn.Module):
         self._check(x, text, layout, text_layout)
         t = real_levels(t, layout)
         mask = self._mask(x, known)
-        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        text = torch.where(text_layout.valid[..., None], text, 0)
-        h: Tensor = self.embed(torch.where(layout.valid[..., None], torch.cat([x, mask], dim=-1), 0))
+        text = text_layout.zero_padding(text)
+        h: Tensor = self.embed(layout.zero_padding(torch.cat([x, mask], dim=-1)))
         h = h + self._positions(layout).to(h.dtype)
         cond = t.map(lambda level: self.time(index_time(level, self.config.time_scale)))
         cond = layout.add_per_sample(cond, self.pooled(_mean_text(text, text_layout)))

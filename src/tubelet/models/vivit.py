@@ -245,8 +245,7 @@ class ViViT(nn.Module):
         check_no_text("layout", index)
         check_whole("layout", index)
         check_dtypes(self.embed.proj, x=x)
-        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        encoded: ViViTEncoding = self.encoder(self.embed.proj(torch.where(index.valid[..., None], x, 0)), index)
+        encoded: ViViTEncoding = self.encoder(self.embed.proj(index.zero_padding(x)), index)
         return encoded
 
     if TYPE_CHECKING:

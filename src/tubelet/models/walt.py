@@ -256,8 +256,7 @@ class Walt(nn.Module):
         check_dtypes(self.embed, x=x)
         t = real_levels(t, index)
         inputs = self._beside(x, index, estimate, known, low)
-        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        h: Tensor = self.embed(torch.where(index.valid[..., None], inputs, 0))
+        h: Tensor = self.embed(index.zero_padding(inputs))
         h = h + self.positions(index.coords).to(h.dtype)
         cond = self._condition(t, index, labels, noise)
         context = {"layout": index, **self._text(x, layout, index, text, text_layout)}
@@ -321,7 +320,7 @@ class Walt(nn.Module):
         assert self.config.text_dim is not None
         check_tokens("text", text, self.config.text_dim, text_index, index)
         check_dtypes(self.embed, text=text)
-        encoded = self.text(torch.where(text_index.valid[..., None], text, 0))
+        encoded = self.text(text_index.zero_padding(text))
         return {"text": encoded, "joint": joined(text_layout, layout, None, x)}
 
     if TYPE_CHECKING:

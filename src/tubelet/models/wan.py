@@ -285,14 +285,16 @@ class WanTransformer(nn.Module):
         self._check(x, text, index, text_index, given)
         t = real_levels(t, index)
         inputs = x if given is None else torch.cat([x, given], dim=-1)
-        # where, not times: zeros that padding's NaN cannot pass, in gradients neither
-        h: Tensor = self.embed(torch.where(index.valid[..., None], inputs, 0))
-        time = t.map(lambda level: self.time(index_time(level, self.config.time_scale)).to(h.dtype))
+        time = t.map(lambda level: self.time(index_time(level, self.config.time_scale)))
+        words = self.text(text_index.zero_padding(text))
+        # the tokens last: their gradient, which is the largest here, is the first to go
+        h: Tensor = self.embed(index.zero_padding(inputs))
+        time = time.map(lambda c: c.to(h.dtype))
         shared = time.map(lambda c: self.modulation(F.silu(c)))
         context: dict[str, Any] = {
             "layout": index,
             "rope": self.rope(index.coords, torch.promote_types(h.dtype, torch.float32)),
-            "text": self.text(torch.where(text_index.valid[..., None], text, 0)),
+            "text": words,
             "text_layout": text_index,
             **self._image(image, image_layout, index),
         }
@@ -367,7 +369,7 @@ class _ImageTokens(nn.Module):
 
     def forward(self, image: Float[Tensor, "*lead i"], layout: LayoutIndex) -> Float[Tensor, "*lead d"]:
         """``(*lead, image_dim)`` to ``(*lead, dim)``."""
-        image = torch.where(layout.valid[..., None], image, 0)
+        image = layout.zero_padding(image)
         if self.positions is not None:
             image = image + F.embedding(layout.coords[..., 2].clamp(min=0), self.positions)
         out: Tensor = self.after(self.mlp(self.before(image)))
