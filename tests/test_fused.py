@@ -439,9 +439,12 @@ def test_norm_silu_and_the_frames_before_are_one_kernel(norm, before, monkeypatc
     layer.conv.conv.register_forward_hook(lambda *_: heard.append(1))
     torch.testing.assert_close(layer(x)[0], whole)
     assert (len(calls), heard) == (3, [1])  # who listens to the convolution inside hears it, and it adds the borders
-    layer.norm.register_forward_hook(lambda *_: None)
-    layer(x)
-    assert len(calls) == 3  # whoever listens to the norm hears it
+    for module in layer.norm.modules():  # whoever listens to the norm, or to a group norm inside of it, hears it
+        hook, heard = module.register_forward_hook(lambda *_: heard.append(2)), []
+        layer(x)
+        hook.remove()
+        assert 2 in heard
+    assert len(calls) == 3
     assert use_eager(layer) == [""]
 
 

@@ -285,7 +285,7 @@ def _convolved(norm: nn.Module, conv: nn.Module, x: Float[Tensor, "b c t h w"], 
     assert isinstance(conv, CausalConv3d)
     past = conv.conv.kernel_size[0] - 1
     wrong = state is not None and state.shape[2] != past
-    if wrong or not _pays(x) or _heard(norm) or _heard(conv):
+    if wrong or not _pays(x) or any(map(_heard, (conv, *norm.modules()))):
         return convolved(norm, conv, x, state)
     before: Before = "copies" if conv.before is copies else "zeros"
     made: dict[str, Any] = {**_padded_norm(norm), "state": state, "frames": past, "before": before}

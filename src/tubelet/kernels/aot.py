@@ -7,21 +7,19 @@ precisions are multiplied, when tensor cores do it (``HMMA`` on sm_80, ``HGMMA``
 for sm_90 alone, and must hold its loads of whole tiles (TMA: ``UTMALDG``).
 """
 
-import re
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
-from pathlib import Path
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tubelet.kernels._grouped import cases as grouped
 from tubelet.kernels._launching import Launcher
+from tubelet.kernels._machine_code import read
 from tubelet.kernels._modulation import cases as modulation
 from tubelet.kernels._padded import cases as padded
 from tubelet.kernels._residual import cases as residual
@@ -39,6 +37,8 @@ REGISTERS = 128
 MULTIPLYING_REGISTERS = 255
 """The same where matrices are multiplied, whose tiles live in registers: all that a thread can have."""
 _MULTIPLY = ("grouped", "tiled")
+_TOGETHER = 64
+"""Kernels whose machine code is read at once."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,11 @@ def check(archs: Iterable[int] = (80, 90), word: str = "") -> Iterator[Resources
         raise ImportError("checking the kernels needs triton: pip install 'tubelet[triton]'")
     if interpreted():
         raise ValueError("TRITON_INTERPRET=1 is set: the interpreter compiles nothing; unset it")
-    for name, case, described in launches():
-        if word in f"{name} {case}":
-            by_descriptor = any(map(_is_descriptor, described[1].values()))
-            for arch in archs:
-                if arch >= 90 or not by_descriptor:
-                    yield _compiled(name, case, arch, *described)
+    chosen = [launch for launch in launches() if word in f"{launch[0]} {launch[1]}"]
+    for arch in archs:
+        there = (launch for launch in chosen if arch >= 90 or not _by_descriptor(launch[2][1]))
+        while some := [_compiled(name, case, arch, *described) for name, case, described in islice(there, _TOGETHER)]:
+            yield from _resources(some, arch)
 
 
 def launches() -> Iterator[tuple[str, str, tuple[Any, Mapping[str, Any], int]]]:
@@ -199,7 +198,19 @@ def _noting(found: list[tuple[Any, Mapping[str, Any], int]]) -> Launcher:
     return note
 
 
-def _compiled(name: str, case: str, arch: int, kernel: Any, arguments: Mapping[str, Any], warps: int) -> Resources:
+class _Compiled(NamedTuple):
+    """A kernel in machine code, and the names of the instructions that are meant to be in it."""
+
+    kernel: str
+    case: str
+    warps: int
+    shared_bytes: int
+    cubin: bytes
+    product: str | None
+    tiles: str | None
+
+
+def _compiled(name: str, case: str, arch: int, kernel: Any, arguments: Mapping[str, Any], warps: int) -> _Compiled:
     from triton import compile as compile_kernel
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -208,11 +219,21 @@ def _compiled(name: str, case: str, arch: int, kernel: Any, arguments: Mapping[s
     source = ASTSource(kernel, signature, constants, attributes)
     options = {"num_warps": warps, "enable_fp_fusion": True}
     compiled = compile_kernel(source, target=GPUTarget("cuda", arch, 32), options=options)
-    meant = name.startswith(_MULTIPLY) and arguments["Q"].dtype != torch.float32
-    small = meant and max(arguments["ROWS"], arguments["KEYS"]) < 64  # no whole warp group's: as on sm_80
-    registers, spills, stack, products, tiles = _read(compiled.asm["cubin"], _PRODUCTS[80 if small else arch])
-    counts = products if meant else None, tiles if any(map(_is_descriptor, arguments.values())) else None
-    return Resources(name, case, arch, warps, registers, spills, stack, compiled.metadata.shared, *counts)
+    product = None
+    if name.startswith(_MULTIPLY) and arguments["Q"].dtype != torch.float32:
+        whole = max(arguments["ROWS"], arguments["KEYS"]) >= 64  # else no whole warp group's: as on sm_80
+        product = _PRODUCTS[arch if whole else 80]
+    tiles = _TILES if _by_descriptor(arguments) else None
+    return _Compiled(name, case, warps, compiled.metadata.shared, compiled.asm["cubin"], product, tiles)
+
+
+def _resources(compiled: Iterable[_Compiled], arch: int) -> Iterator[Resources]:
+    """What kernels for one architecture need, by their machine code."""
+    compiled = list(compiled)
+    for each, code in zip(compiled, read([each.cubin for each in compiled], arch), strict=True):
+        meant = [None if name is None else code.count(name) for name in (each.product, each.tiles)]
+        sizes = code.registers, code.count("STL", "LDL"), code.stack_bytes, each.shared_bytes
+        yield Resources(each.kernel, each.case, arch, each.warps, *sizes, *meant)
 
 
 def _described(kernel: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
@@ -242,24 +263,8 @@ def _is_descriptor(value: Any) -> bool:
     return hasattr(value, "block_shape")
 
 
-def _read(cubin: bytes, product: str) -> tuple[int, int, int, int, int]:
-    """Registers, spills, bytes of stack and local memory, products of tensor cores, and loads of whole tiles."""
-    text = _dumped(cubin)
-    sizes = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    spills, products, tiles = (len(re.findall(rf"\b(?:{name})\b", text)) for name in ("STL|LDL", product, _TILES))
-    return sizes["REG"], spills, sizes["STACK"] + sizes["LOCAL"], products, tiles
-
-
-def _dumped(cubin: bytes) -> str:
-    """Resources and instructions as text."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(tool), "--dump-resource-usage", "--dump-sass", file.name]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def _by_descriptor(arguments: Mapping[str, Any]) -> bool:
+    return any(map(_is_descriptor, arguments.values()))
 
 
 _PRODUCTS = {80: "HMMA", 90: "HGMMA"}
