@@ -55,6 +55,19 @@ def test_heads_that_are_no_multiple_of_16_are_loaded_16_bytes_at_a_time(case: st
     assert codes[0].count("LDG.E.U16") == 0
 
 
+def test_kernels_that_are_read_at_once_are_told_apart(monkeypatch) -> None:
+    """The same readings as one by one, of what needs tensor cores and of what does not."""
+    words = ("tiled.forward lines bfloat16 64", "rotation.forward half float16 128", "tiled.forward lines float32 64")
+    monkeypatch.setattr(
+        aot, "launches", lambda known=list(aot.launches()): (x for x in known if " ".join(x[:2]) in words)
+    )
+    together = list(aot.check([80]))
+    assert len(together) == 3
+    monkeypatch.setattr(aot, "_TOGETHER", 1)
+    assert list(aot.check([80])) == together
+    assert len({each.registers for each in together}) == 3
+
+
 def test_real_spills_are_read_from_the_machine_code() -> None:
     """A row of 8,192 numbers with three sums in 1,024 threads of 64 registers: more than fits."""
     (launch,) = [

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,8 @@ def read(cubins: Sequence[bytes], arch: int) -> list[MachineCode]:
     """The machine code of compiled kernels, all for one architecture.
 
     Raises:
-        RuntimeError: the disassembler gives another number of instructions than there are.
+        RuntimeError: a kernel's file has not one section of code, or the disassembler lists another number of
+            instructions than there are.
 
     Example:
         >>> read([], 90)
@@ -53,12 +55,13 @@ def read(cubins: Sequence[bytes], arch: int) -> list[MachineCode]:
         return []
     codes = [_code(cubin) for cubin in cubins]
     lines = iter(_disassembled(b"".join(codes), arch))
-    found = []
-    for cubin, code in zip(cubins, codes, strict=True):
-        instructions = [line for line, _ in zip(lines, range(len(code) // _BYTES), strict=False)]
-        found.append(MachineCode(*_needs(cubin), instructions))
-    if next(lines, None) is not None or sum(len(each.instructions) for each in found) * _BYTES != sum(map(len, codes)):
-        raise RuntimeError(f"nvdisasm gave another number of instructions than {sum(map(len, codes)) // _BYTES}")
+    found = [
+        MachineCode(*_needs(cubin), list(islice(lines, len(code) // _BYTES)))
+        for cubin, code in zip(cubins, codes, strict=True)
+    ]
+    there, listed = sum(map(len, codes)) // _BYTES, sum(len(each.instructions) for each in found) + len(list(lines))
+    if listed != there:
+        raise RuntimeError(f"nvdisasm listed {listed} instructions of {there}")
     return found
 
 
@@ -73,7 +76,7 @@ def _code(elf: bytes) -> bytes:
         if elf.startswith(_CODE, sections[names][3] + name)
     ]
     if len(texts) != 1 or len(texts[0]) % _BYTES:
-        raise RuntimeError(f"a kernel's file has code of {[len(text) for text in texts]} bytes, not once whole instructions")
+        raise RuntimeError(f"a kernel's file has sections of {[len(text) for text in texts]} bytes of code")
     return texts[0]
 
 
