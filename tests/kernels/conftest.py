@@ -1,4 +1,4 @@
-"""The interpreter's tests are collected only in the process that `test_interpreted.py` starts."""
+"""The interpreter's tests are collected only in the process that `support/interpreting.py` starts."""
 
 import os
 

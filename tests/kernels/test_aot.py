@@ -58,9 +58,8 @@ def test_heads_that_are_no_multiple_of_16_are_loaded_16_bytes_at_a_time(case: st
 def test_kernels_that_are_read_at_once_are_told_apart(monkeypatch) -> None:
     """The same readings as one by one, of what needs tensor cores and of what does not."""
     words = ("tiled.forward lines bfloat16 64", "rotation.forward half float16 128", "tiled.forward lines float32 64")
-    monkeypatch.setattr(
-        aot, "launches", lambda known=list(aot.launches()): (x for x in known if " ".join(x[:2]) in words)
-    )
+    known = [launch for launch in aot.launches() if f"{launch[0]} {launch[1]}" in words]
+    monkeypatch.setattr(aot, "launches", lambda: known)
     together = list(aot.check([80]))
     assert len(together) == 3
     monkeypatch.setattr(aot, "_TOGETHER", 1)
@@ -151,10 +150,3 @@ def test_mistakes_are_one_line(capsys) -> None:
     )
     assert done.returncode == 2
     assert "TRITON_INTERPRET=1 is set" in done.stderr
-
-
-@pytest.mark.slow
-def test_all_shipped_kernels_pass() -> None:
-    done = subprocess.run([sys.executable, "-m", "tubelet", "kernels", "check"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "none beyond a cap" in done.stdout

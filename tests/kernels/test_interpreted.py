@@ -1,29 +1,20 @@
-"""Runs `interpreted/` in a process of its own: the interpreter is chosen when triton is first imported."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Everything but attention in Triton's interpreter."""
 
 import pytest
+from interpreting import FOLDER, run
 
-FOLDER = Path(__file__).with_name("interpreted")
-
-
-def run(profile: str) -> None:
-    options = ["-q", "-p", "no:cacheprovider", "--no-cov", f"--hypothesis-profile={profile}"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", *options, str(FOLDER)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+OPERATIONS = ["gate_residual", "norm_modulate", "norm_silu_pad", "qk_norm_rope"]
 
 
 def test_kernels_in_tritons_interpreter() -> None:
-    run("few")
+    run("few", *OPERATIONS)
 
 
 @pytest.mark.slow
 def test_kernels_in_tritons_interpreter_on_many_shapes() -> None:
-    run("many")
+    run("many", *OPERATIONS)
+
+
+def test_no_operation_is_left_out() -> None:
+    found = {path.stem.removeprefix("test_") for path in FOLDER.glob("test_*.py")}
+    assert found == {*OPERATIONS, "grouped_attention", "tiled_attention"}

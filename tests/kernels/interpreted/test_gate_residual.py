@@ -36,8 +36,8 @@ class Case(NamedTuple):
 EVERY = (True, True, True, True)
 cases = st.builds(
     Case,
-    batch=st.integers(1, 3),
-    tokens=st.sampled_from([1, 2, 19]),
+    batch=st.integers(1, 2),
+    tokens=st.sampled_from([1, 2, 11]),
     width=st.sampled_from([1, 7, 33, 72]),
     norm=st.sampled_from(["layer", "rms"]),
     parts=st.tuples(*[st.booleans()] * 4) | st.just(EVERY),
@@ -115,7 +115,7 @@ def both(case: Case) -> None:
 
 
 @given(cases)
-@example(Case(2, 19, 33, "layer", EVERY, 3, False, "both", 1, 0, 0))
+@example(Case(2, 11, 33, "layer", EVERY, 3, False, "both", 1, 0, 0))
 @example(Case(2, 9, 7, "rms", (False, False, False, True), None, True, "both", 1024, 4096, 1))
 @example(Case(1, 2, 7, "layer", (False, False, False, False), None, False, "sum", 1024, 4096, 2))
 def test_values_and_gradients_equal_the_definition(case: Case) -> None:

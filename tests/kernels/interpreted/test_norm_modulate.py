@@ -33,8 +33,8 @@ class Case(NamedTuple):
 
 cases = st.builds(
     Case,
-    batch=st.integers(1, 3),
-    tokens=st.sampled_from([1, 2, 19]),
+    batch=st.integers(1, 2),
+    tokens=st.sampled_from([1, 2, 11]),
     width=st.sampled_from([1, 7, 33, 72, 96]),
     norm=st.sampled_from(["layer", "rms"]),
     affine=st.booleans(),

@@ -73,14 +73,14 @@ def compare_segments(case: Segments) -> None:
 
 def test_whole_steps_of_lines_by_descriptor(descriptors: list[Any]) -> None:
     """Segments of several tiles, shorter than one, and empty; NaN behind the last reaches none of them."""
-    case = Segments([(35, 50), (18, 3), (0, 2), (16, 32)], (3, 1), (4, 2), (20, 8), "packed qkv", None, 0)
+    case = Segments([(20, 36), (18, 3), (0, 2), (16, 32)], (3, 1), (2, 1), (20, 8), "packed qkv", None, 0)
     compare_segments(case)
     assert len(descriptors) == 6
     assert None not in descriptors
 
 
 def test_what_the_hardware_cannot_count_is_read_by_pointers(descriptors: list[Any]) -> None:
-    compare_segments(Segments([(35, 50)], (0, 0), (1, 1), (6, 6), "packed qkv", None, 0))  # rows of 72 bytes
+    compare_segments(Segments([(20, 36)], (0, 0), (1, 1), (6, 6), "packed qkv", None, 0))  # rows of 72 bytes
     assert descriptors
     assert set(descriptors) == {None}
 
