@@ -56,12 +56,12 @@ def check_gradients(peer: nn.Module, vae: nn.Module, loss: Callable[[Any], Tenso
 
 def encoded_in_parts(vae: Any, x: Tensor, plan: Sequence[int]) -> Tensor:
     """The means of a video that comes in clips of these lengths; the last takes what is left."""
-    return torch.cat([posterior.mean for posterior in encode_stream(vae, _split(x, plan))], 2)
+    return torch.cat([posterior.mean for posterior in encode_stream(vae, split(x, plan))], 2)
 
 
 def decoded_in_parts(vae: Any, z: Tensor, plan: Sequence[int]) -> Tensor:
     """The frames of latents that come in chunks of these lengths; the last takes what is left."""
-    return torch.cat([*decode_stream(vae, _split(z, plan))], 2)
+    return torch.cat([*decode_stream(vae, split(z, plan))], 2)
 
 
 def check_plan(vae: Any, x: Tensor, z: Tensor, plan: Sequence[int], bound: float) -> None:
@@ -71,7 +71,8 @@ def check_plan(vae: Any, x: Tensor, z: Tensor, plan: Sequence[int], bound: float
         assert error(decoded_in_parts(vae, z, plan), vae.decode(z)) <= bound
 
 
-def _split(x: Tensor, plan: Sequence[int]) -> list[Tensor]:
+def split(x: Tensor, plan: Sequence[int]) -> list[Tensor]:
+    """Clips of these lengths, and one of what is left."""
     parts, left = [], x
     for frames in plan:
         parts.append(left[:, :, :frames])

@@ -1,5 +1,6 @@
-"""LTX-Video's autoencoders: equal to diffusers' with the same weights; encoded as a stream, decoded whole."""
+"""LTX-Video's autoencoders: equal to diffusers' with the same weights; any chunks give what the whole gives."""
 
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from tubelet.hub.ltx_vae import ltx_vae_config_to_diffusers
 from tubelet.layout import Grid
+from tubelet.vae import decode_stream, decoder_reach
 from tubelet.vae.families import LTXAutoencoder, LTXAutoencoderConfig, ltx_vae_0_9, ltx_vae_0_9_1, ltx_vae_0_9_5
 
 F64 = torch.float64
@@ -121,16 +123,84 @@ def test_a_causal_decoder_streams_with_one_noise(plan: list[int]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["0.9", "0.9.1", "0.9.5"])
-def test_a_clip_is_decoded_whole(kind: str) -> None:
-    vae = vaes.ours(ltx_vaes.peer(kind).double())
+@settings(max_examples=4)
+@given(plan=st.lists(st.integers(1, 7), min_size=1, max_size=6))
+def test_a_decoder_that_sees_later_latents_streams_by_any_plan(kind: str, plan: list[int]) -> None:
+    """With one noise and one time, and a state that goes through a file."""
+    vae = looking_ahead(kind)
+    z, given = vaes.latents(vae, (19, 1, 2)), timed(vae)
+
+    def stream() -> Tensor:
+        return torch.cat([*decode_stream(vae, vaes.split(z, plan), **given)], 2)
+
+    with torch.no_grad():
+        whole = seeded(vae.decode, z, *given.values())
+        assert error(seeded(stream), whole) <= 1e-11
+        head, state = seeded(lambda: vae.decode_chunk(z[:, :, : plan[0]], last=False, **given))
+        tail, state = vae.decode_chunk(z[:, :, plan[0] :], pickle.loads(pickle.dumps(state)), **given)
+        assert error(torch.cat([head, tail], 2), whole) <= 1e-11 and state == ()
+
+
+@pytest.mark.parametrize("kind", ["0.9", "0.9.5"])
+def test_frames_come_as_soon_as_the_latents_that_they_see(kind: str) -> None:
+    """And no sooner: those that are given do not depend on later latents, and the next one does."""
+    vae = looking_ahead(kind)
+    z = vaes.latents(vae, (24, 1, 1), batch=1)
+    came, sizes = 0, set()
+    with torch.no_grad():
+        whole, state = vae.decode(z), None
+        for k in range(23):
+            frames, state = vae.decode_chunk(z[:, :, k : k + 1], state, last=False)
+            came += frames.shape[2]
+            sizes.add(len(pickle.dumps(state))) if k > 19 else None
+            if k in (8, 17, 22):
+                changed = z + (torch.arange(24) > k).double().reshape(-1, 1, 1)
+                moved = (vae.decode(changed) - whole).abs().amax((0, 1, 3, 4)) > 0
+                assert moved.nonzero()[0].item() == came
+        assert came > 25
+        assert len(sizes) == 1, "the state has a constant size"
+
+
+def test_float32_streams_to_rounding() -> None:
+    vae = looking_ahead("0.9.5").float()
+    z = vaes.latents(vae, (19, 2, 1)).float()
+    with torch.no_grad():
+        assert error(torch.cat([*decode_stream(vae, z.split(3, 2))], 2), vae.decode(z)) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["0.9", "0.9.1", "0.9.5"])
+def test_a_clip_that_has_ended_does_not_go_on(kind: str) -> None:
+    vae = looking_ahead(kind)
     z = vaes.latents(vae, (3, 1, 2))
     with torch.no_grad():
         whole, state = seeded(vae.decode_chunk, z)
-        assert error(seeded(vae.decode, z), whole) == 0
         first = seeded(vae.decode, z[:, :, :2])
         assert error(first, whole[:, :, : first.shape[2]]) > 1e-3, "the first latents decode to other frames"
-        with pytest.raises(ValueError, match="state must be None: this layer sees later frames"):
+        with pytest.raises(ValueError, match=r"state must hold the states of \d+ modules, not of \d+"):
             vae.decode_chunk(z, state)
+        assert [*decode_stream(vae, [])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "latents"), [(ltx_vae_0_9(), 23), (ltx_vae_0_9_1(), 31), (ltx_vae_0_9_5(), 22)], ids=["0.9", "1", "5"]
+)
+def test_how_far_the_published_decoders_see(config: LTXAutoencoderConfig, latents: int) -> None:
+    """The docs' numbers, with as many layers and fewer channels."""
+    widths = tuple(8 * 2**i if config.timed else 8 for i in range(len(config.decoder_widths)))
+    scales = len(config.widths)
+    narrow = {"latent_channels": 2, "widths": (32,) * scales, "depths": (1,) * scales, "decoder_widths": widths}
+    assert decoder_reach(LTXAutoencoder(replace(config, **narrow))).time == (latents, latents)
+
+
+def looking_ahead(kind: str) -> LTXAutoencoder:
+    vae: LTXAutoencoder = vaes.ours(ltx_vaes.peer(kind).double())
+    assert vae.looks_ahead
+    return vae
+
+
+def timed(vae: LTXAutoencoder) -> dict[str, Tensor]:
+    return {"time": torch.tensor([0.05, 0.3], dtype=F64)} if vae.config.timed else {}
 
 
 def test_sizes_that_diffusers_cannot_take_are_padded() -> None:

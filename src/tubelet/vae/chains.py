@@ -54,7 +54,7 @@ class Chain(nn.Module):
         before = [None] * len(layers) if state is None else state
         if len(before) != len(layers):
             raise ValueError(f"state must hold the states of {len(layers)} layers, not of {len(before)}")
-        return _stepped(self, layers, before, state is None, x, *context)
+        return stepped(self, layers, before, state is None, x, *context)
 
     def walk(self, step: Step, start: bool, x: Tensor, *context: Any) -> Tensor:
         """See :class:`tubelet.vae.courses.Tree`."""
@@ -196,7 +196,7 @@ class Residual(nn.Module):
     ) -> tuple[Float[Tensor, "b d t2 h2 w2"], State]:
         """The sum, and the states of the branch and of the shortcut."""
         before = (None, None) if state is None else state
-        return _stepped(self, [self.branch, self.shortcut], before, state is None, x, *context)
+        return stepped(self, [self.branch, self.shortcut], before, state is None, x, *context)
 
     def walk(self, step: Step, start: bool, x: Tensor, *context: Any) -> Tensor:
         """See :class:`tubelet.vae.courses.Tree`."""
@@ -268,10 +268,18 @@ class SkipFrames(nn.Module):
         def __call__(self, x: Tensor, state: State | None = None, *_: Any) -> tuple[Tensor, State]: ...
 
 
-def _stepped(
+def stepped(
     tree: Tree, layers: Sequence[nn.Module], before: Sequence[Any], start: bool, x: Tensor, *context: Any
 ) -> tuple[Tensor, State]:
-    """The next frames through a tree of layers, each of which is given its state from before."""
+    """The next frames through a tree of layers, each of which is given its state from before; and the states after.
+
+    Example:
+        >>> from tubelet.vae import CausalConv3d
+        >>> conv = CausalConv3d(2, 4)
+        >>> y, state = stepped(Chain(conv), [conv], [None], True, torch.zeros(1, 2, 3, 4, 4))
+        >>> y.shape, len(state)
+        (torch.Size([1, 4, 3, 4, 4]), 1)
+    """
     states = dict(zip(layers, before, strict=True))
     y = tree.walk(lambda layer, y, *more: _step(states, layer, y, *more), start, x, *context)
     return y, tuple(states[layer] for layer in layers)

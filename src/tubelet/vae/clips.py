@@ -1,8 +1,9 @@
 """Convolution that sees the frames on both sides of its own, and changes of the frame rate, for whole clips.
 
 Output frame i sees the input frames i - kt // 2 … i + kt // 2. Before the first frame and behind the last stand copies
-of them or zeros. Since frames see later ones, a clip cannot go through in chunks: what stood behind a chunk's last
-frame was not the clip's. A layer that is given a state says so.
+of them or zeros. Since frames see later ones, a layer that is called takes a whole clip: what stood behind a chunk's
+last frame would not be the clip's. A layer that is given a state says so. `ClipConv3d.ahead` takes a clip in chunks and
+keeps back the frames that see beyond.
 """
 
 from collections.abc import Callable
@@ -72,6 +73,39 @@ class ClipConv3d(nn.Module):
             return self.convolve(pieces_of_tensor(x), x, state)
         y: Tensor = self.conv(_whole(x, state, self.conv.kernel_size[0] // 2, self.around))
         return y, ()
+
+    def ahead(
+        self, x: Float[Tensor, "b c t h w"], held: Float[Tensor, "b c s h w"] | None, *, last: bool
+    ) -> tuple[Float[Tensor, "b d t2 h w"] | None, Float[Tensor, "b c s2 h w"]]:
+        """The frames of a clip that comes in chunks, each as soon as the frames behind it are there.
+
+        Args:
+            x: the next frames.
+            held: what the previous call returned; None at the start of the clip.
+            last: whether the clip ends with these frames.
+
+        Returns:
+            The frames, None where none is ready; and the last frames that came, at most ``kt - 1``, with those that
+            stand before the clip.
+
+        Raises:
+            ValueError: frames of another batch, width or size than those held.
+
+        Example:
+            >>> conv, x = ClipConv3d(2, 3), torch.randn(1, 2, 4, 4, 4)
+            >>> head, held = conv.ahead(x[:, :, :1], None, last=False)
+            >>> tail, held = conv.ahead(x[:, :, 1:], held, last=True)
+            >>> head is None, torch.allclose(tail, conv(x)[0], atol=1e-6)
+            (True, True)
+        """
+        kt = self.conv.kernel_size[0]
+        side = kt // 2
+        if held is not None and (held.shape[:2], held.shape[3:]) != (x.shape[:2], x.shape[3:]):
+            raise ValueError(f"held has shape {tuple(held.shape)}, which does not go on to x of {tuple(x.shape)}")
+        parts = [self.around(x[:, :, :1], side) if held is None else held, x]
+        x = torch.cat([*parts, self.around(x[:, :, -1:], side)] if last else parts, 2)
+        y: Tensor | None = self.conv(x) if x.shape[2] >= kt else None
+        return y, x[:, :, max(0, x.shape[2] - (kt - 1)) :].clone()
 
     def blockwise(self, x: Float[Tensor, "b c t h w"]) -> bool:
         """Whether a clip like this is convolved in blocks."""

@@ -71,9 +71,17 @@ def encode_stream(vae: StreamingAutoencoder, clips: Iterable[Float[Tensor, "b c 
 
 
 def decode_stream(
-    vae: StreamingAutoencoder, latents: Iterable[Float[Tensor, "b z _ h w"]]
+    vae: StreamingAutoencoder, latents: Iterable[Float[Tensor, "b z _ h w"]], **given: Any
 ) -> Iterator[Float[Tensor, "b c _ _ _"]]:
     """The frames of latents that come in chunks; ``z.split(1, dim=2)`` decodes with the least memory.
+
+    Frames that depend on later latents (LTX-Video's) come when these have come; an autoencoder of such frames says so
+    by ``looks_ahead`` and is told which chunk is the last.
+
+    Args:
+        vae: the autoencoder.
+        latents: of any numbers of latent frames.
+        given: what else ``decode_chunk`` takes, such as the ``time`` of `LTXAutoencoder`.
 
     Example:
         >>> from tubelet.vae import CausalAutoencoder, digits
@@ -81,7 +89,23 @@ def decode_stream(
         >>> [x.shape[2] for x in decode_stream(CausalAutoencoder(digits()), latents)]
         [1, 4, 4]
     """
+    if getattr(vae, "looks_ahead", False):
+        yield from _decode_ahead(vae, latents, given)
+        return
     state = None
     for z in latents:
-        video, state = vae.decode_chunk(z, state)
+        video, state = vae.decode_chunk(z, state, **given)
         yield video
+
+
+def _decode_ahead(vae: Any, latents: Iterable[Tensor], given: dict[str, Any]) -> Iterator[Tensor]:
+    """As `decode_stream`, each chunk when it is known whether another follows; chunks that give no frame are passed."""
+    state, before = None, None
+    for z in latents:
+        if before is not None:
+            video, state = vae.decode_chunk(before, state, last=False, **given)
+            if video.shape[2]:
+                yield video
+        before = z
+    if before is not None:
+        yield vae.decode_chunk(before, state, **given)[0]

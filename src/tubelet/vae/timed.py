@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from tubelet.vae.blockwise import Pieces
 from tubelet.vae.causal import State
-from tubelet.vae.chains import in_blocks, reset
+from tubelet.vae.chains import in_blocks, reset, stepped
+from tubelet.vae.courses import Step
 from tubelet.vae.normed_pieces import activated, normed_pieces
 
 __all__ = ["ModulatedConv", "ShiftsAndScales", "TimedBlock", "TimedDecoder", "TimedHead", "TimedStage"]
@@ -54,8 +55,14 @@ class ModulatedConv(nn.Module):
             modulated = activated(lambda *place: _modulated(normed, factor, shift, *place))
             y, state = conv.convolve(modulated, x, state)
             return y, state
-        y, state = self.conv(F.silu(self.norm(x) * (1 + scale) + shift), state)
+        y, state = self.conv(self.activated(x, shift, scale), state)
         return y, state
+
+    def activated(
+        self, x: Float[Tensor, "b c t h w"], shift: Float[Tensor, "b c 1 1 1"], scale: Float[Tensor, "b c 1 1 1"]
+    ) -> Float[Tensor, "b c t h w"]:
+        """What is convolved."""
+        return F.silu(self.norm(x) * (1 + scale) + shift)
 
     if TYPE_CHECKING:
 
@@ -116,11 +123,16 @@ class TimedBlock(nn.Module):
         self, x: Float[Tensor, "b c t h w"], state: State | None, rows: Float[Tensor, "b n"]
     ) -> tuple[Float[Tensor, "b c t h w"], State]:
         """The next frames, with the rows that the time gives."""
-        first, second = (None, None) if state is None else state
+        return stepped(self, [self.first, self.second], state or (None, None), state is None, x, rows)
+
+    def walk(self, step: Step, start: bool, x: Tensor, rows: Tensor) -> Tensor:
+        """See :class:`tubelet.vae.courses.Tree`."""
+        return x + self.branch(step, x, rows)
+
+    def branch(self, step: Step, x: Tensor, rows: Tensor) -> Tensor:
+        """What is added to the frames; each convolution runs once, by ``step``."""
         shift, scale, later_shift, later_scale = self.table(rows)
-        y, first = self.first(x, first, shift, scale)
-        y, second = self.second(y, second, later_shift, later_scale)
-        return x + y, (first, second)
+        return step(self.second, step(self.first, x, shift, scale), later_shift, later_scale)
 
     if TYPE_CHECKING:
 
@@ -157,13 +169,15 @@ class TimedStage(nn.Module):
         self, x: Float[Tensor, "b c t h w"], state: State | None, time: Float[Tensor, " b"]
     ) -> tuple[Float[Tensor, "b d t2 h2 w2"], State]:
         """The next frames at these times."""
-        change, *states = [None] * (1 + len(self.blocks)) if state is None else state
-        rows, after = self.time(time), []
-        x, change = self.change(x, change)
-        for block, own in zip(self.blocks, states, strict=True):
-            x, own = block(x, own, rows)
-            after.append(own)
-        return x, (change, *after)
+        layers = [self.change, *self.blocks]
+        return stepped(self, layers, [None] * len(layers) if state is None else state, state is None, x, time)
+
+    def walk(self, step: Step, start: bool, x: Tensor, time: Tensor) -> Tensor:
+        """See :class:`tubelet.vae.courses.Tree`."""
+        rows, x = self.time(time), step(self.change, x)
+        for block in self.blocks:
+            x = step(block, x, rows)
+        return x
 
     if TYPE_CHECKING:
 
@@ -194,8 +208,12 @@ class TimedHead(nn.Module):
         self, x: Float[Tensor, "b c t h w"], state: Any, time: Float[Tensor, " b"]
     ) -> tuple[Float[Tensor, "b d t h w"], Any]:
         """The next frames at these times, and the state of the convolution."""
-        y, state = self.layer(x, state, *self.table(self.time(time)))
+        y, (state,) = stepped(self, [self.layer], [state], state is None, x, time)
         return y, state
+
+    def walk(self, step: Step, start: bool, x: Tensor, time: Tensor) -> Tensor:
+        """See :class:`tubelet.vae.courses.Tree`."""
+        return step(self.layer, x, *self.table(self.time(time)))
 
     if TYPE_CHECKING:
 
@@ -252,17 +270,20 @@ class TimedDecoder(nn.Module):
         Raises:
             ValueError: a state of another number of layers.
         """
-        count = len(self.stages) + 3
-        first, *stages, head, last = [None] * count if state is None else state
-        if len(stages) != len(self.stages):
-            raise ValueError(f"state must hold the states of {count} layers, not of {len(stages) + 3}")
+        layers = [self.embed, *self.stages, self.head, self.patch]
+        before = [None] * len(layers) if state is None else state
+        if len(before) != len(layers):
+            raise ValueError(f"state must hold the states of {len(layers)} layers, not of {len(before)}")
+        given = () if time is None else (time,)
+        return stepped(self, layers, before, state is None, z, *given)
+
+    def walk(self, step: Step, start: bool, z: Tensor, time: Tensor | None = None) -> Tensor:
+        """See :class:`tubelet.vae.courses.Tree`."""
         time = self.time_scale * (z.new_zeros(z.shape[0]) if time is None else time)
-        x, first = self.embed(z, first)
-        for i, stage in enumerate(self.stages):
-            x, stages[i] = stage(x, stages[i], time)
-        x, head = self.head(x, head, time)
-        x, last = self.patch(x, last)
-        return x, (first, *stages, head, last)
+        x = step(self.embed, z)
+        for stage in self.stages:
+            x = step(stage, x, time)
+        return step(self.patch, step(self.head, x, time))
 
     if TYPE_CHECKING:
 

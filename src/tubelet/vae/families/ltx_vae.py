@@ -2,8 +2,9 @@
 
 Few scales with many channels: 4×4 pixels become channels at once, and time and space shrink 8 and 32 times. Every
 convolution of the encoder is causal with copies of the first frame before it, so encoding streams. The published
-decoders see frames on both sides, so a clip is decoded whole: the first latents do not decode to the first frames. Some
-of them know the noise level of the latents and take the last step of diffusion themselves, and some add noise.
+decoders see frames on both sides, so the first latents do not decode to the first frames; in chunks, frames come as
+soon as all latents that they see are there (:mod:`tubelet.vae.ahead`). Some of them know the noise level of the latents
+and take the last step of diffusion themselves, and some add noise.
 
 Shapes: video ``(b, c, T, H, W)`` in [-1, 1]; latents ``(b, z, t, h, w)`` with ``T = 1 + 8·(t - 1)``, ``H = 32·h``.
 """
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from tubelet.conditioning import TimestepEmbedding
 from tubelet.norms import LayerNorm
+from tubelet.vae.ahead import advance
 from tubelet.vae.blocks import ChannelNorm, Device
 from tubelet.vae.causal import CausalConv3d, State, copies
 from tubelet.vae.cells import CellsToChannels, ChannelsToCells, TileChannels
@@ -153,8 +155,8 @@ class LTXAutoencoderConfig:
 class LTXAutoencoder(VideoAutoencoder):
     """The autoencoder of these sizes; what it decodes is not clamped, and its statistics are stored with the weights.
 
-    Unless the config says ``causal``, ``decode_chunk`` takes a whole clip and refuses to go on from the state it
-    returns.
+    Unless the config says ``causal``, the decoder sees later latents, and ``decode_chunk`` has to be told which chunks
+    are not the last.
 
     Args:
         config: the sizes.
@@ -190,19 +192,56 @@ class LTXAutoencoder(VideoAutoencoder):
         return self.decode_chunk(z, None, time)[0]
 
     def decode_chunk(
-        self, z: Float[Tensor, "b z lt lh lw"], state: State | None = None, time: Float[Tensor, " b"] | None = None
+        self,
+        z: Float[Tensor, "b z lt lh lw"],
+        state: State | None = None,
+        time: Float[Tensor, " b"] | None = None,
+        *,
+        last: bool = True,
     ) -> tuple[Float[Tensor, "b c t h w"], State]:
-        """Decode the next latent frames, or a whole clip where the decoder is not causal; ``time`` as in `decode`.
+        """Decode the next latent frames; the chunks' frames end to end are the whole video.
+
+        Args:
+            z: the next latent frames, any number.
+            state: what the previous call returned; None at the start.
+            time: as in `decode`, the same for all chunks.
+            last: whether the video ends with these latents. A decoder that sees later latents keeps back the frames
+                that do, none to all of a chunk's, and gives them with the next chunks; a causal one needs not know.
+
+        Returns:
+            The frames that see no later latents, perhaps none; and the state for the next call.
 
         Raises:
-            ValueError: as in `decode`; a state where the decoder is not causal.
+            ValueError: as in `decode`; the state of a clip that has ended, where the decoder is not causal.
+
+        Example:
+            >>> sizes = {"widths": (8, 8), "depths": (1, 1), "changes": ("conv",), "decoder_widths": (8,)}
+            >>> sizes |= {"decoder_depths": (1, 1), "doubles": (True,), "narrows": (1,), "shortcuts": (True,)}
+            >>> vae = LTXAutoencoder(LTXAutoencoderConfig(**sizes, noise=(False, False)))
+            >>> head, state = vae.decode_chunk(torch.zeros(1, 128, 6, 2, 2), last=False)
+            >>> tail, state = vae.decode_chunk(torch.zeros(1, 128, 1, 2, 2), state)
+            >>> head.shape[2], tail.shape[2]
+            (3, 10)
         """
         check_channels("z", z, self.config.latent_channels)
         if time is not None and not self.config.timed:
             raise ValueError(f"time is {time.tolist()}, but this decoder knows no time")
         given = () if time is None else (time,)
-        video, state = self.decoder(z, state, *given)
-        return video, state
+        if self.config.causal or (last and state is None):
+            video, state = self.decoder(z, state, *given)
+            return video, state
+        made, state = advance(self.decoder, z, state, *given, last=last)
+        return self._none(z) if made is None else made, state
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether decoded frames depend on later latents, so that ``decode_chunk`` has to know the last chunk."""
+        return not self.config.causal
+
+    def _none(self, z: Tensor) -> Tensor:
+        """No frames."""
+        height, width = (side * self.config.factors.spatial for side in z.shape[3:])
+        return z.new_zeros(z.shape[0], self.config.in_channels, 0, height, width)
 
 
 def _encoder(config: LTXAutoencoderConfig, **made: Any) -> Chain:
