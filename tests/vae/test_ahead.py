@@ -79,6 +79,7 @@ def test_what_waits_has_a_constant_size_and_no_frame_is_made_twice() -> None:
     assert sum(seen) == 12 - 1 - 2 and len(set(sizes[2:])) == 1
 
 
+@pytest.mark.graph  # run-time shape checks off, as for users
 def test_a_state_of_other_layers_is_named() -> None:
     x = torch.randn(1, 2, 2, 2, 3, dtype=F64)
     _, state = advance(conv(3, copies), x, None, last=False)
