@@ -218,10 +218,10 @@ class LTXAutoencoder(VideoAutoencoder):
             >>> sizes = {"widths": (8, 8), "depths": (1, 1), "changes": ("conv",), "decoder_widths": (8,)}
             >>> sizes |= {"decoder_depths": (1, 1), "doubles": (True,), "narrows": (1,), "shortcuts": (True,)}
             >>> vae = LTXAutoencoder(LTXAutoencoderConfig(**sizes, noise=(False, False)))
-            >>> head, state = vae.decode_chunk(torch.zeros(1, 128, 6, 2, 2), last=False)
+            >>> head, state = vae.decode_chunk(torch.zeros(1, 128, 9, 2, 2), last=False)
             >>> tail, state = vae.decode_chunk(torch.zeros(1, 128, 1, 2, 2), state)
             >>> head.shape[2], tail.shape[2]
-            (3, 10)
+            (6, 13)
         """
         check_channels("z", z, self.config.latent_channels)
         if time is not None and not self.config.timed:
