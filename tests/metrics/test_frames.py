@@ -80,6 +80,8 @@ def test_bad_input_is_named() -> None:
     for metric in (psnr, ssim):
         with pytest.raises(ValueError, match=r"x has shape \(1, 3, 2, 16, 16\), but y has \(1, 3, 1, 16, 16\)"):
             metric(x, x[:, :, :1])
+        with pytest.raises(ValueError, match=r"\(b, c, t, h, w\) and not empty, got shape \(3, 2, 16, 16\)"):
+            metric(x[0], x[0])
         with pytest.raises(ValueError, match=r"limits must ascend, not \(1.0, 1.0\)"):
             metric(x, x, (1.0, 1.0))
     with pytest.raises(ValueError, match=r"at least 11 pixels, got h, w = \(10, 16\)"):

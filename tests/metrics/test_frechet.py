@@ -96,3 +96,8 @@ def test_bad_input_is_named() -> None:
         frechet_distance(Gaussian.fit(torch.rand(4, 3)), Gaussian.fit(torch.rand(4, 2)))
     with pytest.raises(ValueError, match="at least one batch, got none"):
         fvd([], [], lambda videos: videos)
+    video = torch.zeros(2, 3, 5, 16, 16)
+    with pytest.raises(ValueError, match=r"network must give a row for each of 2 videos, got shape \(\)"):
+        fvd([video], [video], lambda videos: videos.mean(), size=16)
+    with pytest.raises(ValueError, match=r"got \(2, 3, 5, 16, 16\) and size 0"):
+        fvd([video], [video], lambda videos: videos.mean((2, 3, 4)), size=0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tubelet.layout import Grid
 from tubelet.protocols import Autoencoder
-from tubelet.vae import CausalAutoencoder, CausalAutoencoderConfig, digits, kl_loss, reconstruction_loss
+from tubelet.vae import CausalAutoencoder, CausalAutoencoderConfig, digits, encode_stream, kl_loss, reconstruction_loss
 
 F64 = torch.float64
 SMALL = CausalAutoencoderConfig(in_channels=2, latent_channels=3, widths=(6, 8), depths=(2, 1), temporal=4, spatial=4)
@@ -163,10 +163,18 @@ def test_bad_input_is_named() -> None:
         vae.latent_grid(5, 8, 3)
     with pytest.raises(ValueError, match="video must have 2 channels, not 3"):
         vae.encode(torch.zeros(1, 3, 1, 8, 8, dtype=F64))
+    with pytest.raises(ValueError, match="video must be floating point, got torch.uint8"):
+        vae.encode(video(1).byte())
+    with pytest.raises(ValueError, match=r"not empty, got shape \(2, 2, 0, 8, 4\)"):
+        vae.config.factors.padded(video(1)[:, :, :0])
+    with pytest.raises(ValueError, match=r"of one size, but one of \(1, 2, 4, 8, 12\) follows \(2, 2, 3, 8, 4\)"):
+        [*encode_stream(vae, [video(4), torch.zeros(1, 2, 4, 8, 12, dtype=F64)])]
     with pytest.raises(ValueError, match="z must have 3 channels, not 2"):
         vae.decode(torch.zeros(1, 2, 1, 8, 8, dtype=F64))
     with pytest.raises(ValueError, match="z must have at least one frame, not 0"):
         vae.decode(torch.zeros(1, 3, 0, 8, 8, dtype=F64))
+    with pytest.raises(ValueError, match=r"z must have at least one sample, got shape \(0, 3, 1, 8, 8\)"):
+        vae.decode(torch.zeros(0, 3, 1, 8, 8, dtype=F64))
     with pytest.raises(ValueError, match="state must hold 3 tensors, not 2"):
         vae.encode_chunk(video(4), state[:2])
     with pytest.raises(ValueError, match=r"std must be positive, not 0\.0"):

@@ -46,6 +46,14 @@ def test_gradients_reach_both_moments() -> None:
     torch.testing.assert_close(by_logvar, sample.detach() / 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_divergence_of_a_posterior_near_the_normal_is_no_rounding(dtype: torch.dtype) -> None:
+    mean, logvar = (torch.full((1, 4, 3, 8, 8), value).to(dtype) for value in (0.01, -1e-3))
+    found, exact = DiagonalGaussian(mean, logvar).kl(), DiagonalGaussian(mean.double(), logvar.double()).kl()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=0)
+
+
 @pytest.mark.graph  # run-time shape checks off, as for users
 def test_an_odd_number_of_moments_is_refused() -> None:
     with pytest.raises(ValueError, match=r"even number of channels, got shape \(1, 3, 1, 2, 2\)"):

@@ -173,12 +173,17 @@ def test_gradients_pass() -> None:
     torch.testing.assert_close(tiled, whole, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.graph  # run-time shape checks off, as for users
 def test_errors_name_the_argument() -> None:
     vae, z = causal(), noise(1, 3, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"tile must have positive sizes or None, not \(None, 0, 4\)"):
+    with pytest.raises(ValueError, match=r"tile must have three positive sizes or None, not \(None, 0, 4\)"):
         decode_tiled(vae, z, (None, 0, 4))
-    with pytest.raises(ValueError, match=r"overlap must be at least 0, not -1"):
+    with pytest.raises(ValueError, match=r"overlap must be a whole number of at least 0, not -1"):
         decode_tiled(vae, z, (None, 4, 4), overlap=-1)
+    with pytest.raises(ValueError, match=r"three positive sizes or None, not \(1, 4\)"):
+        decode_tiled(vae, z, (1, 4))
+    with pytest.raises(ValueError, match=r"three positive sizes or None, not \(None, 1.5, 4\)"):
+        decode_tiled(vae, z, (None, 1.5, 4))
     with pytest.raises(ValueError, match=r"overlap 3 must be at most half a tile"):
         decode_tiled(vae, z, (None, 4, 4), overlap=3)
     with pytest.raises(ValueError, match=r"chunk must be positive and without windows of time"):

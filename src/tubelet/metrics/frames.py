@@ -88,6 +88,8 @@ def _pair(x: Tensor, y: Tensor, limits: tuple[float, float]) -> tuple[Tensor, Te
     """Both above the darkest value, in float32 or better, and the span."""
     if x.shape != y.shape:
         raise ValueError(f"x has shape {tuple(x.shape)}, but y has {tuple(y.shape)}")
+    if x.ndim != 5 or not x.numel():
+        raise ValueError(f"x and y must be (b, c, t, h, w) and not empty, got shape {tuple(x.shape)}")
     low, high = limits
     if not low < high:
         raise ValueError(f"limits must ascend, not {limits}")

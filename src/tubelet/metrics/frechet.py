@@ -82,17 +82,27 @@ def video_features(
         size: to which both sides of each frame are resized, bilinearly; smoothed first where they shrink.
 
     Raises:
-        ValueError: no videos.
+        ValueError: no videos, a batch of another rank, a size below 1, or a network that gives no row for each video.
 
     Example:
         >>> video_features(lambda v: v.mean((2, 3, 4)), [torch.ones(2, 3, 9, 8, 8), torch.ones(1, 3, 9, 4, 8)]).shape
         torch.Size([3, 3])
     """
     with torch.no_grad():
-        rows = [network(_resized(batch, size)).double() for batch in videos]
+        rows = [_row_each(network, batch, size) for batch in videos]
     if not rows:
         raise ValueError("videos must hold at least one batch, got none")
     return torch.cat(rows)
+
+
+def _row_each(network: Callable[[Tensor], Tensor], batch: Tensor, size: int) -> Tensor:
+    """What a network says of each video of a batch, in float64."""
+    if batch.ndim != 5 or size < 1:
+        raise ValueError(f"videos must be (b, c, t, h, w) and size positive, got {tuple(batch.shape)} and size {size}")
+    rows = network(_resized(batch, size)).double()
+    if rows.ndim != 2 or len(rows) != len(batch):
+        raise ValueError(f"network must give a row for each of {len(batch)} videos, got shape {tuple(rows.shape)}")
+    return rows
 
 
 def fvd(

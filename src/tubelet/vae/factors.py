@@ -69,11 +69,16 @@ class Factors:
 
         What decodes from it, cut back to ``[:, :, :t, :h, :w]``, has the size of the original.
 
+        Raises:
+            ValueError: another rank, or nothing to repeat.
+
         Example:
             >>> import torch
             >>> Factors(4, 8).padded(torch.zeros(1, 3, 4, 13, 16)).shape
             torch.Size([1, 3, 5, 16, 16])
         """
+        if video.ndim != 5 or not video.numel():
+            raise ValueError(f"video must be (b, c, t, h, w) and not empty, got shape {tuple(video.shape)}")
         frames, height, width = video.shape[2:]
         return F.pad(
             video,
@@ -86,7 +91,7 @@ def check_channels(name: str, x: Tensor, channels: int) -> None:
     """Whether a video or its latents have the axes and channels that an autoencoder takes.
 
     Raises:
-        ValueError: another rank or channel count, or no frame.
+        ValueError: another rank or channel count, no sample or no frame, or numbers that are not floating point.
     """
     if x.ndim != 5:
         raise ValueError(f"{name} must be (b, c, t, h, w), got shape {tuple(x.shape)}")
@@ -94,6 +99,10 @@ def check_channels(name: str, x: Tensor, channels: int) -> None:
         raise ValueError(f"{name} must have {channels} channels, not {x.shape[1]}")
     if x.shape[2] < 1:
         raise ValueError(f"{name} must have at least one frame, not {x.shape[2]}")
+    if not x.shape[0]:
+        raise ValueError(f"{name} must have at least one sample, got shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"{name} must be floating point, got {x.dtype}")
 
 
 def check_scales(config: Any) -> None:

@@ -60,8 +60,13 @@ class DiagonalGaussian:
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Float[Tensor, " b"]:
-        """Divergence from the standard normal in nats, summed over all latents of each sample."""
-        terms = self.mean.square() + self.logvar.exp() - 1.0 - self.logvar
+        """Divergence from the standard normal in nats, summed over all latents of each sample; float32 or better.
+
+        In bfloat16, ``exp(logvar) - 1`` of a posterior near the normal would be all rounding.
+        """
+        wide = torch.promote_types(self.mean.dtype, torch.float32)
+        mean, logvar = self.mean.to(wide), self.logvar.to(wide)
+        terms = mean.square() + logvar.expm1() - logvar
         return 0.5 * terms.sum((1, 2, 3, 4))
 
 

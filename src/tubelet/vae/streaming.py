@@ -46,7 +46,7 @@ def encode_stream(vae: StreamingAutoencoder, clips: Iterable[Float[Tensor, "b c 
         clips: of any numbers of frames, together ``first + temporal·k`` (`tubelet.vae.Factors`).
 
     Raises:
-        ValueError: after the last clip, frames are left over.
+        ValueError: after the last clip, frames are left over; or clips of two sizes.
 
     Example:
         >>> from tubelet.vae import CausalAutoencoder, digits
@@ -56,6 +56,10 @@ def encode_stream(vae: StreamingAutoencoder, clips: Iterable[Float[Tensor, "b c 
     """
     factors, state, waiting = vae.config.factors, None, None
     for clip in clips:
+        if waiting is not None and (waiting.shape[:2], waiting.shape[3:]) != (clip.shape[:2], clip.shape[3:]):
+            raise ValueError(
+                f"clips must be of one size, but one of {tuple(clip.shape)} follows {tuple(waiting.shape)}"
+            )
         frames = clip if waiting is None else torch.cat([waiting, clip], 2)
         count = frames.shape[2]
         first = factors.first if state is None else 0

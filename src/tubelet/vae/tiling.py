@@ -197,12 +197,12 @@ def gathered(layer: Layer, x: Tensor, plan: Sequence[int]) -> Tensor:
     return whole
 
 
-def _check(sides: Sequence[int], tile: Tile, overlap: int | None, chunk: int | None) -> None:
-    if any(size is not None and size < 1 for size in tile):
-        raise ValueError(f"tile must have positive sizes or None, not {tile}")
-    if overlap is not None and overlap < 0:
-        raise ValueError(f"overlap must be at least 0, not {overlap}")
-    if chunk is not None and (chunk < 1 or len(_edges(sides[0], tile[0])) > 2):
+def _check(sides: Sequence[int], tile: Any, overlap: Any, chunk: Any) -> None:
+    if len(tile) != 3 or not all(size is None or (isinstance(size, int) and size > 0) for size in tile):
+        raise ValueError(f"tile must have three positive sizes or None, not {tile}")
+    if overlap is not None and (not isinstance(overlap, int) or overlap < 0):
+        raise ValueError(f"overlap must be a whole number of at least 0, not {overlap}")
+    if chunk is not None and (not isinstance(chunk, int) or chunk < 1 or len(_edges(sides[0], tile[0])) > 2):
         raise ValueError(f"chunk must be positive and without windows of time, got chunk {chunk} and tile {tile}")
 
 

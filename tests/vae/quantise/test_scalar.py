@@ -156,3 +156,12 @@ def test_errors_name_the_argument() -> None:
         FiniteScalar((5, 5)).codes(torch.tensor([0, 25]))
     with pytest.raises(ValueError, match=r"indices must end in 1 to 2 stages, got shape \(4, 3\)"):
         ResidualScalar((5,), 2).codes(torch.zeros(4, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"codes must be those of levels \(5, 5\), got -9.0 to 0.5"):
+        FiniteScalar((5, 5)).indices(torch.tensor([[0.5, -9.0]]))
+
+
+@pytest.mark.graph  # run-time shape checks off, as for users
+@pytest.mark.parametrize("make", [lambda: FiniteScalar((5, 5)), lambda: ResidualScalar((5,), 2)])
+def test_parts_of_numbers_are_refused(make) -> None:
+    with pytest.raises(ValueError, match="indices must be whole numbers, got torch.float32"):
+        make().codes(torch.tensor([[1.5, 0.0]]))

@@ -74,11 +74,13 @@ def check_latents(latents: Tensor, channels: int) -> None:
 
 
 def check_indices(indices: Tensor, size: int) -> None:
-    """Whether numbers of codes are in range.
+    """Whether numbers of codes are whole and in range.
 
     Raises:
-        ValueError: one is not in [0, size).
+        ValueError: they are not whole, or one is not in [0, size).
     """
+    if indices.is_floating_point():
+        raise ValueError(f"indices must be whole numbers, got {indices.dtype}")
     if not indices.numel():
         return
     least, most = int(indices.min()), int(indices.max())

@@ -79,12 +79,17 @@ class FiniteScalar(nn.Module):
         """The numbers of codes, which may be a little off.
 
         Raises:
-            ValueError: another number of channels than levels.
+            ValueError: another number of channels than levels, or numbers that are near no code.
         """
         check_latents(codes, self.channels)
         wide = codes.to(torch.promote_types(codes.dtype, torch.float32))
         half = self._halves(wide)
-        return number_of((wide * half + half).round().long(), self.levels)
+        digits = (wide * half + half).round()
+        if not bool(((digits >= 0) & (digits < digits.new_tensor(self.levels))).all()):
+            raise ValueError(
+                f"codes must be those of levels {self.levels}, got {float(wide.min())} to {float(wide.max())}"
+            )
+        return number_of(digits.long(), self.levels)
 
     def _bounded(self, x: Tensor) -> Tensor:
         halves = [(1 + _MARGIN) * (level - 1) / 2 for level in self.levels]
