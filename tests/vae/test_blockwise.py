@@ -33,7 +33,7 @@ BLOCKS = {"whole": (2**20, 1), "rows": (40, 1), "frames": (700, 1), "plain": (40
 
 @pytest.fixture(params=BLOCKS.values(), ids=BLOCKS)
 def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in zip(("_BLOCK", "_WIDE", "_MANY", "_ENOUGH"), (*request.param, 1, 1), strict=True):
+    for name, value in zip(("_BLOCK", "_WIDE", "_MANY"), (*request.param, 1), strict=True):
         monkeypatch.setattr(blockwise, name, value)
 
 

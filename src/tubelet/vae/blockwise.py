@@ -14,12 +14,13 @@ bfloat16. Gradients would keep every block, so whoever wants them convolves plai
 """
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Pieces", "blockwise", "convolve_blocks", "pieces_of_tensor"]
+__all__ = ["Pieces", "blockwise", "convolve_blocks", "frame_by_frame", "pieces_of_tensor"]
 
 Pieces = Callable[[int, int, int, int], Tensor]
 """Makes ``(b, c, stop - start, bottom - top, w)`` of a video: ``pieces(start, stop, top, bottom)``; fresh or views.
@@ -32,8 +33,7 @@ Example:
 
 _BLOCK = 2**20  # numbers in a block of input or result: within the second or third level of cache
 _WIDE = 64  # channels from which on a multiplication costs more than the sums that save it
-_MANY = 512  # positions of a block that make the four kernels worth their making
-_ENOUGH = 2048  # positions from which on a convolution costs much more than copies of its weights
+_MANY = 2048  # positions from which on a convolution costs much more than copies of its weights
 
 
 def pieces_of_tensor(x: Tensor) -> Pieces:
@@ -65,7 +65,7 @@ def blockwise(conv: nn.Conv3d, x: Tensor) -> bool:
     plain = same and max(*conv.stride, *conv.dilation, conv.groups) == 1 and conv.kernel_size[0] > 1
     learns = torch.is_grad_enabled() and (x.requires_grad or conv.weight.requires_grad)
     learns = learns or torch.compiler.is_compiling()  # a compiler fuses by itself, and would unroll all blocks
-    many = x.shape[0] * x[0, 0].numel() >= _ENOUGH
+    many = x.shape[0] * x[0, 0].numel() >= _MANY
     return plain and many and not learns and x.device.type == "cpu" and conv.padding_mode in ("zeros", "replicate")
 
 
@@ -93,7 +93,7 @@ def convolve_blocks(
     y = torch.empty((b, conv.out_channels, frames, h, w), dtype=like.dtype, device=like.device, memory_format=layout)
     last = torch.empty((b, conv.in_channels, past, h, w), dtype=like.dtype, device=like.device, memory_format=layout)
     step, rows = _block(b * max(conv.in_channels, conv.out_channels) * w, frames, h)
-    compute = _Block(conv, first, like, b * step // 2 * rows * w)
+    compute = _Block(conv, first, like)
     for top in range(0, h, rows):
         bottom, halo = min(top + rows, h), conv.kernel_size[1] // 2
         inner = max(top - halo, 0), min(bottom + halo, h)
@@ -112,6 +112,25 @@ def convolve_blocks(
     return y, last
 
 
+def frame_by_frame(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A call that treats each frame alone, one after the other, so that it holds no more than one needs.
+
+    Example:
+        >>> frame_by_frame(lambda x: x[:, :, :, ::2], torch.zeros(1, 2, 5, 8, 8)).shape
+        torch.Size([1, 2, 5, 4, 8])
+    """
+    frames = torch.split(x, 1, 2)
+    first = call(frames[0])
+    if len(frames) == 1:
+        return first
+    shape = (*first.shape[:2], len(frames), *first.shape[3:])
+    y = torch.empty(shape, dtype=first.dtype, device=x.device, memory_format=layout_of(x))
+    y[:, :, :1] = first
+    for i, frame in enumerate(frames[1:], 1):
+        y[:, :, i : i + 1] = call(frame)
+    return y
+
+
 def _block(numbers: int, frames: int, height: int) -> tuple[int, int]:
     """Frames, an even number, and rows of a block, where a row of a frame has so many numbers."""
     rows = min(max(_BLOCK // numbers, 1), height)
@@ -122,12 +141,16 @@ def _block(numbers: int, frames: int, height: int) -> tuple[int, int]:
 class _Block:
     """A convolution of blocks, with the kernels that all of them share; a block's frames are a batch of pictures."""
 
-    def __init__(self, conv: nn.Conv3d, first: Tensor | None, like: Tensor, positions: int) -> None:
-        paired = conv.kernel_size[0] == 3 and min(conv.in_channels, conv.out_channels) >= _WIDE and positions >= _MANY
+    def __init__(self, conv: nn.Conv3d, first: Tensor | None, like: Tensor) -> None:
+        paired = conv.kernel_size[0] == 3 and min(conv.in_channels, conv.out_channels) >= _WIDE
         self.conv, self.taps, self.layout = conv, conv.kernel_size[0], layout_of(like)
         self.first = None if first is None else self._flat(first)
-        self.all = self._flat(conv.weight)
         self.kernels = [self._flat(kernel) for kernel in paired_kernels(conv.weight)] if paired else None
+
+    @cached_property
+    def all(self) -> Tensor:
+        """The kernel of all taps."""
+        return self._flat(self.conv.weight)
 
     def __call__(self, held: Tensor, new: Tensor, margins: tuple[int, int], out: Tensor) -> None:
         """The frames of a window that has moved on by ``new``."""

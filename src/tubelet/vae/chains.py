@@ -62,6 +62,10 @@ class Chain(nn.Module):
             x = step(layer, x, *context)
         return x
 
+    def in_turn(self) -> list[nn.Module]:
+        """The layers; see :class:`tubelet.vae.courses.InTurn`."""
+        return list(self.children())
+
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor, state: State | None = None, *context: Any) -> tuple[Tensor, State]: ...

@@ -12,10 +12,25 @@ from typing import Any, Protocol, runtime_checkable
 import torch  # noqa: F401 - the examples use it
 from torch import Tensor, nn
 
-__all__ = ["Course", "Tree"]
+__all__ = ["Course", "InTurn", "Tree"]
 
 Step = Callable[..., Tensor]
 """``step(layer, x, *context)`` runs a layer that another is made of, wherever its state may be."""
+
+
+@runtime_checkable
+class InTurn(Protocol):
+    """A tree that is others one after the other.
+
+    Example:
+        >>> from tubelet.vae import Chain
+        >>> isinstance(Chain(), InTurn)
+        True
+    """
+
+    def in_turn(self) -> list[nn.Module]:
+        """These."""
+        ...
 
 
 @runtime_checkable
@@ -23,8 +38,8 @@ class Tree(Protocol):
     """A streaming layer that is made of others, and how its input goes through them.
 
     Example:
-        >>> from tubelet.vae import Chain
-        >>> isinstance(Chain(), Tree)
+        >>> from tubelet.vae import Chain, Residual
+        >>> isinstance(Residual(Chain()), Tree)
         True
     """
 
@@ -59,13 +74,19 @@ class Course:
         return y
 
     def _step(self, last: bool, layer: nn.Module, x: Tensor, *context: Any) -> Tensor:
-        if isinstance(layer, Tree) and not _hooked(layer):
-            return layer.walk(lambda layer, y, *more: self._step(last, layer, y, *more), self.start, x, *context)
-        y: Tensor
-        y, state = layer(x, self.states.pop(layer, None), *context)
-        if not last:
-            self.states[layer] = state
-        return y
+        """Through one layer, of which chains lie open here: a call of a chain would hold its input to the end."""
+        waiting = [layer]
+        while waiting:
+            layer = waiting.pop()
+            if _hooked(layer) or not isinstance(layer, (InTurn, Tree)):
+                x, state = layer(x, self.states.pop(layer, None), *context)
+                if not last:
+                    self.states[layer] = state
+            elif isinstance(layer, InTurn):
+                waiting += reversed(layer.in_turn())
+            else:
+                x = layer.walk(lambda inner, y, *more: self._step(last, inner, y, *more), self.start, x, *context)
+        return x
 
 
 def _hooked(layer: nn.Module) -> bool:

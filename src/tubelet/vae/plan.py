@@ -159,18 +159,23 @@ class _Dry:
         return predicted_peak(self.vae, stream, (b, c, sum(plan), h, w))
 
     def tiled(self, tile: tuple[int, int], chunk: int | None, overlap: int | None, split: Split | None) -> int:
-        """What the largest tile holds, with the video and what the layers that see whole frames give for all of it."""
+        """What the worst tile holds, with the video and what the layers that see whole frames give for all of it.
+
+        That need not be the largest: small inputs of convolutions are not divided into blocks.
+        """
         b, c, t, *sides = self.shape
         spans = spans_of((t, *sides), (None, *tile), overlap or 0, None if split is None else split.reach)
-        rows, columns = (max(span.run[1] - span.run[0] for span in axis) for axis in spans[1:])
+        sizes = [*itertools.product(*({span.run[1] - span.run[0] for span in axis} for axis in spans[1:]))]
         if split is None:
-            return self.video + self.streamed(self.vae.decoder, chunk, (b, c, t, rows, columns), fade=True)
+            return self.video + max(
+                self.streamed(self.vae.decoder, chunk, (b, c, t, *size), fade=True) for size in sizes
+            )
         if split.whole is None:
-            return self.video + self.streamed(split.tiled, chunk, (b, c, t, rows, columns))
+            return self.video + max(self.streamed(split.tiled, chunk, (b, c, t, *size)) for size in sizes)
         with torch.no_grad():
             channels = split.whole(blank(self.vae, c).new_zeros(1, c, 1, 1, 1), None)[0].shape[1]
         features = self._bytes(channels, t, *sides)
-        tail = self.streamed(split.tiled, chunk, (b, channels, t, rows, columns))
+        tail = max(self.streamed(split.tiled, chunk, (b, channels, t, *size)) for size in sizes)
         return features + max(self.streamed(split.whole, chunk), self.video + tail)
 
     def _bytes(self, *sides: int) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tubelet.vae.blocks import Device
+from tubelet.vae.blockwise import frame_by_frame
 from tubelet.vae.causal import CausalConv3d, State, zeros
 from tubelet.vae.repeats import convolve_repeated
 
@@ -37,6 +38,11 @@ class HalveSpace(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h2 w2"]:
         """Half the height and width, rounded down."""
+        if torch.is_grad_enabled() or x.device.type != "cpu":  # a device wants all frames at once
+            return self._halved(x)
+        return frame_by_frame(self._halved, x)
+
+    def _halved(self, x: Tensor) -> Tensor:
         y: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
         return y
 

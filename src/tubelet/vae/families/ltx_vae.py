@@ -189,7 +189,7 @@ class LTXAutoencoder(VideoAutoencoder):
         Raises:
             ValueError: a channel count other than the config's, no frame, or a time for a decoder that has none.
         """
-        return self.decode_chunk(z, None, time)[0]
+        return super().decode(z) if time is None else self.decode_chunk(z, None, time)[0]
 
     def decode_chunk(
         self,
