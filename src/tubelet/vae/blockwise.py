@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Pieces", "blockwise", "convolve_blocks", "frame_by_frame", "pieces_of_tensor"]
+from tubelet.vae.formats import layout_of
+
+__all__ = ["Pieces", "blockwise", "convolve_blocks", "frame_by_frame", "pieces_of_tensor", "plain"]
 
 Pieces = Callable[[int, int, int, int], Tensor]
 """Makes ``(b, c, stop - start, bottom - top, w)`` of a video: ``pieces(start, stop, top, bottom)``; fresh or views.
@@ -59,14 +61,24 @@ def blockwise(conv: nn.Conv3d, x: Tensor) -> bool:
         ...     blockwise(conv, torch.zeros(1, 2, 5, 32, 32)), blockwise(conv, torch.zeros(1, 2, 5, 8, 8))
         (True, False)
     """
+    many = x.shape[0] * x[0, 0].numel() >= _MANY
+    return many and conv.kernel_size[0] > 1 and plain(conv, x)
+
+
+def plain(conv: nn.Conv3d, x: Tensor) -> bool:
+    """Whether a convolution may be computed otherwise: on a CPU, without gradients, one output for each position.
+
+    Example:
+        >>> plain(nn.Conv3d(2, 2, 3, stride=2), torch.zeros(1, 2, 5, 8, 8))
+        False
+    """
     if type(conv) is not nn.Conv3d or conv._forward_hooks or conv._forward_pre_hooks:  # adapters see it called
         return False
     same = tuple(conv.padding) == (0, *(side // 2 for side in conv.kernel_size[1:]))
-    plain = same and max(*conv.stride, *conv.dilation, conv.groups) == 1 and conv.kernel_size[0] > 1
+    same = same and max(*conv.stride, *conv.dilation, conv.groups) == 1
     learns = torch.is_grad_enabled() and (x.requires_grad or conv.weight.requires_grad)
     learns = learns or torch.compiler.is_compiling()  # a compiler fuses by itself, and would unroll all blocks
-    many = x.shape[0] * x[0, 0].numel() >= _MANY
-    return plain and many and not learns and x.device.type == "cpu" and conv.padding_mode in ("zeros", "replicate")
+    return same and not learns and x.device.type == "cpu" and conv.padding_mode in ("zeros", "replicate")
 
 
 def convolve_blocks(
@@ -268,17 +280,6 @@ def paired_kernels(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = torch.promote_types(weight.dtype, torch.float32)
     outer, inner = (u.to(wide) + w).mul_(0.5), v.to(wide) * 0.5
     return u, (outer + inner).to(weight.dtype), (outer - inner).to(weight.dtype), w
-
-
-def layout_of(x: Tensor) -> torch.memory_format:
-    """The memory format that what is made of a tensor should have.
-
-    Example:
-        >>> layout_of(torch.zeros(1, 2, 3, 4, 4))
-        torch.contiguous_format
-    """
-    last = x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous()
-    return torch.channels_last_3d if last else torch.contiguous_format
 
 
 def joined(held: Tensor, new: Tensor) -> Tensor:

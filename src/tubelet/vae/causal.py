@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tubelet.vae.blockwise import Pieces, blockwise, convolve_blocks, joined, pieces_of_tensor
+from tubelet.vae.columns import convolved
 
 __all__ = ["CausalConv3d", "State", "copies", "follow", "zeros"]
 
@@ -177,8 +178,7 @@ class CausalConv3d(nn.Module):
         conv = self.conv
         kept = x[:, :, x.shape[2] - (conv.kernel_size[0] - conv.stride[0]) :]
         if not bordered:
-            y: Tensor = conv(x)
-            return y, kept.clone()
+            return convolved(conv, x), kept.clone()
         rows, columns = (int(side) for side in conv.padding[1:])
         kept = kept[:, :, :, rows : x.shape[3] - rows, columns : x.shape[4] - columns]
         return F.conv3d(x, conv.weight, conv.bias, conv.stride), kept.clone()

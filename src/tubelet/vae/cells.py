@@ -5,9 +5,10 @@ Channels stand in the order ``c pt ph pw``. Frames go by whole groups; :class:`t
 
 from typing import TYPE_CHECKING
 
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from tubelet.vae.formats import rearranged
 
 __all__ = ["CellsToChannels", "ChannelsToCells", "TileChannels"]
 
@@ -29,7 +30,7 @@ class CellsToChannels(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t2 h2 w2"]:
         """Fewer positions, more channels."""
-        return rearrange(x, f"{_CELLS} -> {_FOLDED}", **self.sides)
+        return rearranged(x, f"{_CELLS} -> {_FOLDED}", **self.sides)
 
     if TYPE_CHECKING:
 
@@ -52,7 +53,7 @@ class ChannelsToCells(nn.Module):
 
     def forward(self, x: Float[Tensor, "b d t h w"]) -> Float[Tensor, "b c t2 h2 w2"]:
         """More positions, fewer channels."""
-        return rearrange(x, f"{_FOLDED} -> {_CELLS}", **self.sides)
+        return rearranged(x, f"{_FOLDED} -> {_CELLS}", **self.sides)
 
     if TYPE_CHECKING:
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tubelet.vae.blockwise import Pieces, blockwise, convolve_blocks, joined, pieces_of_tensor
 from tubelet.vae.causal import State, copies
+from tubelet.vae.columns import convolved
 
 __all__ = ["Around", "ClipConv3d", "CopyFrames", "EveryFrame", "FramesOfChannels"]
 
@@ -71,8 +72,7 @@ class ClipConv3d(nn.Module):
         """
         if self.blockwise(x):
             return self.convolve(pieces_of_tensor(x), x, state)
-        y: Tensor = self.conv(_whole(x, state, self.conv.kernel_size[0] // 2, self.around))
-        return y, ()
+        return convolved(self.conv, _whole(x, state, self.conv.kernel_size[0] // 2, self.around)), ()
 
     def ahead(
         self, x: Float[Tensor, "b c t h w"], held: Float[Tensor, "b c s h w"] | None, *, last: bool

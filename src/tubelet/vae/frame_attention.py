@@ -42,7 +42,7 @@ class FrameAttention(nn.Module):
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         """Attend inside each frame."""
         b, _, _, h, _ = x.shape
-        y: Tensor = self.attention(rearrange(self.norm(x), "b c t h w -> (b t) (h w) c"))
+        y: Tensor = self.attention(_tokens(self.norm(x), "b c t h w -> (b t) (h w) c"))
         return rearrange(y, "(b t) (h w) c -> b c t h w", b=b, h=h)
 
     if TYPE_CHECKING:
@@ -80,8 +80,7 @@ class CausalFrameAttention(nn.Module):
     ) -> tuple[Float[Tensor, "b c t h w"], FrameCache]:
         """The next frames, and the keys and values of all frames so far."""
         h, w = x.shape[3:]
-        tokens = rearrange(self.norm(x), "b c t h w -> b (t h w) c")
-        y, state = _next(self.attention, tokens, state, h * w)
+        y, state = _next(self.attention, _tokens(self.norm(x), "b c t h w -> b (t h w) c"), state, h * w)
         return rearrange(y, "b (t h w) c -> b c t h w", h=h, w=w), state
 
     if TYPE_CHECKING:
@@ -118,12 +117,17 @@ class TimeAttention(nn.Module):
     ) -> tuple[Float[Tensor, "b c t h w"], FrameCache]:
         """The next frames, and the keys and values of all frames so far."""
         b, _channels, _frames, h, w = x.shape
-        y, state = _next(self.attention, rearrange(self.norm(x), "b c t h w -> (b h w) t c"), state, 1)
+        y, state = _next(self.attention, _tokens(self.norm(x), "b c t h w -> (b h w) t c"), state, 1)
         return rearrange(y, "(b h w) t c -> b c t h w", b=b, h=h, w=w), state
 
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor, state: FrameCache | None = None, *_: Any) -> tuple[Tensor, FrameCache]: ...
+
+
+def _tokens(x: Tensor, form: str) -> Tensor:
+    """Tokens one after the other in memory: products of strided ones would copy them, and the weights, each time."""
+    return rearrange(x, form).contiguous()
 
 
 def _next(attention: Attention, x: Tensor, cache: FrameCache | None, tokens: int) -> tuple[Tensor, FrameCache]:

@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelet.vae.blocks import Device
-from tubelet.vae.blockwise import Pieces, layout_of
+from tubelet.vae.blockwise import Pieces
+from tubelet.vae.formats import layout_of
 from tubelet.vae.normed_pieces import frame_statistics, group_normed, normed_pieces
 
 __all__ = ["FrameGroupNorm", "SpatialNorm"]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tubelet.vae.blockwise import Pieces, layout_of, pieces_of_tensor
+from tubelet.vae.blockwise import Pieces, pieces_of_tensor
+from tubelet.vae.formats import layout_of
 
 __all__ = ["activated", "frame_statistics", "group_normed", "normed_pieces"]
 

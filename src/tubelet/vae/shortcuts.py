@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from einops import rearrange, reduce, repeat
+from einops import reduce, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelet.vae.causal import State, zeros
+from tubelet.vae.formats import rearranged
 
 __all__ = ["Depatch", "MeanShortcut", "Patch", "RepeatShortcut"]
 
@@ -52,7 +53,7 @@ class MeanShortcut(nn.Module):
         if state is None:
             x = torch.cat([self.before(x[:, :, :1], self.temporal - 1), x], 2)
         sides = {"pt": self.temporal, "ph": self.spatial, "pw": self.spatial}
-        grouped = rearrange(x, "b c (t pt) (h ph) (w pw) -> b (c pt ph pw) t h w", **sides)
+        grouped = rearranged(x, "b c (t pt) (h ph) (w pw) -> b (c pt ph pw) t h w", **sides)
         return reduce(grouped, "b (d group) t h w -> b d t h w", "mean", d=self.channels), ()
 
     if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class RepeatShortcut(nn.Module):
         """The next frames; there is nothing to carry on."""
         sides = {"pt": self.temporal, "ph": self.spatial, "pw": self.spatial}
         copied = repeat(x, "b c t h w -> b (c n) t h w", n=self.copies)
-        y = rearrange(copied, "b (d pt ph pw) t h w -> b d (t pt) (h ph) (w pw)", **sides)
+        y = rearranged(copied, "b (d pt ph pw) t h w -> b d (t pt) (h ph) (w pw)", **sides)
         return y[:, :, self.temporal - 1 :] if state is None else y, ()
 
     if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Patch(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t h2 w2"]:
         """``side²`` times the channels."""
-        return rearrange(x, "b c t (h ph) (w pw) -> b (c pw ph) t h w", ph=self.side, pw=self.side)
+        return rearranged(x, "b c t (h ph) (w pw) -> b (c pw ph) t h w", ph=self.side, pw=self.side)
 
     if TYPE_CHECKING:
 
@@ -129,7 +130,7 @@ class Depatch(nn.Module):
 
     def forward(self, x: Float[Tensor, "b d t h w"]) -> Float[Tensor, "b c t h2 w2"]:
         """A ``side²``-th of the channels."""
-        return rearrange(x, "b (c pw ph) t h w -> b c t (h ph) (w pw)", ph=self.side, pw=self.side)
+        return rearranged(x, "b (c pw ph) t h w -> b c t (h ph) (w pw)", ph=self.side, pw=self.side)
 
     if TYPE_CHECKING:
 

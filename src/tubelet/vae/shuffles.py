@@ -8,12 +8,12 @@ linear map of each position is Mochi's. Activations are ``(b, c, t, h, w)``.
 from typing import TYPE_CHECKING, Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tubelet.vae.blocks import Device
 from tubelet.vae.causal import CausalConv3d
+from tubelet.vae.formats import rearranged
 
 __all__ = ["PointwiseUp", "ShuffleUp"]
 
@@ -62,7 +62,7 @@ class ShuffleUp(nn.Module):
         """The next frames and the state of the convolution."""
         y, after = self.conv(x, state)
         sides = {"pt": self.temporal, "ph": self.spatial, "pw": self.spatial}
-        y = rearrange(y, "b (pt ph pw d) t h w -> b d (t pt) (h ph) (w pw)", **sides)
+        y = rearranged(y, "b (pt ph pw d) t h w -> b d (t pt) (h ph) (w pw)", **sides)
         return y[:, :, self.temporal - 1 :] if state is None else y, after
 
     if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class PointwiseUp(nn.Module):
         """``temporal`` times the frames, ``spatial`` times the sides."""
         sides = {"pt": self.temporal, "ph": self.spatial, "pw": self.spatial}
         y: Tensor = self.conv(x)
-        return rearrange(y, "b (d pt ph pw) t h w -> b d (t pt) (h ph) (w pw)", **sides)
+        return rearranged(y, "b (d pt ph pw) t h w -> b d (t pt) (h ph) (w pw)", **sides)
 
     if TYPE_CHECKING:
 
