@@ -104,7 +104,8 @@ def convolve_blocks(
     layout = layout_of(like)
     y = torch.empty((b, conv.out_channels, frames, h, w), dtype=like.dtype, device=like.device, memory_format=layout)
     last = torch.empty((b, conv.in_channels, past, h, w), dtype=like.dtype, device=like.device, memory_format=layout)
-    step, rows = _block(b * max(conv.in_channels, conv.out_channels) * w, frames, h)
+    taps = 1 if _paired(conv) else conv.kernel_size[0]
+    step, rows = _block(b * max(taps * conv.in_channels, conv.out_channels) * w, frames, h)
     compute = _Block(conv, first, like)
     for top in range(0, h, rows):
         bottom, halo = min(top + rows, h), conv.kernel_size[1] // 2
@@ -143,6 +144,11 @@ def frame_by_frame(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return y
 
 
+def _paired(conv: nn.Conv3d) -> bool:
+    """Whether frames go by two."""
+    return conv.kernel_size[0] == 3 and min(conv.in_channels, conv.out_channels) >= _WIDE
+
+
 def _block(numbers: int, frames: int, height: int) -> tuple[int, int]:
     """Frames, an even number, and rows of a block, where a row of a frame has so many numbers."""
     rows = min(max(_BLOCK // numbers, 1), height)
@@ -154,10 +160,9 @@ class _Block:
     """A convolution of blocks, with the kernels that all of them share; a block's frames are a batch of pictures."""
 
     def __init__(self, conv: nn.Conv3d, first: Tensor | None, like: Tensor) -> None:
-        paired = conv.kernel_size[0] == 3 and min(conv.in_channels, conv.out_channels) >= _WIDE
         self.conv, self.taps, self.layout = conv, conv.kernel_size[0], layout_of(like)
         self.first = None if first is None else self._flat(first)
-        self.kernels = [self._flat(kernel) for kernel in paired_kernels(conv.weight)] if paired else None
+        self.kernels = [self._flat(kernel) for kernel in paired_kernels(conv.weight)] if _paired(conv) else None
 
     @cached_property
     def all(self) -> Tensor:

@@ -2,8 +2,9 @@
 
 Each storage counts from the operation that makes it until nothing refers to it. A convolution also counts what it takes
 while it runs, which on a CPU is more than its result: oneDNN copies input, weights and result to a layout of blocks of
-16 channels; the native one, which PyTorch takes for float64 and for small inputs, unfolds the input to a column for
-every output position. On other devices such working memory is not counted.
+16 channels, or, where channels come last, the weights alone; the native one, which PyTorch takes for float64 and for
+small inputs, unfolds the input to a column for every output position. On other devices such working memory is not
+counted.
 """
 
 import weakref
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_iter
 __all__ = ["predicted_peak"]
 
 _BLOCK = 16  # channels that oneDNN's layouts hold together on the widest vector units; narrower ones take 8
-_SCRATCH = 2**12  # bytes of small buffers that a convolution takes besides
+_SCRATCH = 2**13 + 2**6  # bytes of small buffers that a convolution takes besides
 _PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
 
 
@@ -92,12 +93,20 @@ def _convolution_peak(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | Non
         return _size(out)
     sized = [None if tensor is None else _placeholder(tensor) for tensor in (x, weight, bias)]
     backend = torch._C._select_conv_backend(*sized, *how).name
-    copies = sum(_size(tensor) for tensor in (x, weight) if not tensor.is_contiguous())
+    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    if "Mkldnn" in backend and out.is_contiguous(memory_format=layout) and not out.is_contiguous():
+        return _size(out) + _filters(weight) + _copies(layout, x, weight)
+    copies = _copies(torch.contiguous_format, x, weight)
     if "Slow" in backend:
         return _size(out) + _columns(out, weight) + copies
     if "Mkldnn" in backend:
         return _blocked_peak(out, x, weight) + copies
     return _size(out) + copies
+
+
+def _copies(layout: torch.memory_format, *tensors: Tensor) -> int:
+    """Of the tensors that are in another format."""
+    return sum(_size(tensor) for tensor in tensors if not tensor.is_contiguous(memory_format=layout))
 
 
 def _product_buffers(out: Tensor) -> int:
@@ -125,12 +134,15 @@ def _blocked_peak(out: Tensor, x: Tensor, weight: Tensor) -> int:
     Few input channels are read as they are. A kernel of one position is a matrix product, whose sums in half precision
     are kept in float32, one sample for each thread.
     """
-    filters = _padded(weight.shape[0]) * _padded(weight.shape[1]) * prod(weight.shape[2:]) * weight.element_size()
     alone = prod(weight.shape[2:]) == 1
     copied = _blocks(x) if alone or x.shape[1] >= _BLOCK else 0
     if alone and out.element_size() < 4:
         copied += torch.get_num_threads() * 4 * _blocks(out[:1]) // out.element_size()
-    return filters + _blocks(out) + max(copied, _size(out))
+    return _filters(weight) + _blocks(out) + max(copied, _size(out))
+
+
+def _filters(weight: Tensor) -> int:
+    return _padded(weight.shape[0]) * _padded(weight.shape[1]) * prod(weight.shape[2:]) * weight.element_size()
 
 
 def _blocks(x: Tensor) -> int:
