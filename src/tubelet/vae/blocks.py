@@ -66,7 +66,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         """Normalise over axis 1."""
-        y = (x * torch.rsqrt(_mean_square(x) + self.eps)).to(x.dtype)
+        y = _scaled(x, torch.rsqrt(_mean_square(x) + self.eps))
         if self.weight is not None:
             weight = self.weight.to(x.dtype).reshape(-1, 1, 1, 1)
             y = y * weight if y.requires_grad or weight.requires_grad else y.mul_(weight)
@@ -83,6 +83,13 @@ class ChannelNorm(nn.Module):
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor) -> Tensor: ...
+
+
+def _scaled(x: Tensor, scale: Tensor) -> Tensor:
+    """``x * scale`` in ``scale``'s dtype, rounded once; a narrow ``x`` is held in it once, a product would hold two."""
+    wide = x.to(scale.dtype)
+    own = wide is not x and not wide.requires_grad and not scale.requires_grad
+    return (wide.mul_(scale) if own else wide * scale).to(x.dtype)
 
 
 def _mean_square(x: Tensor) -> Tensor:
