@@ -68,12 +68,14 @@ class Timed:
 def compare_vaes(
     names: Sequence[str], dtypes: Sequence[str], rounds: int, size: tuple[int, int, int] = SIZE, device: str = "cpu"
 ) -> Iterator[Timed]:
-    """One line for each autoencoder, dtype and direction."""
+    """One line for each autoencoder, dtype and direction; of the frames, as many as it takes."""
     for name in names:
         for dtype in dtypes:
             peer, vae = _pair(VAES[name], getattr(torch, dtype), FORMATS[dtype], device)
-            video = torch.rand(1, 3, *size, device=device) * 2 - 1
-            grid = vae.latent_grid(*size)
+            step = vae.config.factors.temporal
+            frames = (size[0] - 1) // step * step + 1
+            video = torch.rand(1, 3, frames, *size[1:], device=device) * 2 - 1
+            grid = vae.latent_grid(frames, *size[1:])
             z = torch.randn(1, vae.config.latent_channels, grid.t, grid.h, grid.w, device=device)
             calls: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
                 "decode": (partial(_theirs_decoded, peer, _as(z, peer)), partial(vae.decode, _as(z, peer))),
