@@ -56,6 +56,15 @@ def test_gradients_of_both_orders_equal_float64(act, bias: bool) -> None:
         assert float((got - expected).norm() / expected.norm()) < 2e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_tokens_have_a_gradient_of_zeros(dtype: torch.dtype) -> None:
+    weight = torch.ones(6, 8, dtype=dtype, requires_grad=True)
+    linear(torch.ones(0, 8, dtype=dtype), weight, backend="onednn").sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.shape == (6, 8)
+    assert not weight.grad.any()
+
+
 def test_only_what_asks_for_a_gradient_gets_one() -> None:
     x, weight, bias = tensors(0, (3,), 4, 2, True)
     linear(x, nn.Parameter(weight), bias, backend="onednn").sum().backward()

@@ -107,6 +107,8 @@ def _refusal(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
             return f"it computes on the CPU, and a tensor lies on {tensor.device}"
         if tensor.dtype not in (torch.float32, torch.bfloat16) or tensor.dtype != x.dtype:
             return f"it computes in float32 or bfloat16, all alike, and a tensor is {tensor.dtype}"
+    if 0 in weight.shape:
+        return f"it has no product of shape {tuple(weight.shape)}"
     if torch.is_autocast_enabled("cpu"):
         return "autocast chooses the dtype of products"
     if not (torch._C._has_mkldnn and torch._C._get_mkldnn_enabled()):
@@ -138,7 +140,7 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_x = linear(grad, weight.t())
         if ctx.needs_input_grad[1]:
-            of_weight = flat.t() @ x.reshape(-1, x.shape[-1])
+            of_weight = linear(flat.t(), x.reshape(-1, x.shape[-1]).t())
         if ctx.needs_input_grad[2]:
             of_bias = flat.sum(0)
         return of_x, of_weight, of_bias
