@@ -139,3 +139,63 @@ def test_a_norm_that_learns_before_a_frozen_convolution_has_gradients(modulated:
     (found,) = torch.autograd.grad(out.square().sum(), [norm.weight])
     (expected,) = torch.autograd.grad(conv(F.silu(norm(x)))[0].square().sum(), [norm.weight])
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def residual(shortcut: nn.Module | None = None) -> Residual:
+    halves = [NormedConv(ChannelNorm(4, dtype=F64), CausalConv3d(4, 4, dtype=F64)) for _ in range(2)]
+    return Residual(Chain(*halves), shortcut)
+
+
+class Keeps(nn.Module):
+    """A layer whose state is what it was given and what it returned."""
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        y = x + (0 if state is None else state[0][:, :, -1:] + 2 * state[1][:, :, -1:])
+        return y, (x, y)
+
+
+@pytest.mark.usefixtures("_blocks")
+@torch.no_grad()
+def test_sums_are_made_in_place_only_where_nothing_else_knows_what_they_are_of() -> None:
+    embed = CausalConv3d(4, 4, dtype=F64)
+    shortcut = PerFrame(nn.Conv3d(4, 4, 1, dtype=F64))
+    for layers in (
+        Chain(residual(), residual()),
+        Chain(embed, residual(), Residual(Chain(residual(), residual())), residual(shortcut)),
+        Chain(PerFrame(nn.Identity()), residual()),
+        Guided(Chain(embed, NormedConv(SpatialNorm(nn.Identity(), 4, 4, dtype=F64), CausalConv3d(4, 4, dtype=F64)))),
+        Chain(embed, Keeps(), residual(), Keeps(), residual()),
+        Chain(embed, Residual(Chain(PerFrame(nn.Identity()))), residual()),
+    ):
+        x = torch.randn(2, 4, 6, 7, 6, dtype=F64)
+        given, course = x.clone(), Course(layers)
+        head, state = layers(x[:, :, :4])
+        tail, _ = layers(x[:, :, 4:], state)
+        parts = [course(x[:, :, :4]), course(x[:, :, 4:], last=True)]
+        torch.testing.assert_close(torch.cat(parts, 2), torch.cat([head, tail], 2), rtol=1e-12, atol=1e-12)
+        assert torch.equal(x, given)
+
+
+@torch.no_grad()
+def test_what_a_hook_has_seen_is_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockwise, "_MANY", 1)
+    embed, seen = CausalConv3d(4, 4, dtype=F64), []
+    embed.conv.register_forward_hook(lambda *given: seen.append((given[-1], given[-1].clone())))
+    Course(Chain(embed, residual()))(torch.randn(1, 4, 3, 6, 6, dtype=F64), last=True)
+    ((kept, copy),) = seen
+    assert torch.equal(kept, copy)
+
+
+@torch.no_grad()
+def test_a_sum_holds_no_third_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockwise, "_BLOCK", 2**17)
+    halves = [NormedConv(ChannelNorm(16), CausalConv3d(16, 16)) for _ in range(2)]
+    layers, x = Chain(CausalConv3d(16, 16), Residual(Chain(*halves))), torch.randn(1, 16, 33, 64, 64)
+    peak = peak_bytes(lambda: Course(layers)(x, last=True), torch.device("cpu"))[0] or 0
+    assert 2 < peak / (x.numel() * 4) < 2.4
+
+
+def test_an_into_of_another_shape_is_refused() -> None:
+    conv, x = CausalConv3d(2, 4).requires_grad_(False), torch.zeros(1, 2, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"into must have the shape \(1, 4, 3, 4, 4\) of the result, not \(1, 2, 3"):
+        conv.convolve(blockwise.pieces_of_tensor(x), x, None, x)

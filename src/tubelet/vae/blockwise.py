@@ -14,7 +14,7 @@ bfloat16. Gradients would keep every block, so whoever wants them convolves plai
 """
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,12 @@ def plain(conv: nn.Conv3d, x: Tensor) -> bool:
 
 
 def convolve_blocks(
-    conv: nn.Conv3d, pieces: Pieces, frames: int, like: Tensor, first: Tensor | None = None
+    conv: nn.Conv3d,
+    pieces: Pieces,
+    frames: int,
+    like: Tensor,
+    first: Tensor | None = None,
+    into: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The convolution of frames that are made piece by piece, and the last ``kt - 1`` of these.
 
@@ -92,6 +97,10 @@ def convolve_blocks(
         frames: of the result.
         like: a tensor of the input's batch, height and width, whose dtype and memory format the result has.
         first: the one tap that the first frame needs, in the place of all, as a kernel of one frame.
+        into: what each block is added to when it is made, the result; no piece may lie in it. None for nothing.
+
+    Raises:
+        ValueError: ``into`` has another shape than the result.
 
     Example:
         >>> conv, x = nn.Conv3d(2, 3, 3, padding=(0, 1, 1)), torch.randn(1, 2, 5, 8, 8)
@@ -101,28 +110,40 @@ def convolve_blocks(
         (True, True)
     """
     (b, _, _, h, w), past = like.shape, conv.kernel_size[0] - 1
-    layout = layout_of(like)
-    y = torch.empty((b, conv.out_channels, frames, h, w), dtype=like.dtype, device=like.device, memory_format=layout)
+    layout, shape = layout_of(like), (b, conv.out_channels, frames, h, w)
+    if into is not None and into.shape != shape:
+        raise ValueError(f"into must have the shape {shape} of the result, not {tuple(into.shape)}")
+    y = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout) if into is None else into
     last = torch.empty((b, conv.in_channels, past, h, w), dtype=like.dtype, device=like.device, memory_format=layout)
     taps = 1 if _paired(conv) else conv.kernel_size[0]
     step, rows = _block(b * max(taps * conv.in_channels, conv.out_channels) * w, frames, h)
-    compute = _Block(conv, first, like)
+    compute, put = _Block(conv, first, like), _write if into is None else partial(_add, layout)
     for top in range(0, h, rows):
         bottom, halo = min(top + rows, h), conv.kernel_size[1] // 2
         inner = max(top - halo, 0), min(bottom + halo, h)
         margins = inner[0] - (top - halo), bottom + halo - inner[1]
         out, begin = y[:, :, :, top:bottom], 0
         if first is not None:
-            out[:, :, :1] = compute.alone(pieces(past, past + 1, *inner), margins)
+            put(out[:, :, :1], partial(compute.alone, pieces(past, past + 1, *inner), margins))
             begin = 1
         held = pieces(begin, begin + past, *inner)
         for start in range(begin, frames, step):
             stop = min(start + step, frames)
             new = pieces(start + past, stop + past, *inner)
-            compute(held, new, margins, out[:, :, start:stop])
+            put(out[:, :, start:stop], partial(compute, held, new, margins))
             held = new[:, :, -past:] if new.shape[2] >= past else joined(held, new)[:, :, -past:]
         last[:, :, :, top:bottom] = held[:, :, :, top - inner[0] : bottom - inner[0]]
     return y, last
+
+
+def _write(out: Tensor, make: Callable[[Tensor], None]) -> None:
+    make(out)
+
+
+def _add(layout: torch.memory_format, out: Tensor, make: Callable[[Tensor], None]) -> None:
+    made = torch.empty_like(out, memory_format=layout)
+    make(made)
+    out.add_(made)
 
 
 def frame_by_frame(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -179,10 +200,10 @@ class _Block:
             frames = [seen[:, :, tap : tap + new.shape[2] - even] for tap in range(self.taps)]
             out[:, :, even:] = self._convolved(frames, margins, self.all)
 
-    def alone(self, x: Tensor, margins: tuple[int, int]) -> Tensor:
+    def alone(self, x: Tensor, margins: tuple[int, int], out: Tensor) -> None:
         """The first frame, which needs one tap."""
         assert self.first is not None
-        return self._convolved([x], margins, self.first)
+        out.copy_(self._convolved([x], margins, self.first))
 
     def _pairs(self, taps: list[Tensor], margins: tuple[int, int], out: Tensor) -> None:
         a, b, c, d = taps

@@ -188,7 +188,11 @@ class CausalConv3d(nn.Module):
         return blockwise(self.conv, x)
 
     def convolve(
-        self, pieces: Pieces, like: Float[Tensor, "b c t h w"], state: Float[Tensor, "b c s h w"] | None
+        self,
+        pieces: Pieces,
+        like: Float[Tensor, "b c t h w"],
+        state: Float[Tensor, "b c s h w"] | None,
+        into: Float[Tensor, "b d t h w"] | None = None,
     ) -> tuple[Float[Tensor, "b d t h w"], Float[Tensor, "b c s h w"]]:
         """As `forward`, of frames that are made piece by piece (:mod:`tubelet.vae.blockwise`).
 
@@ -196,11 +200,12 @@ class CausalConv3d(nn.Module):
             pieces: of the next frames.
             like: a tensor of the shape, dtype and memory format of these frames.
             state: as in `forward`.
+            into: what the frames are added to and returned as; None for nothing.
         """
         self._check(like, state)
         first = None if state is not None else _alone(self.before, self.conv.weight)
         return convolve_blocks(
-            self.conv, lambda *place: self._longer(pieces, state, *place), like.shape[2], like, first
+            self.conv, lambda *place: self._longer(pieces, state, *place), like.shape[2], like, first, into
         )
 
     def _longer(self, pieces: Pieces, state: Tensor | None, start: int, stop: int, top: int, bottom: int) -> Tensor:

@@ -112,8 +112,8 @@ class Blockwise(Protocol):
         """Whether it does so for an input like this."""
         ...
 
-    def convolve(self, pieces: Pieces, like: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """The next frames, made by ``pieces``, and the state."""
+    def convolve(self, pieces: Pieces, like: Tensor, state: Any, into: Tensor | None = None) -> tuple[Tensor, Any]:
+        """The next frames, made by ``pieces``, and the state; with ``into``, that is what they are added to."""
         ...
 
 
@@ -166,6 +166,15 @@ class NormedConv(nn.Module):
             return y, state
         y, state = self.convolved(self.norm, self.conv, x, state, *context)
         return y, state
+
+    def adds(self, x: Float[Tensor, "b c t h w"], *context: Any) -> bool:
+        """Whether the convolution works in blocks; see :class:`tubelet.vae.courses.Adding`."""
+        return in_blocks(self.norm, self.conv, x, *context) is not None
+
+    def add(self, into: Float[Tensor, "b d t h w"], x: Float[Tensor, "b c t h w"], state: Any, *context: Any) -> Any:
+        """Add what `forward` would return to ``into``, a block at a time; the state of the convolution."""
+        pieces = activated(normed_pieces(self.norm, x, *context))
+        return self.conv.convolve(pieces, x, state, into)[1]  # type: ignore[operator]
 
     if TYPE_CHECKING:
 

@@ -7,7 +7,7 @@ keeps back the frames that see beyond.
 """
 
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -112,12 +112,17 @@ class ClipConv3d(nn.Module):
         return blockwise(self.conv, x)
 
     def convolve(
-        self, pieces: Pieces, like: Float[Tensor, "b c t h w"], state: Any = None
+        self,
+        pieces: Pieces,
+        like: Float[Tensor, "b c t h w"],
+        state: Any = None,
+        into: Float[Tensor, "b d t h w"] | None = None,
     ) -> tuple[Float[Tensor, "b d t h w"], State]:
-        """As `forward`, of frames that are made piece by piece (:mod:`tubelet.vae.blockwise`)."""
+        """As `forward`, of frames that are made piece by piece (:mod:`tubelet.vae.blockwise`), added to ``into``."""
         _refuse(state)
         frames = like.shape[2]
-        return convolve_blocks(self.conv, lambda *place: self._longer(pieces, frames, *place), frames, like)[0], ()
+        longer = partial(self._longer, pieces, frames)
+        return convolve_blocks(self.conv, longer, frames, like, into=into)[0], ()
 
     def _longer(self, pieces: Pieces, frames: int, start: int, stop: int, top: int, bottom: int) -> Tensor:
         """Pieces of the clip and of the frames that stand on both sides of it."""

@@ -2,7 +2,8 @@
 
 Called as modules, layers give their states back, and a tree of them holds those of all its leaves until it returns, the
 old beside the new. A `Course` keeps the state of each leaf itself, replaces it as soon as the leaf is done, and keeps
-none where no chunk follows: a video that goes through whole leaves none behind.
+none where no chunk follows: a video that goes through whole leaves none behind. What a sum is of, where only the way
+knows it, becomes the sum.
 """
 
 from collections.abc import Callable
@@ -11,8 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch  # noqa: F401 - the examples use it
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-__all__ = ["Course", "InTurn", "Tree"]
+__all__ = ["Adding", "Course", "InTurn", "Sum", "Tree"]
 
 Step = Callable[..., Tensor]
 """``step(layer, x, *context)`` runs a layer that another is made of, wherever its state may be."""
@@ -48,6 +50,39 @@ class Tree(Protocol):
         ...
 
 
+@runtime_checkable
+class Sum(Protocol):
+    """A tree of two ways for one input, whose results are added.
+
+    Example:
+        >>> from tubelet.vae import Chain, Residual
+        >>> isinstance(Residual(Chain()), Sum)
+        True
+    """
+
+    branch: nn.Module
+    shortcut: nn.Module
+
+
+@runtime_checkable
+class Adding(Protocol):
+    """A streaming layer that can add its result to a tensor piece by piece.
+
+    Example:
+        >>> from tubelet.vae import CausalConv3d, ChannelNorm, NormedConv
+        >>> isinstance(NormedConv(ChannelNorm(2), CausalConv3d(2, 4)), Adding)
+        True
+    """
+
+    def adds(self, x: Tensor, *context: Any) -> bool:
+        """Whether it can for an input like this."""
+        ...
+
+    def add(self, into: Tensor, x: Tensor, state: Any, *context: Any) -> Any:
+        """Add what a call would return to ``into``; the state after it."""
+        ...
+
+
 @dataclass
 class Course:
     """One video on its way through streaming layers, chunk by chunk.
@@ -69,24 +104,69 @@ class Course:
 
     def __call__(self, x: Tensor, *, last: bool = False) -> Tensor:
         """What the next frames give; after the last ones, nothing is kept."""
-        y = self._step(last, self.layer, x)
+        y, _ = self._step(last, self.layer, x)
         self.start = last
         return y
 
-    def _step(self, last: bool, layer: nn.Module, x: Tensor, *context: Any) -> Tensor:
-        """Through one layer, of which chains lie open here: a call of a chain would hold its input to the end."""
+    def _step(self, last: bool, layer: nn.Module, x: Tensor, *context: Any, own: bool = False) -> tuple[Tensor, bool]:
+        """Through one layer, of which chains lie open here: a call of a chain would hold its input to the end.
+
+        ``own``: whether ``x`` may be changed, since nothing else knows it; and the same of the result.
+        """
         waiting = [layer]
         while waiting:
-            layer = waiting.pop()
+            layer, given = waiting.pop(), _place(x)
             if _hooked(layer) or not isinstance(layer, (InTurn, Tree)):
-                x, state = layer(x, self.states.pop(layer, None), *context)
-                if not last:
-                    self.states[layer] = state
+                x = self._leaf(last, layer, x, *context)
             elif isinstance(layer, InTurn):
                 waiting += reversed(layer.in_turn())
+                continue
+            elif isinstance(layer, Sum):
+                x = self._sum(last, layer, x, *context, own=own)
             else:
-                x = layer.walk(lambda inner, y, *more: self._step(last, inner, y, *more), self.start, x, *context)
-        return x
+                x = layer.walk(lambda inner, y, *more: self._step(last, inner, y, *more)[0], self.start, x, *context)
+            own = (own or _place(x) != given) and not any(map(_hooked, layer.modules()))
+        return x, own
+
+    def _leaf(self, last: bool, layer: nn.Module, x: Tensor, *context: Any) -> Tensor:
+        y: Tensor
+        y, state = layer(x, self.states.pop(layer, None), *context)
+        if not last:
+            self.states[layer] = _apart(state, x, y)
+        return y
+
+    def _sum(self, last: bool, layer: Sum, x: Tensor, *context: Any, own: bool) -> Tensor:
+        """Both ways; the branch's last layer adds to what came by the shortcut, if nothing else knows that."""
+        *first, final = _opened(layer.branch)
+        y = x
+        for inner in first:
+            y, _ = self._step(last, inner, y, *context)
+        kept, free = self._step(last, layer.shortcut, x, *context)
+        free = (free or (own and _place(kept) == _place(x))) and _place(kept) != _place(y) and not kept.requires_grad
+        if free and isinstance(final, Adding) and not _hooked(final) and final.adds(y, *context):
+            state = final.add(kept, y, self.states.pop(final, None), *context)
+            if not last:
+                self.states[final] = state
+            return kept
+        y, fresh = self._step(last, final, y, *context)
+        return y.add_(kept) if fresh and not (y.requires_grad or kept.requires_grad) else kept + y
+
+
+def _opened(layer: nn.Module) -> list[nn.Module]:
+    """The layers of a chain, or one alone."""
+    layers = layer.in_turn() if isinstance(layer, InTurn) and not _hooked(layer) else []
+    return layers or [layer]
+
+
+def _place(x: Tensor) -> int:
+    """Where a tensor's numbers lie; views of it lie there as well."""
+    return int(x.untyped_storage()._cdata)
+
+
+def _apart(state: Any, *tensors: Tensor) -> Any:
+    """A state in memory of its own."""
+    places = set(map(_place, tensors))
+    return tree_map_only(Tensor, lambda part: part.clone() if _place(part) in places else part, state)
 
 
 def _hooked(layer: nn.Module) -> bool:
