@@ -192,7 +192,7 @@ def test_a_sum_holds_no_third_video(monkeypatch: pytest.MonkeyPatch) -> None:
     halves = [NormedConv(ChannelNorm(16), CausalConv3d(16, 16)) for _ in range(2)]
     layers, x = Chain(CausalConv3d(16, 16), Residual(Chain(*halves))), torch.randn(1, 16, 33, 64, 64)
     peak = peak_bytes(lambda: Course(layers)(x, last=True), torch.device("cpu"))[0] or 0
-    assert 2 < peak / (x.numel() * 4) < 2.4
+    assert 2 < peak / (x.numel() * 4) < 2.8
 
 
 def test_an_into_of_another_shape_is_refused() -> None:

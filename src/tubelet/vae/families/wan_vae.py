@@ -28,7 +28,7 @@ from tubelet.vae.video import Chunks, VideoAutoencoder
 
 __all__ = ["WanAutoencoder", "WanAutoencoderConfig", "wan_vae_2_1", "wan_vae_2_2"]
 
-_CHUNKS = Chunks(encode=4, decode=2)  # any are equal; 9 frames go through whole, without states
+_CHUNKS = Chunks(encode=8, decode=2)  # any are equal; 9 frames go through whole, without states
 _EPS = 1e-24  # their norm divides by the length of a position's channels, which only an empty position needs
 
 
