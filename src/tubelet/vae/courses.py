@@ -131,9 +131,12 @@ class Course:
     def _leaf(self, last: bool, layer: nn.Module, x: Tensor, *context: Any) -> Tensor:
         y: Tensor
         y, state = layer(x, self.states.pop(layer, None), *context)
-        if not last:
-            self.states[layer] = _apart(state, x, y)
+        self._keep(last, layer, _apart(state, x, y))
         return y
+
+    def _keep(self, last: bool, layer: nn.Module, state: Any) -> None:
+        if not last:
+            self.states[layer] = state
 
     def _sum(self, last: bool, layer: Sum, x: Tensor, *context: Any, own: bool) -> Tensor:
         """Both ways; the branch's last layer adds to what came by the shortcut, if nothing else knows that."""
@@ -144,9 +147,7 @@ class Course:
         kept, free = self._step(last, layer.shortcut, x, *context)
         free = (free or (own and _place(kept) == _place(x))) and _place(kept) != _place(y) and not kept.requires_grad
         if free and isinstance(final, Adding) and not _hooked(final) and final.adds(y, *context):
-            state = final.add(kept, y, self.states.pop(final, None), *context)
-            if not last:
-                self.states[final] = state
+            self._keep(last, final, final.add(kept, y, self.states.pop(final, None), *context))
             return kept
         y, fresh = self._step(last, final, y, *context)
         return y.add_(kept) if fresh and not (y.requires_grad or kept.requires_grad) else kept + y
