@@ -1,6 +1,7 @@
 """Wan's autoencoders: equal to diffusers' with the same weights, as a stream, and at their real sizes."""
 
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import error, size
 
+from tubelet.hub.wan_vae import wan_vae_config_to_diffusers
 from tubelet.layout import Grid
 from tubelet.testing import check_autoencoder
 from tubelet.vae import decode_stream, encode_stream
@@ -81,6 +83,20 @@ def test_the_real_sizes(config: WanAutoencoderConfig, parameters: int) -> None:
         peer = AutoencoderKLWan(**(large if config.patch == 2 else {}))
     assert size(vae) == size(peer) == parameters
     assert vae.latent_grid(17, 64, 96) == Grid(5, 64 // config.factors.spatial, 96 // config.factors.spatial)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "side"), [(wan_vae_2_1(), 4), (wan_vae_2_2(), 2)], ids=["2.1", "2.2"])
+def test_a_full_width_decode_is_the_peers(config: WanAutoencoderConfig, side: int) -> None:
+    torch.manual_seed(0)
+    if config.decoder_widths is not None:
+        widths = tuple(8 * width // config.widths[0] for width in config.widths)
+        config = replace(config, widths=widths)  # nothing is encoded
+    peer = AutoencoderKLWan(**wan_vae_config_to_diffusers(config)).eval()
+    vae = wan_vaes.ours(peer)
+    z = torch.randn(1, config.latent_channels, 2, side, side)
+    with torch.no_grad():
+        assert error(vae.decode(z), peer.decode(z).sample) <= 1e-4
 
 
 @BOTH
