@@ -1,6 +1,7 @@
 """Plans of decoding: what was predicted against what is measured, budgets, the order of plans, constant memory."""
 
 import pytest
+import small_vaes
 import torch
 
 from tests.support.vaes import causal, wan
@@ -95,3 +96,16 @@ def test_memory_does_not_grow_with_frames() -> None:
 @pytest.mark.slow
 def test_memory_does_not_grow_with_frames_at_full_length() -> None:
     assert stream_peak(17, 128) == stream_peak(129, 128) == stream_peak(1025, 128) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["DCAutoencoder", "KLAutoencoder", "LTXAutoencoder", "TinyAutoencoder"])
+def test_plans_of_other_families_at_odd_sides(name: str) -> None:
+    """Whole, then in chunks or exact tiles of what half a budget holds."""
+    vae = small_vaes.small(name).float()
+    shape, budget = (1, vae.config.latent_channels, 3, 57, 41), 10**12
+    for _ in range(2):
+        plan = plan_decode(vae, shape, budget)
+        peak = measured(plan, vae, torch.randn(shape))
+        assert peak <= plan.peak <= min(budget, 1.05 * peak)
+        budget = int(0.7 * plan.peak)
