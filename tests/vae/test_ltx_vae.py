@@ -7,6 +7,7 @@ from typing import Any
 
 import ltx_vaes
 import pytest
+import small_vaes
 import torch
 import vae_parity as vaes
 from diffusers import AutoencoderKLLTXVideo
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from parity import error, size
 from torch import Tensor
 
+from tubelet.bench.memory import peak_bytes
 from tubelet.hub.ltx_vae import ltx_vae_config_to_diffusers
 from tubelet.layout import Grid
 from tubelet.vae import decode_stream, decoder_reach
@@ -166,6 +168,20 @@ def test_float32_streams_to_rounding() -> None:
     z = vaes.latents(vae, (19, 2, 1)).float()
     with torch.no_grad():
         assert error(torch.cat([*decode_stream(vae, z.split(3, 2))], 2), vae.decode(z)) <= 1e-5
+
+
+def test_memory_of_a_stream_that_looks_ahead_does_not_grow() -> None:
+    vae = small_vaes.small("LTXAutoencoder").float()
+
+    def peak(latents: int) -> int | None:
+        def run() -> None:
+            with torch.no_grad():
+                for video in decode_stream(vae, (torch.zeros(1, 3, 1, 4, 4) for _ in range(latents))):
+                    del video
+
+        return peak_bytes(run, torch.device("cpu"))[0]
+
+    assert peak(9) == peak(65)
 
 
 @pytest.mark.parametrize("kind", ["0.9", "0.9.1", "0.9.5"])
