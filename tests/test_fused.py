@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tubelet import fused
 from tubelet.attention import (
     Attention,
     CrossAttention,
     DecoupledCrossAttention,
     JoinedCrossAttention,
     ParallelAttention,
+    normed,
 )
 from tubelet.blocks import Branch, TransformerBlock
 from tubelet.conditioning import AdaLNZero, ModulationSlice
-from tubelet.fused import FusedLinear, unfused, use_eager, use_kernels
+from tubelet.fused import FusedLinear, _branches, _layers, _transform, unfused, use_eager, use_kernels
 from tubelet.kernels import (
     gate_residual,
     layer_norm,
@@ -33,6 +33,7 @@ from tubelet.mlp import MLP
 from tubelet.models import VideoDiT, VideoDiTConfig
 from tubelet.norms import LayerNorm, RMSNorm, UnitNorm
 from tubelet.positions import FractionalRope3d, MixedRope3d, Rope3d
+from tubelet.streams import JointBranch, MultiStreamBlock, StreamBranches
 from tubelet.vae import CausalConv3d, ChannelNorm, FrameGroupNorm, copies, zeros
 from tubelet.vae.chains import NormedConv
 
@@ -66,13 +67,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     operations = (gate_residual, layer_norm, linear, norm_modulate, norm_rope, qk_norm_rope, residual_norm_modulate)
     for operation in operations:
-        home = "tubelet.attention.normed" if operation in (norm_rope, qk_norm_rope) else "tubelet.fused"
 
         def counting(*args: object, _operation: object = operation, **kwargs: object) -> object:
             made.append(_operation.__name__)
             return _operation(*args, **kwargs)
 
-        monkeypatch.setattr(f"{home}.{operation.__name__}", counting)
+        for home in (normed, _branches, _layers, _transform):
+            if hasattr(home, operation.__name__):
+                monkeypatch.setattr(home, operation.__name__, counting)
     return made
 
 
@@ -120,7 +122,7 @@ def test_the_filter_chooses(model: VideoDiT) -> None:
 @pytest.fixture
 def joins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Residuals as on a GPU; their operations then take the reference."""
-    monkeypatch.setattr("tubelet.fused._pays", lambda x: True)
+    monkeypatch.setattr("tubelet.fused._branches.pays", lambda x: True)
 
 
 @pytest.mark.usefixtures("joins")
@@ -176,6 +178,58 @@ def test_what_cannot_be_joined_is_left_apart(change: str | None, joints: int, mo
     equal([block(x, cond)], [eager])
     assert names.count("residual_norm_modulate") == joints
     assert len(heard) == (change == "hook")
+
+
+class Mixed(nn.Module):
+    """What each stream is told of the other."""
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return a.sin() + b.mean(), b.cos() * a.mean()
+
+
+def _streams(norm: type[nn.Module] = RMSNorm, updates: tuple[bool, bool] = (True, True)) -> MultiStreamBlock:
+    def branch(inner: nn.Module, start: int, width: int) -> Branch:
+        parts = {"modulation": ModulationSlice(width, start), "post_norm": LayerNorm(width, **F64)}
+        return Branch(inner, norm(width, **F64), gate=torch.tanh, **parts)
+
+    joint = JointBranch(Mixed(), [branch(nn.Identity(), 0, width) for width in (8, 6)], updates=updates)
+    own: list[nn.Module | None] = [branch(nn.Linear(width, width, **F64), 3, width) for width in (8, 6)]
+    if not updates[1]:
+        own[1] = None
+    modulations = [AdaLNZero(width, 4, parts=6, **F64) for width in (8, 6)]
+    return randomised(MultiStreamBlock([joint, StreamBranches(own)], modulations))
+
+
+@pytest.mark.usefixtures("joins")
+@pytest.mark.parametrize(
+    ("change", "joints"),
+    [(None, 2), ("norm", 0), ("a stream that stays", 1), ("hook", 0), ("hook of a branch", 1), ("filter", 1)],
+)
+def test_a_branch_of_all_streams_is_joined_with_that_of_each(change: str | None, joints: int, monkeypatch) -> None:
+    norm = nn.LayerNorm if change == "norm" else RMSNorm
+    block = _streams(norm, (True, change != "a stream that stays"))
+    leaves = [torch.randn(3, 4, width, **F64, requires_grad=True) for width in (8, 6)]
+    conds = [Rows(torch.randn(3, 4, **F64)) for _ in leaves]
+    heard: list[int] = []
+
+    def results() -> list[Tensor]:
+        out = block(tuple(leaves), conds)
+        total = sum(x.sin().sum() for x in out)
+        return [*out, *torch.autograd.grad(total, [*leaves, *block.parameters()], allow_unused=True)]
+
+    eager = results()
+    use_kernels(block, lambda name, module: change != "filter" or name != "branches.1.branches.0")
+    if "hook" in str(change):
+        listened = block.branches[1] if change == "hook" else block.branches[1].branches["1"]
+        listened.register_forward_hook(lambda *_: heard.append(1))
+    made = calls(monkeypatch)
+    fused = results()
+    assert made.count("residual_norm_modulate") == joints
+    assert len(heard) == ("hook" in str(change))
+    for got, expected in zip(fused, eager, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-12)
+    assert use_eager(block)
+    assert "in_turn" not in vars(block)
 
 
 def test_what_has_no_kernel_is_left_alone() -> None:
@@ -400,8 +454,8 @@ def _replaced(monkeypatch: pytest.MonkeyPatch, norm: nn.Module, conv: nn.Module)
         calls.append(options["frames"])
         return norm_silu_pad(x, **options)
 
-    monkeypatch.setattr(fused, "_pays", lambda x: True)
-    monkeypatch.setattr(fused, "norm_silu_pad", counted)
+    monkeypatch.setattr("tubelet.fused._transform.pays", lambda x: True)
+    monkeypatch.setattr("tubelet.fused._transform.norm_silu_pad", counted)
     layer = NormedConv(norm, conv)
     for parameter in layer.parameters():
         nn.init.normal_(parameter)

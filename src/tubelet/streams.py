@@ -6,7 +6,7 @@ stream. A stream that a block reads but does not change (the text of Mochi's las
 single-stream block is a :class:`tubelet.blocks.TransformerBlock` on the merged axis.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch  # noqa: F401 - the examples use it
@@ -17,7 +17,7 @@ from tubelet.blocks import Branch, taken
 from tubelet.layout import Rows
 from tubelet.protocols import ModulationSource
 
-__all__ = ["JointBranch", "MultiStreamBlock", "StreamBranches"]
+__all__ = ["JointBranch", "MultiStreamBlock", "StreamBranches", "streams_in_turn"]
 
 Streams = tuple[Float[Tensor, "..."], ...]  # each stream (*lead, d) of its own
 
@@ -63,11 +63,19 @@ class JointBranch(nn.Module):
         self, streams: Streams, conds: Sequence[Rows | None], context: Mapping[str, Any] | None = None
     ) -> Streams:
         """Add the branch to the streams; ``conds`` holds the conditioning of each."""
-        own: list[Branch] = list(self.branches)  # type: ignore[arg-type]
-        entered = [branch.enter(x, cond) for branch, x, cond in zip(own, streams, conds, strict=True)]
-        results = self.inner(*(h for h, _ in entered), **taken(context, self.takes))
-        parts = zip(own, streams, results, entered, self.updates, strict=True)
-        return tuple(branch.leave(x, out, gate) if moves else x for branch, x, out, (_, gate), moves in parts)
+        parts = zip(self._own, streams, *self.run(streams, conds, context), self.updates, strict=True)
+        return tuple(branch.leave(x, update, gate) if moves else x for branch, x, update, gate, moves in parts)
+
+    def run(
+        self, streams: Streams, conds: Sequence[Rows | None], context: Mapping[str, Any] | None
+    ) -> tuple[Streams, tuple[Rows | None, ...]]:
+        """What ``inner`` makes of the normed and modulated streams, and the gate of each."""
+        entered = [branch.enter(x, cond) for branch, x, cond in zip(self._own, streams, conds, strict=True)]
+        return self.inner(*(h for h, _ in entered), **taken(context, self.takes)), tuple(gate for _, gate in entered)
+
+    @property
+    def _own(self) -> list[Branch]:
+        return list(self.branches)  # type: ignore[arg-type]
 
 
 class StreamBranches(nn.Module):
@@ -92,6 +100,30 @@ class StreamBranches(nn.Module):
             out[int(name)] = branch(streams[int(name)], conds[int(name)], context)
         return tuple(out)
 
+    def of(self, stream: int) -> nn.Module | None:
+        """The branch of a stream."""
+        return dict(self.branches.items()).get(str(stream))
+
+
+def streams_in_turn(
+    branches: Iterable[nn.Module],
+    streams: Streams,
+    conds: Sequence[Rows | None],
+    context: Mapping[str, Any] | None,
+) -> Streams:
+    """Every branch in turn.
+
+    What :func:`tubelet.fused.use_kernels` replaces where a branch that all streams share is followed by one of each.
+
+    Example:
+        >>> each = StreamBranches([Branch(nn.Identity()), None])
+        >>> streams_in_turn([each, each], (torch.ones(1), torch.ones(1)), (None, None), None)
+        (tensor([4.]), tensor([1.]))
+    """
+    for branch in branches:
+        streams = branch(streams, conds, context)
+    return streams
+
 
 class MultiStreamBlock(nn.Module):
     """Branches of several streams in order.
@@ -111,6 +143,8 @@ class MultiStreamBlock(nn.Module):
         (tensor([2.]), tensor([1.]))
     """
 
+    in_turn: Callable[..., Streams] = staticmethod(streams_in_turn)
+
     def __init__(self, branches: Sequence[nn.Module], modulations: Sequence[nn.Module | None]) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
@@ -126,9 +160,7 @@ class MultiStreamBlock(nn.Module):
         rows = list(conds)
         for name, source in self.modulations.items():
             rows[int(name)] = _modulated(int(name), source, conds[int(name)])
-        for branch in self.branches:
-            streams = branch(streams, rows, context)
-        return streams
+        return self.in_turn(self.branches, streams, rows, context)
 
 
 def _modulated(stream: int, source: ModulationSource, cond: Rows | None) -> Rows:

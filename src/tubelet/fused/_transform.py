@@ -1,19 +1,6 @@
-"""Fused kernels in a finished model: an explicit transform with a filter, and its way back.
+"""The transform: which modules use kernels, and the way back."""
 
-``use_kernels`` changes how some kinds of module compute, never what they hold: parameters, buffers, submodules and
-state-dict keys stay as they are, so checkpoints, optimisers, PEFT and EMA copies do not notice.
-
-- A :class:`tubelet.blocks.Branch`: gate + residual; with a modulation and a plain layer or RMS norm: norm + modulate.
-- A :class:`tubelet.blocks.TransformerBlock`: the end of a branch together with the norm + modulate of the next.
-- A :class:`tubelet.attention.Attention`: qk-norm + RoPE; cross-attention with norms of queries and keys: these.
-- An ``nn.Linear``: oneDNN's product on the CPU.
-- A :class:`tubelet.norms.LayerNorm`: PyTorch's kernel of two precisions on the CPU.
-- A :class:`tubelet.vae.chains.NormedConv`: norm + SiLU, written behind the frames before, where its convolution reads.
-- A :class:`tubelet.mlp.MLP` or :class:`tubelet.attention.ParallelAttention`: its first projection and its activation.
-"""
-
-from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float
@@ -25,61 +12,23 @@ from tubelet.attention.modules import Attention, CrossAttention, normed_and_turn
 from tubelet.attention.normed import fused_normed_and_turned, fused_normed_heads, head_norm
 from tubelet.attention.projections import normed_heads
 from tubelet.attention.streams import ParallelAttention
-from tubelet.blocks import Branch, TransformerBlock, gated
-from tubelet.blocks import norm_modulate as modulated
-from tubelet.kernels import (
-    Activation,
-    Norm,
-    gate_residual,
-    layer_norm,
-    linear,
-    norm_modulate,
-    norm_silu_pad,
-    residual_norm_modulate,
-)
+from tubelet.blocks import Branch, TransformerBlock
+from tubelet.fused._branches import gated_residual, joined_in_turn, joined_streams, norm_modulated, pays
+from tubelet.fused._layers import FusedLayerNorm, FusedLinear, heard, plain_norm
+from tubelet.kernels import Activation, linear, norm_silu_pad
 from tubelet.kernels._padded.reference import Before
-from tubelet.layout import Rows
 from tubelet.mlp import MLP, raised
-from tubelet.norms import LayerNorm, RMSNorm
+from tubelet.norms import LayerNorm
 from tubelet.positions import Rotary
+from tubelet.streams import MultiStreamBlock
 from tubelet.vae.blocks import ChannelNorm
 from tubelet.vae.causal import CausalConv3d, copies, zeros
 from tubelet.vae.chains import NormedConv, convolved
 from tubelet.vae.group_norms import FrameGroupNorm
 
-__all__ = ["FusedLayerNorm", "FusedLinear", "unfused", "use_eager", "use_kernels"]
+__all__ = ["unfused", "use_eager", "use_kernels"]
 
 Filter = Callable[[str, nn.Module], bool]
-
-
-class FusedLinear(nn.Linear):
-    """An ``nn.Linear`` whose forward is :func:`tubelet.kernels.linear`: what ``use_kernels`` makes of one.
-
-    Example:
-        >>> import torch
-        >>> FusedLinear(2, 3)(torch.ones(4, 2)).shape
-        torch.Size([4, 3])
-    """
-
-    def forward(self, input: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead e"]:
-        """As ``nn.Linear``."""
-        return linear(input, self.weight, self.bias)
-
-
-class FusedLayerNorm(LayerNorm):
-    """A layer norm whose forward is :func:`tubelet.kernels.layer_norm`: what ``use_kernels`` makes of one.
-
-    Example:
-        >>> import torch
-        >>> FusedLayerNorm(2)(torch.tensor([[1.0, 3.0]])).shape
-        torch.Size([1, 2])
-    """
-
-    def forward(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
-        """As the plain norm, which also says what is wrong with a width."""
-        if x.shape[-1] != self.dim:
-            return super().forward(x)
-        return layer_norm(x, self.weight, self.bias, eps=self.eps)
 
 
 _CLASSES: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
@@ -114,11 +63,13 @@ def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
         if filter is not None and not filter(name, module):
             continue
         if isinstance(module, Branch):
-            module.gated = _gated
-            if _modulated(module) and _plain_norm(module.norm):
-                module.norm_modulate = _norm_modulate
+            module.gated = gated_residual
+            if _modulated(module) and plain_norm(module.norm):
+                module.norm_modulate = norm_modulated
         elif isinstance(module, TransformerBlock):
-            module.in_turn = _in_turn
+            module.in_turn = joined_in_turn
+        elif isinstance(module, MultiStreamBlock):
+            module.in_turn = joined_streams
         elif isinstance(module, Attention) and _qk_refusal(module) is None:
             module.normed_and_turned = _normed_and_turned
         elif isinstance(module, _CROSSING) and _qk_normed(module) and _qk_refusal(module) is None:
@@ -174,6 +125,7 @@ def use_eager(model: nn.Module) -> list[str]:
 _REPLACED: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
     (Branch, ("gated", "norm_modulate")),
     (TransformerBlock, ("in_turn",)),
+    (MultiStreamBlock, ("in_turn",)),
     (Attention, ("normed_and_turned",)),
     (CrossAttention, ("normed_heads",)),
     (JoinedCrossAttention, ("normed_heads",)),
@@ -187,97 +139,31 @@ _REPLACED: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
 def _raised(up: nn.Module, act: Callable[[Tensor], Tensor], x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead h"]:
     """A projection and its activation; what is not a plain ``nn.Linear`` that nobody listens to stays as it is."""
     name = _activation(act)
-    if name is None or type(up) not in (nn.Linear, FusedLinear) or _heard(up):
+    if name is None or type(up) not in (nn.Linear, FusedLinear) or heard(up):
         return raised(up, act, x)
     assert isinstance(up, nn.Linear)
     return linear(x, up.weight, up.bias, act=name)
 
 
 def _activation(act: Callable[[Tensor], Tensor]) -> Activation | None:
-    if type(act) is nn.GELU and not _heard(act):
+    if type(act) is nn.GELU and not heard(act):
         return "gelu_tanh" if act.approximate == "tanh" else "gelu"
-    if type(act) is nn.SiLU and not _heard(act):
+    if type(act) is nn.SiLU and not heard(act):
         return "silu"
     return None
-
-
-def _norm_modulate(norm: nn.Module, x: Float[Tensor, "*lead d"], shift: Rows, scale: Rows) -> Float[Tensor, "*lead d"]:
-    """What a branch computes before its inner module; hooks may have come since."""
-    if not _plain_norm(norm):
-        return modulated(norm, x, shift, scale)
-    assert isinstance(norm, LayerNorm | RMSNorm)
-    return norm_modulate(x, shift, scale, **_described(norm), dtype=x.dtype)
-
-
-def _described(norm: nn.Module) -> dict[str, Any]:
-    """A plain norm as the arguments of an operation."""
-    assert isinstance(norm, LayerNorm | RMSNorm)
-    kind: Norm = "layer" if isinstance(norm, LayerNorm) else "rms"
-    bias = norm.bias if isinstance(norm, LayerNorm) else None
-    return {"norm": kind, "weight": norm.weight, "bias": bias, "eps": norm.eps}
 
 
 def _normed_and_turned(
     attention: Attention, q: Float[Tensor, "*lead hd"], k: Float[Tensor, "*lead hkd"], rope: Rotary | None
 ) -> tuple[Float[Tensor, "*lead h d"], Float[Tensor, "*lead hk d"]]:
     """Queries and keys from their projections, by one kernel while nobody listens to their norms."""
-    listened = _heard(attention.q_norm) or _heard(attention.k_norm)
+    listened = heard(attention.q_norm) or heard(attention.k_norm)
     return (normed_and_turned if listened else fused_normed_and_turned)(attention, q, k, rope)
 
 
 def _normed_heads(norm: nn.Module, x: Tensor, width: int, head_dim: int) -> Tensor:
     """The same of queries or keys alone."""
-    return (normed_heads if _heard(norm) else fused_normed_heads)(norm, x, width, head_dim)
-
-
-def _gated(
-    x: Float[Tensor, "*lead d"], update: Float[Tensor, "*lead d"], gate: Rows | None
-) -> Float[Tensor, "*lead d"]:
-    """What a branch computes after its inner module."""
-    if gate is None or not (_pays(x) or gate.index is not None or gate.values.dtype != x.dtype):
-        return gated(x, update, gate)
-    return gate_residual(x, update, gate)
-
-
-def _in_turn(
-    branches: Iterable[nn.Module], x: Float[Tensor, "*lead d"], cond: Rows | None, context: Mapping[str, Any] | None
-) -> Float[Tensor, "*lead d"]:
-    """Branches in turn, neighbours joined where they can be."""
-    entered: tuple[Tensor, Rows | None] | None = None
-    followed: list[nn.Module | None] = [*branches, None]
-    for branch, following in pairwise(followed):
-        assert branch is not None
-        joined = _pays(x) and _joined(branch, following)
-        if entered is None and not joined:
-            x = branch(x, cond, context)
-            continue
-        assert isinstance(branch, Branch)
-        h, gate = branch.enter(x, cond) if entered is None else entered
-        update = branch.run(h, context)
-        if joined:
-            assert isinstance(following, Branch)
-            x, entered = _left_and_entered(branch, following, x, update, gate, cond)
-        else:
-            x, entered = branch.leave(x, update, gate), None
-    return x
-
-
-def _left_and_entered(
-    branch: Branch, following: Branch, x: Tensor, update: Tensor, gate: Rows | None, cond: Rows | None
-) -> tuple[Tensor, tuple[Tensor, Rows | None]]:
-    """The tokens between two branches; what the second's inner module is given, and its gate."""
-    rows = following.rows(cond)
-    modulation = (rows.get("shift"), rows.get("scale"))
-    update = branch.post_norm(update)
-    y, h = residual_norm_modulate(x, update, gate, *modulation, **_described(following.norm))
-    return y, (h, rows.get("gate"))
-
-
-def _joined(branch: nn.Module, following: nn.Module | None) -> bool:
-    """Whether one kernel ends a branch and begins the next: both use kernels, and nobody listens to either."""
-    if not (type(branch) is type(following) is Branch and _plain_norm(following.norm)):
-        return False
-    return all(each.gated is _gated and not _heard(each) for each in (branch, following))
+    return (normed_heads if heard(norm) else fused_normed_heads)(norm, x, width, head_dim)
 
 
 def _convolved(norm: nn.Module, conv: nn.Module, x: Float[Tensor, "b c t h w"], state: Tensor | None) -> Any:
@@ -285,11 +171,11 @@ def _convolved(norm: nn.Module, conv: nn.Module, x: Float[Tensor, "b c t h w"], 
     assert isinstance(conv, CausalConv3d)
     past = conv.conv.kernel_size[0] - 1
     wrong = state is not None and state.shape[2] != past
-    if wrong or not _pays(x) or any(map(_heard, (conv, *norm.modules()))):
+    if wrong or not pays(x) or any(map(heard, (conv, *norm.modules()))):
         return convolved(norm, conv, x, state)
     before: Before = "copies" if conv.before is copies else "zeros"
     made: dict[str, Any] = {**_padded_norm(norm), "state": state, "frames": past, "before": before}
-    bordered = conv.conv.padding_mode == "replicate" and not _heard(conv.conv)
+    bordered = conv.conv.padding_mode == "replicate" and not heard(conv.conv)
     if bordered:
         made |= {"around": tuple(conv.conv.padding[1:]), "edges": "replicate"}
     return conv.followed(norm_silu_pad(x, **made), bordered)
@@ -311,26 +197,8 @@ def _padded_conv(conv: nn.Module) -> bool:
     return type(conv) is CausalConv3d and conv.before in (copies, zeros) and conv.conv.stride == (1, 1, 1)
 
 
-def _pays(x: Tensor) -> bool:
-    """Whether a residual of rows as wide as the tokens has a kernel: on the CPU it would save no pass over them."""
-    return x.is_cuda
-
-
 def _modulated(branch: Branch) -> bool:
     return branch.modulation is not None and {"shift", "scale"} <= set(branch.parts)
-
-
-def _plain_norm(norm: nn.Module) -> bool:
-    """A norm that the kernel computes, and that nobody listens to."""
-    return type(norm) in (LayerNorm, FusedLayerNorm, RMSNorm) and not _heard(norm)
-
-
-def _heard(module: nn.Module) -> bool:
-    """Whether somebody listens to a module, which one kernel for it and its neighbour would pass by."""
-    return any(getattr(module, hooks) for hooks in _HOOKS)
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _qk_norms(module: nn.Module) -> dict[str, nn.Module]:
@@ -347,7 +215,7 @@ def _qk_refusal(module: nn.Module) -> str | None:
         return f"{type(module).__name__} may compute otherwise than the class it is made of"
     norms = _qk_norms(module)
     for name, norm in norms.items():
-        if not isinstance(norm, nn.Identity) and not _plain_norm(norm):
+        if not isinstance(norm, nn.Identity) and not plain_norm(norm):
             why = "has hooks" if head_norm(norm) else "has no kernel"
             return f"its {name}, {type(norm).__name__}, {why}"
     described = {name: (head_norm(norm), getattr(norm, "eps", None)) for name, norm in norms.items()}
