@@ -11,6 +11,8 @@ from tubelet.attention.boxes import window_tiles
 from tubelet.kernels import TileSizes, tiled_sizes
 from tubelet.kernels import _measuring as measuring
 from tubelet.kernels import _tuning as tuning
+from tubelet.kernels._grouped import launches as grouped
+from tubelet.kernels._grouped.places import Axes, Pair
 from tubelet.kernels._launching import Sizes
 from tubelet.kernels._tiled.table import FIELDS
 from tubelet.layout import Grid
@@ -99,10 +101,32 @@ def test_measuring_needs_a_device() -> None:
 
 
 def test_every_job_runs_without_data() -> None:
-    found = [(name, width) for name, width, *_ in measuring.jobs([8], [16], [24], torch.float32, 64, "meta")]
+    found = [(name, width) for name, width, *_ in measuring.jobs([8], [16], [24], torch.float32, 512, "meta")]
     assert found == [
         ("modulation_forward", 8), ("modulation_backward", 8), ("residual_forward", 8), ("residual_backward", 8),
         ("gate_forward", 8), ("gate_backward", 8), ("rotation_forward", 16), ("rotation_backward", 16),
+        *((f"grouped_{direction}_{kind}", 16) for kind in ("short", "long") for direction in ("forward", "backward")),
         *((f"padded_{norm}_{memory}_{direction}", 24)
           for memory in ("first", "last") for norm in ("rms", "group") for direction in ("forward", "backward")),
     ]  # fmt: skip
+
+
+def test_measured_tiles_of_groups_are_taken_where_they_fit(monkeypatch) -> None:
+    """Fewer short groups a tile, longer parts of long ones; groups that do not fit keep the fixed tile."""
+    axes = {length: Axes(0, (1, 1, 1, 9), (0, 0, 0, 1), (1, 1, length), (0, 0, 9)) for length in (21, 40, 90)}
+    measured = {"short": Sizes(32, 2), "long": Sizes(128, 4)}
+    monkeypatch.setattr(grouped, "choose", lambda name, *rest: measured[name.rpartition("_")[2]])
+    found = {}
+    for length, each in axes.items():
+        q = torch.empty(9 * length, 1, 128, dtype=torch.bfloat16, device="meta")
+        given = grouped.Given(q, q, q, 1.0, [Pair(each, each, False)], descriptors=False)
+        launched: list[tuple[int, int, int]] = []
+
+        def note(kernel: Any, grid: Any, arguments: Any, warps: int, launched: Any = launched) -> None:
+            launched.append((arguments["ROWS"], arguments["together"], warps))
+
+        grouped.backward(q, given, *grouped.forward(given, note), note)
+        found[length] = launched
+    assert found[21] == [(32, 1, 2)] * 2  # one group a tile where the fixed one holds three
+    assert found[40] == [(64, 1, 4), (64, 1, 8)]
+    assert found[90] == [(128, 0, 4)] * 2 + [(64, 0, 4)]  # half the rows for the gradients of keys

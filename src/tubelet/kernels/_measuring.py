@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tubelet.kernels._grouped import launches as grouped
+from tubelet.kernels._grouped.places import Axes, Pair
 from tubelet.kernels._launching import Sizes
 from tubelet.kernels._modulation import launches as modulation
 from tubelet.kernels._padded import launches as padded
@@ -106,6 +108,7 @@ def jobs(
         turned = rotation.Given(q, k, angles.cos(), angles.sin(), weight, weight)
         yield "rotation_forward", width, rotation.fixed_forward(width), partial(_turned, turned)
         yield "rotation_backward", width, rotation.fixed_backward(width), partial(_turned_back, q, k, turned)
+        yield from _groups(make(tokens, 4, 12, width))
     for width in channels:
         x = make(1, width, 4, 32, -(-tokens // 32))
         yield from _paddings(x)
@@ -224,6 +227,24 @@ def _residuals(x: Tensor, row: Tensor, stats: Tensor) -> Iterator[Job]:
     yield "gate_forward", width, residual.fixed_gate_forward(width), partial(forward, (x, gated, None))
     alone = ((x, None), None, None, gated, None, None, None)
     yield "gate_backward", width, residual.fixed_gate_backward(width), partial(backward, alone)
+
+
+def _groups(qkvg: Tensor) -> Iterator[Job]:
+    """Attention over 16 frames, whose groups share a tile, and inside of each, whose groups have many."""
+    (q, k, v, grad), frames = qkvg.unbind(1), 16
+    width, places = q.shape[-1], len(q) // frames
+    over_time = Axes(0, (1, 1, 1, places), (0, 0, 0, 1), (1, 1, frames), (0, 0, places))
+    in_frames = Axes(0, (1, 1, 1, frames), (0, 0, 0, places), (1, 1, places), (0, 0, 1))
+    for axes in (over_time, in_frames):
+        pair = Pair(axes, axes, False)
+        given = grouped.Given(q, k, v, width**-0.5, [pair])
+        result = q, torch.full(q.shape[:2], 2.0, device=q.device)
+        for direction, run in (
+            ("forward", partial(_with_sizes, grouped.forward, (given,))),
+            ("backward", partial(_with_sizes, grouped.backward, (grad, given, *result))),
+        ):
+            fixed = grouped.tile(pair, q.dtype, width, backward=direction == "backward")
+            yield fixed.name(direction), width, Sizes(fixed.rows, fixed.warps), run
 
 
 def _paddings(x: Tensor) -> Iterator[Job]:

@@ -189,7 +189,8 @@ def test_what_cannot_be_served_says_why() -> None:
     refused(x.bfloat16(), "interpreter computes bfloat16 wrongly")
     refused(x.double(), "float32, and a tensor is torch.float64")
     refused(torch.randn(6, 1, 264), "at most 256 features")
-    refused(x, "scale is at least 0, got -1", scale=-1.0)
+    refused(x, "scale is above 0, got -1", scale=-1.0)
+    refused(x, "scale is above 0, got 0", scale=0.0)  # 0 times the -inf of a masked pair
     with pytest.raises(ValueError, match="as long as each other"):
         varlen_attention(x, x, x, cu, torch.tensor([0, 3, 6]))
 

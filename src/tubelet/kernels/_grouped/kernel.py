@@ -3,10 +3,9 @@
 
 A *tile* is ``ROWS`` queries and, in turn, tiles of ``KEYS`` keys. It belongs to one group, of which it is a part, or,
 where groups are short (``SHARED``), holds ``together`` whole groups end to end, between which scores are masked.
-Softmax and sums are float32 (online softmax: FlashAttention, arXiv:2205.14135), in powers of two. Strides are counted
-in units of ``UNIT`` numbers: the compiler sees that what is multiplied by 8 allows 16-byte loads of half precision.
-Where there are ``TILES``, descriptors of groups whose items have one axis, a tile of what is walked is one load of the
-hardware (TMA).
+Strides are counted in units of ``UNIT`` numbers: the compiler sees that what is multiplied by 8 allows 16-byte loads of
+half precision. Where there are ``TILES``, descriptors of groups whose items have one axis, a tile of what is walked is
+one load of the hardware (TMA).
 
 Shape suffixes: ``_m`` queries, ``_n`` keys, ``_md`` a tile of either with its features, ``_mn`` scores.
 """
@@ -15,6 +14,8 @@ from typing import no_type_check
 
 import triton
 import triton.language as tl
+
+from tubelet.kernels._softmax.kernel import LN2, LOG2E, load, online, to_keys, to_queries
 
 __all__ = ["PLACES", "backward_keys", "backward_queries", "backward_together", "forward"]
 
@@ -29,9 +30,6 @@ PLACES = (
     *(f"{s}_{name}" for s in "qk" for name in _SIDE),
 )
 """Numbers that tell where tokens lie: never constants of a compiled kernel, whatever the layout."""
-
-_LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-_LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -77,18 +75,9 @@ def _places(
 
 @triton.jit
 @no_type_check
-def _load(X, at_m, here_m, by_token, head, by_head, D: tl.constexpr, WIDTH: tl.constexpr):
-    """Rows of one head; features beyond ``D`` and rows that are not there are 0."""
-    feature = tl.arange(0, WIDTH)
-    mask = here_m[:, None] if D == WIDTH else here_m[:, None] & (feature < D)[None, :]
-    return tl.load(X + head * by_head + at_m[:, None] * by_token + feature[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-@no_type_check
 def _tile(TILES, item, group, count3, head, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """Rows of one head of a group, from ``item`` on, by a descriptor; features and rows that are not there are 0."""
-    return TILES.load([item, group % count3, group // count3, head, 0]).reshape(ROWS, WIDTH)
+    return TILES.load([item, group % count3, group // count3, head.to(tl.int32), 0]).reshape(ROWS, WIDTH)
 
 
 @triton.jit
@@ -176,15 +165,15 @@ def forward(
     q_by_token, q_by_head = q_by_token * UNIT, q_by_head * UNIT
     k_by_token, k_by_head = k_by_token * UNIT, k_by_head * UNIT
     v_by_token, v_by_head = v_by_token * UNIT, v_by_head * UNIT
-    head, tile = tl.program_id(0) % heads, tl.program_id(0) // heads
+    head, tile = (tl.program_id(0) % heads).to(tl.int64), tl.program_id(0) // heads
     set_ = tile // blocks
     group_m, item_m, here_m = _members(tile % blocks * ROWS, q_length, set_, groups, together, SHARED, ROWS)
     at_m = _places(group_m, item_m, count1, count2, count3, q_start, q_pitch0, q_pitch1, q_pitch2, q_pitch3,
                    q_size1, q_size2, q_stride0, q_stride1, q_stride2)  # fmt: skip
-    q_md = _load(Q, at_m, here_m, q_by_token, head, q_by_head, D, WIDTH)
+    q_md = load(Q + head * q_by_head, at_m, here_m, q_by_token, D, WIDTH)
     if MERGE:
-        sum_me = _load(OUT, at_m, here_m, heads * E, head, E, E, V_WIDTH).to(tl.float32)
-        top_m = tl.load(LSE + at_m * heads + head, mask=here_m, other=float("-inf")) * _LOG2E
+        sum_me = load(OUT + head * E, at_m, here_m, heads * E, E, V_WIDTH).to(tl.float32)
+        top_m = tl.load(LSE + at_m * heads + head, mask=here_m, other=float("-inf")) * LOG2E
         total_m = tl.where(top_m == float("-inf"), 0.0, 1.0)
     else:
         sum_me = tl.zeros([ROWS, V_WIDTH], tl.float32)
@@ -196,25 +185,19 @@ def forward(
         at_n = _places(group_n, item_n, count1, count2, count3, k_start, k_pitch0, k_pitch1, k_pitch2, k_pitch3,
                        k_size1, k_size2, k_stride0, k_stride1, k_stride2)  # fmt: skip
         if K_TILES is None:
-            k_nd = _load(K, at_n, here_n, k_by_token, head // ratio, k_by_head, D, WIDTH)
+            k_nd = load(K + head // ratio * k_by_head, at_n, here_n, k_by_token, D, WIDTH)
         else:
             k_nd = _tile(K_TILES, first, set_, count3, head // ratio, KEYS, WIDTH)
-        score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee") * (scale * _LOG2E)
+        score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee") * (scale * LOG2E)
         score_mn = tl.where(_pairs(group_m, here_m, group_n, here_n, SHARED), score_mn, float("-inf"))
-        higher_m = tl.maximum(top_m, tl.max(score_mn, axis=1))
-        finite_m = tl.where(higher_m == float("-inf"), 0.0, higher_m)
-        weight_mn = tl.math.exp2(score_mn - finite_m[:, None])
-        shrink_m = tl.math.exp2(top_m - finite_m)
-        total_m = total_m * shrink_m + tl.sum(weight_mn, axis=1)
         if V_TILES is None:
-            v_ne = _load(V, at_n, here_n, v_by_token, head // ratio, v_by_head, E, V_WIDTH)
+            v_ne = load(V + head // ratio * v_by_head, at_n, here_n, v_by_token, E, V_WIDTH)
         else:
             v_ne = _tile(V_TILES, first, set_, count3, head // ratio, KEYS, V_WIDTH)
-        sum_me = tl.dot(weight_mn.to(v_ne.dtype), v_ne, sum_me * shrink_m[:, None], input_precision="ieee")
-        top_m = higher_m
+        top_m, total_m, sum_me = online(score_mn, 1.0, v_ne, top_m, total_m, sum_me)
     total_m = tl.where(total_m == 0, 1.0, total_m)
     _store(OUT, sum_me / total_m[:, None], at_m, here_m, head, heads, False, E, V_WIDTH)
-    tl.store(LSE + at_m * heads + head, (top_m + tl.math.log2(total_m)) * _LN2, mask=here_m)
+    tl.store(LSE + at_m * heads + head, (top_m + tl.math.log2(total_m)) * LN2, mask=here_m)
 
 
 @triton.jit(do_not_specialize=PLACES)
@@ -283,36 +266,32 @@ def backward_queries(
     k_by_token, k_by_head = k_by_token * UNIT, k_by_head * UNIT
     v_by_token, v_by_head = v_by_token * UNIT, v_by_head * UNIT
     g_by_token, g_by_head = g_by_token * UNIT, g_by_head * UNIT
-    head, tile = tl.program_id(0) % heads, tl.program_id(0) // heads
+    head, tile = (tl.program_id(0) % heads).to(tl.int64), tl.program_id(0) // heads
     set_ = tile // blocks
     group_m, item_m, here_m = _members(tile % blocks * ROWS, q_length, set_, groups, together, False, ROWS)
     at_m = _places(group_m, item_m, count1, count2, count3, q_start, q_pitch0, q_pitch1, q_pitch2, q_pitch3,
                    q_size1, q_size2, q_stride0, q_stride1, q_stride2)  # fmt: skip
-    q_md = _load(Q, at_m, here_m, q_by_token, head, q_by_head, D, WIDTH)
-    grad_me = _load(GRAD, at_m, here_m, g_by_token, head, g_by_head, E, V_WIDTH)
-    out_me = _load(OUT, at_m, here_m, heads * E, head, E, E, V_WIDTH)
+    q_md = load(Q + head * q_by_head, at_m, here_m, q_by_token, D, WIDTH)
+    grad_me = load(GRAD + head * g_by_head, at_m, here_m, g_by_token, E, V_WIDTH)
+    out_me = load(OUT + head * E, at_m, here_m, heads * E, E, V_WIDTH)
     delta_m = tl.sum(grad_me.to(tl.float32) * out_me.to(tl.float32), axis=1)
     tl.store(DELTA + at_m * heads + head, delta_m, mask=here_m)
-    lse_m = tl.load(LSE + at_m * heads + head, mask=here_m, other=0.0) * _LOG2E
+    lse_m = tl.load(LSE + at_m * heads + head, mask=here_m, other=0.0) * LOG2E
     dq_md = tl.zeros([ROWS, WIDTH], tl.float32)
     for first in range(0, k_length, KEYS):
         group_n, item_n, here_n = _members(first, k_length, set_, groups, together, False, KEYS)
         at_n = _places(group_n, item_n, count1, count2, count3, k_start, k_pitch0, k_pitch1, k_pitch2, k_pitch3,
                        k_size1, k_size2, k_stride0, k_stride1, k_stride2)  # fmt: skip
         if K_TILES is None:
-            k_nd = _load(K, at_n, here_n, k_by_token, head // ratio, k_by_head, D, WIDTH)
+            k_nd = load(K + head // ratio * k_by_head, at_n, here_n, k_by_token, D, WIDTH)
         else:
             k_nd = _tile(K_TILES, first, set_, count3, head // ratio, KEYS, WIDTH)
         if V_TILES is None:
-            v_ne = _load(V, at_n, here_n, v_by_token, head // ratio, v_by_head, E, V_WIDTH)
+            v_ne = load(V + head // ratio * v_by_head, at_n, here_n, v_by_token, E, V_WIDTH)
         else:
             v_ne = _tile(V_TILES, first, set_, count3, head // ratio, KEYS, V_WIDTH)
-        score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee") * (scale * _LOG2E)
-        score_mn = tl.where(_pairs(group_m, here_m, group_n, here_n, False), score_mn, float("-inf"))
-        weight_mn = tl.math.exp2(score_mn - lse_m[:, None])
-        dweight_mn = tl.dot(grad_me, tl.trans(v_ne), input_precision="ieee")
-        dscore_mn = weight_mn * (dweight_mn - delta_m[:, None])
-        dq_md = tl.dot(dscore_mn.to(k_nd.dtype), k_nd, dq_md, input_precision="ieee")
+        pair_mn = _pairs(group_m, here_m, group_n, here_n, False)
+        dq_md = to_queries(q_md, k_nd, v_ne, grad_me, lse_m, delta_m, pair_mn, scale * LOG2E, dq_md)
     _store(DQ, dq_md * scale, at_m, here_m, head, heads, ADD, D, WIDTH)
 
 
@@ -383,13 +362,13 @@ def backward_keys(
     v_by_token, v_by_head = v_by_token * UNIT, v_by_head * UNIT
     g_by_token, g_by_head = g_by_token * UNIT, g_by_head * UNIT
     kv_heads = heads // ratio
-    kv_head, tile = tl.program_id(0) % kv_heads, tl.program_id(0) // kv_heads
+    kv_head, tile = (tl.program_id(0) % kv_heads).to(tl.int64), tl.program_id(0) // kv_heads
     set_ = tile // blocks
     group_n, item_n, here_n = _members(tile % blocks * KEYS, k_length, set_, groups, together, False, KEYS)
     at_n = _places(group_n, item_n, count1, count2, count3, k_start, k_pitch0, k_pitch1, k_pitch2, k_pitch3,
                    k_size1, k_size2, k_stride0, k_stride1, k_stride2)  # fmt: skip
-    k_nd = _load(K, at_n, here_n, k_by_token, kv_head, k_by_head, D, WIDTH)
-    v_ne = _load(V, at_n, here_n, v_by_token, kv_head, v_by_head, E, V_WIDTH)
+    k_nd = load(K + kv_head * k_by_head, at_n, here_n, k_by_token, D, WIDTH)
+    v_ne = load(V + kv_head * v_by_head, at_n, here_n, v_by_token, E, V_WIDTH)
     dk_nd = tl.zeros([KEYS, WIDTH], tl.float32)
     dv_ne = tl.zeros([KEYS, V_WIDTH], tl.float32)
     steps = tl.cdiv(q_length, ROWS)
@@ -399,22 +378,18 @@ def backward_keys(
         at_m = _places(group_m, item_m, count1, count2, count3, q_start, q_pitch0, q_pitch1, q_pitch2, q_pitch3,
                        q_size1, q_size2, q_stride0, q_stride1, q_stride2)  # fmt: skip
         if Q_TILES is None:
-            q_md = _load(Q, at_m, here_m, q_by_token, head, q_by_head, D, WIDTH)
+            q_md = load(Q + head * q_by_head, at_m, here_m, q_by_token, D, WIDTH)
         else:
             q_md = _tile(Q_TILES, step % steps * ROWS, set_, count3, head, ROWS, WIDTH)
         if GRAD_TILES is None:
-            grad_me = _load(GRAD, at_m, here_m, g_by_token, head, g_by_head, E, V_WIDTH)
+            grad_me = load(GRAD + head * g_by_head, at_m, here_m, g_by_token, E, V_WIDTH)
         else:
             grad_me = _tile(GRAD_TILES, step % steps * ROWS, set_, count3, head, ROWS, V_WIDTH)
-        lse_m = tl.load(LSE + at_m * heads + head, mask=here_m, other=0.0) * _LOG2E
+        lse_m = tl.load(LSE + at_m * heads + head, mask=here_m, other=0.0) * LOG2E
         delta_m = tl.load(DELTA + at_m * heads + head, mask=here_m, other=0.0)
-        score_nm = tl.dot(k_nd, tl.trans(q_md), input_precision="ieee") * (scale * _LOG2E)
-        score_nm = tl.where(_pairs(group_n, here_n, group_m, here_m, False), score_nm, float("-inf"))
-        weight_nm = tl.math.exp2(score_nm - lse_m[None, :])
-        dv_ne = tl.dot(weight_nm.to(grad_me.dtype), grad_me, dv_ne, input_precision="ieee")
-        dweight_nm = tl.dot(v_ne, tl.trans(grad_me), input_precision="ieee")
-        dscore_nm = weight_nm * (dweight_nm - delta_m[None, :])
-        dk_nd = tl.dot(dscore_nm.to(q_md.dtype), q_md, dk_nd, input_precision="ieee")
+        pair_nm = _pairs(group_n, here_n, group_m, here_m, False)
+        factor = scale * LOG2E
+        dk_nd, dv_ne = to_keys(k_nd, v_ne, q_md, grad_me, lse_m, delta_m, pair_nm, factor, dk_nd, dv_ne)
     _store(DK, dk_nd * scale, at_n, here_n, kv_head, kv_heads, ADD, D, WIDTH)
     _store(DV, dv_ne, at_n, here_n, kv_head, kv_heads, ADD, E, V_WIDTH)
 
@@ -483,7 +458,7 @@ def backward_together(
     v_by_token, v_by_head = v_by_token * UNIT, v_by_head * UNIT
     g_by_token, g_by_head = g_by_token * UNIT, g_by_head * UNIT
     kv_heads = heads // ratio
-    kv_head, set_ = tl.program_id(0) % kv_heads, tl.program_id(0) // kv_heads
+    kv_head, set_ = (tl.program_id(0) % kv_heads).to(tl.int64), tl.program_id(0) // kv_heads
     group_m, item_m, here_m = _members(0, q_length, set_, groups, together, True, ROWS)
     at_m = _places(group_m, item_m, count1, count2, count3, q_start, q_pitch0, q_pitch1, q_pitch2, q_pitch3,
                    q_size1, q_size2, q_stride0, q_stride1, q_stride2)  # fmt: skip
@@ -491,18 +466,18 @@ def backward_together(
     at_n = _places(group_n, item_n, count1, count2, count3, k_start, k_pitch0, k_pitch1, k_pitch2, k_pitch3,
                    k_size1, k_size2, k_stride0, k_stride1, k_stride2)  # fmt: skip
     pair_mn = _pairs(group_m, here_m, group_n, here_n, True)
-    k_nd = _load(K, at_n, here_n, k_by_token, kv_head, k_by_head, D, WIDTH)
-    v_ne = _load(V, at_n, here_n, v_by_token, kv_head, v_by_head, E, V_WIDTH)
+    k_nd = load(K + kv_head * k_by_head, at_n, here_n, k_by_token, D, WIDTH)
+    v_ne = load(V + kv_head * v_by_head, at_n, here_n, v_by_token, E, V_WIDTH)
     dk_nd = tl.zeros([KEYS, WIDTH], tl.float32)
     dv_ne = tl.zeros([KEYS, V_WIDTH], tl.float32)
     for step in range(ratio):
         head = kv_head * ratio + step
-        q_md = _load(Q, at_m, here_m, q_by_token, head, q_by_head, D, WIDTH)
-        grad_me = _load(GRAD, at_m, here_m, g_by_token, head, g_by_head, E, V_WIDTH)
-        out_me = _load(OUT, at_m, here_m, heads * E, head, E, E, V_WIDTH)
+        q_md = load(Q + head * q_by_head, at_m, here_m, q_by_token, D, WIDTH)
+        grad_me = load(GRAD + head * g_by_head, at_m, here_m, g_by_token, E, V_WIDTH)
+        out_me = load(OUT + head * E, at_m, here_m, heads * E, E, V_WIDTH)
         delta_m = tl.sum(grad_me.to(tl.float32) * out_me.to(tl.float32), axis=1)
-        lse_m = tl.load(LSE + at_m * heads + head, mask=here_m, other=0.0) * _LOG2E
-        score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee") * (scale * _LOG2E)
+        lse_m = tl.load(LSE + at_m * heads + head, mask=here_m, other=0.0) * LOG2E
+        score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee") * (scale * LOG2E)
         weight_mn = tl.math.exp2(tl.where(pair_mn, score_mn, float("-inf")) - lse_m[:, None])
         dv_ne = tl.dot(tl.trans(weight_mn.to(grad_me.dtype)), grad_me, dv_ne, input_precision="ieee")
         dweight_mn = tl.dot(grad_me, tl.trans(v_ne), input_precision="ieee")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tubelet.kernels._grouped.places import Axes, Pair
-from tubelet.kernels._launching import Launcher, described, has_descriptors, launch, power_of_two, strides
+from tubelet.kernels._launching import Launcher, Sizes, described, has_descriptors, launch, power_of_two, strides
+from tubelet.kernels._tuning import choose
 
 __all__ = ["LARGEST", "Given", "Tile", "backward", "forward", "tile"]
 
@@ -40,6 +41,23 @@ class Tile(NamedTuple):
     def blocks(self, length: int, size: int) -> int:
         """Tiles of ``size`` that such a set needs."""
         return 1 if self.together else -(-length // size)
+
+    def name(self, direction: str) -> str:
+        """Of the sizes that a device may have measured, for short groups or long ones."""
+        return f"grouped_{direction}_{'short' if self.together else 'long'}"
+
+    def resized(self, sizes: Sizes, pair: Pair) -> "Tile":
+        """A tile of other rows and warps; this one where a product has more rows, or a group does.
+
+        Example:
+            >>> axes = Axes(0, (1, 1, 1, 9), (0, 0, 0, 1), (1, 1, 21), (0, 0, 9))
+            >>> Tile(64, 64, together=3, warps=4).resized(Sizes(128, 8), Pair(axes, axes, False))
+            Tile(rows=128, keys=128, together=6, warps=8)
+        """
+        rows, together = sizes.tokens, min(pair.q.groups, sizes.tokens // max(pair.q.length, pair.k.length))
+        if rows < 16 or (self.together and not together):
+            return self
+        return Tile(rows, rows, together, sizes.warps) if self.together else Tile(rows, self.keys, 0, sizes.warps)
 
 
 @dataclass(frozen=True)
@@ -115,8 +133,10 @@ class Given:
         }
 
 
-def forward(given: Given, launcher: Launcher = launch) -> tuple[Tensor, Tensor]:
+def forward(given: Given, launcher: Launcher = launch, sizes: Sizes | None = None) -> tuple[Tensor, Tensor]:
     """The output ``(n, h, e)`` and the log-sum-exp ``(n, h)``, contiguous; 0 and -inf for queries of no run.
+
+    ``sizes`` are rows of a tile and warps; None: measured or fixed ones.
 
     Example:
         >>> axes = Axes(0, (1, 1, 1, 2), (0, 0, 0, 1), (1, 1, 3), (0, 0, 2))
@@ -135,7 +155,7 @@ def forward(given: Given, launcher: Launcher = launch) -> tuple[Tensor, Tensor]:
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     lse = lse if whole else lse.fill_(-torch.inf)
     for pair in given.pairs:
-        chosen = tile(pair, q.dtype, q.shape[-1], backward=False)
+        chosen = _chosen(pair, q, sizes, backward=False)
         blocks = chosen.blocks(pair.q.length, chosen.rows)
         results: dict[str, Any] = {
             "OUT": out,
@@ -154,9 +174,9 @@ def forward(given: Given, launcher: Launcher = launch) -> tuple[Tensor, Tensor]:
 
 
 def backward(
-    grad: Tensor, given: Given, out: Tensor, lse: Tensor, launcher: Launcher = launch
+    grad: Tensor, given: Given, out: Tensor, lse: Tensor, launcher: Launcher = launch, sizes: Sizes | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v, contiguous.
+    """The gradients of q, k and v, contiguous; ``sizes`` as of the forward.
 
     Runs add to what earlier ones gave, in float32, where a token stands in several; all sums have one order.
 
@@ -179,7 +199,7 @@ def backward(
     totals = [make(x.shape, dtype=dtype, device=x.device) for x in (q, given.k, given.v)]
     delta = torch.empty_like(lse)
     for pair in given.pairs:
-        chosen = tile(pair, q.dtype, q.shape[-1], backward=True, adds=not once)
+        chosen = _chosen(pair, q, sizes, backward=True, adds=not once)
         dq, dk, dv = totals
         read = {**given.shared(pair, chosen, g=grad), "GRAD": grad, "LSE": lse}
         sets = chosen.sets(pair.q.groups)
@@ -222,6 +242,14 @@ def tile(pair: Pair, dtype: torch.dtype, width: int, backward: bool, adds: bool 
     if together:
         return Tile(rows, rows, together, 8 if backward else 4)
     return Tile(128 if width <= 64 < pair.q.length and not backward else rows, rows, 0, 8)
+
+
+def _chosen(pair: Pair, q: Tensor, sizes: Sizes | None, *, backward: bool, adds: bool = False) -> Tile:
+    """The tiles of a run: given ones, else measured ones, else the fixed ones."""
+    fixed, width = tile(pair, q.dtype, q.shape[-1], backward, adds), q.shape[-1]
+    name = fixed.name("backward" if backward else "forward")
+    sizes = sizes or choose(name, q.device, width, q.dtype, Sizes(fixed.rows, fixed.warps))
+    return fixed.resized(sizes, pair)
 
 
 def _side(name: str, axes: Axes) -> dict[str, int]:

@@ -10,7 +10,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from tubelet.kernels._rows.kernel import keep, row_of
+from tubelet.kernels._rows.kernel import keep, normed, row_of
 
 __all__ = ["backward", "forward"]
 
@@ -45,17 +45,7 @@ def forward(
     mask_td = here_t[:, None] & inside_d[None, :]
     long_t = token_t.to(tl.int64)
     x_td = tl.load(X + long_t[:, None] * x_stride + column_d[None, :], mask=mask_td, other=0.0).to(tl.float32)
-    if not RMS:
-        mean_t = tl.sum(x_td, axis=1) / D
-        tl.store(STATS + n + token_t, mean_t, mask=here_t)
-        x_td = tl.where(mask_td, x_td - mean_t[:, None], 0.0)
-    rstd_t = 1 / tl.sqrt(tl.sum(x_td * x_td, axis=1) / D + eps)
-    tl.store(STATS + token_t, rstd_t, mask=here_t)
-    out_td = x_td * rstd_t[:, None]
-    if WEIGHT is not None:
-        out_td *= tl.load(WEIGHT + column_d, mask=inside_d, other=0.0).to(tl.float32)[None, :]
-    if BIAS is not None:
-        out_td += tl.load(BIAS + column_d, mask=inside_d, other=0.0).to(tl.float32)[None, :]
+    out_td = normed(x_td, STATS, WEIGHT, BIAS, n, token_t, column_d, mask_td, eps, D, RMS)
     row_t = row_of(INDEX, token_t, here_t, rows, per_row).to(tl.int64)
     scale_td = tl.load(SCALE + row_t[:, None] * scale_stride + column_d[None, :], mask=mask_td, other=0.0)
     shift_td = tl.load(SHIFT + row_t[:, None] * shift_stride + column_d[None, :], mask=mask_td, other=0.0)

@@ -11,7 +11,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from tubelet.kernels._rows.kernel import keep, row_of
+from tubelet.kernels._rows.kernel import keep, normed, row_of
 
 __all__ = ["backward", "forward"]
 
@@ -64,17 +64,7 @@ def forward(
     tl.store(Y + long_t[:, None] * D + column_d[None, :], stored_td, mask=mask_td)
     if OUT is not None:
         y_td = stored_td.to(tl.float32)
-        if not RMS:
-            mean_t = tl.sum(y_td, axis=1) / D
-            tl.store(STATS + n + token_t, mean_t, mask=here_t)
-            y_td = tl.where(mask_td, y_td - mean_t[:, None], 0.0)
-        rstd_t = 1 / tl.sqrt(tl.sum(y_td * y_td, axis=1) / D + eps)
-        tl.store(STATS + token_t, rstd_t, mask=here_t)
-        out_td = y_td * rstd_t[:, None]
-        if WEIGHT is not None:
-            out_td *= tl.load(WEIGHT + column_d, mask=inside_d, other=0.0).to(tl.float32)[None, :]
-        if BIAS is not None:
-            out_td += tl.load(BIAS + column_d, mask=inside_d, other=0.0).to(tl.float32)[None, :]
+        out_td = normed(y_td, STATS, WEIGHT, BIAS, n, token_t, column_d, mask_td, eps, D, RMS)
         if SCALE is not None:
             scale_td = tl.load(SCALE + row_t[:, None] * scale_stride + column_d[None, :], mask=mask_td, other=0.0)
             out_td *= 1 + scale_td.to(tl.float32)

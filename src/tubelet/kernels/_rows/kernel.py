@@ -1,5 +1,5 @@
 # ruff: noqa: N803 - Triton's pointers and constants are upper case
-"""The row of a token, and the second half of sums over the tokens of each row. This module needs triton.
+"""The norm and the row of a token, and the second half of sums over the tokens of each row. This module needs triton.
 
 The first half is an operation's own: a program walks ``chunk`` tokens in the order of their rows and keeps running
 sums. The rows and the chunks both only grow along that order, so ``chunk number + row`` names a slot that nobody else
@@ -11,7 +11,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-__all__ = ["combine", "keep", "row_of"]
+__all__ = ["combine", "keep", "normed", "row_of"]
 
 
 @triton.jit
@@ -24,6 +24,25 @@ def row_of(INDEX, token, here, rows, per_row):
         row = tl.load(INDEX + token, mask=here, other=0)
         row = tl.maximum(tl.minimum(tl.where(row < 0, row + rows, row), rows - 1), 0)
     return row
+
+
+@triton.jit
+@no_type_check
+def normed(x_td, STATS, WEIGHT, BIAS, n, token_t, column_d, mask_td, eps, D: tl.constexpr, RMS: tl.constexpr):
+    """Tokens by their norm and its affine; ``STATS`` gets 1/deviation, then the mean. What is masked is 0."""
+    here_t, inside_d = token_t < n, column_d < D
+    if not RMS:
+        mean_t = tl.sum(x_td, axis=1) / D
+        tl.store(STATS + n + token_t, mean_t, mask=here_t)
+        x_td = tl.where(mask_td, x_td - mean_t[:, None], 0.0)
+    rstd_t = 1 / tl.sqrt(tl.sum(x_td * x_td, axis=1) / D + eps)
+    tl.store(STATS + token_t, rstd_t, mask=here_t)
+    out_td = x_td * rstd_t[:, None]
+    if WEIGHT is not None:
+        out_td *= tl.load(WEIGHT + column_d, mask=inside_d, other=0.0).to(tl.float32)[None, :]
+    if BIAS is not None:
+        out_td += tl.load(BIAS + column_d, mask=inside_d, other=0.0).to(tl.float32)[None, :]
+    return out_td
 
 
 @triton.jit

@@ -1,10 +1,10 @@
 # ruff: noqa: N803, N806 - Triton's pointers and constants are upper case
 """Triton kernels of tiled attention. Imported only where they run: this module needs triton.
 
-A program owns one tile of :mod:`tubelet.kernels._tiled.table` and walks its two lines, then its boxes. Softmax and sums
-are float32 (online softmax: FlashAttention-2, arXiv:2307.08691), in powers of two. Strides are counted in units of
-``UNIT`` numbers: the compiler sees that what is multiplied by 8 allows 16-byte loads of half precision. Where there are
-``TILES``, descriptors, the whole steps of lines are loads of the hardware (TMA) without a mask.
+A program owns one tile of :mod:`tubelet.kernels._tiled.table` and walks its two lines, then its boxes. Strides are
+counted in units of ``UNIT`` numbers: the compiler sees that what is multiplied by 8 allows 16-byte loads of half
+precision. Where there are ``TILES``, descriptors, the whole steps of lines are loads of the hardware (TMA) without a
+mask.
 
 Shape suffixes: ``_m`` queries, ``_n`` keys, ``_md`` a tile of either with its features, ``_mn`` scores.
 """
@@ -14,12 +14,11 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
+from tubelet.kernels._softmax.kernel import LN2, LOG2E, load, online, to_keys, to_queries
 from tubelet.kernels._tiled.table import FIELDS
 
 __all__ = ["backward_keys", "backward_queries", "forward"]
 
-_LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-_LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 _FIELDS: tl.constexpr = tl.constexpr(len(FIELDS))
 _HERE: tl.constexpr = tl.constexpr(FIELDS.index("here_t"))
 _AT: tl.constexpr = tl.constexpr(FIELDS.index("at_t"))
@@ -152,33 +151,11 @@ def _within(first, last, key):
 
 @triton.jit
 @no_type_check
-def _load(X, at_m, here_m, by_token, D: tl.constexpr, WIDTH: tl.constexpr):
-    """Rows of one head; features beyond ``D`` and rows that are not there are 0."""
-    feature = tl.arange(0, WIDTH)
-    mask = here_m[:, None] if D == WIDTH else here_m[:, None] & (feature < D)[None, :]
-    return tl.load(X + at_m[:, None] * by_token + feature[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-@no_type_check
 def _store(X, x_md, at_m, here_m, by_token, D: tl.constexpr, WIDTH: tl.constexpr):
     """Write rows of one head."""
     feature = tl.arange(0, WIDTH)
     mask = here_m[:, None] if D == WIDTH else here_m[:, None] & (feature < D)[None, :]
     tl.store(X + at_m.to(tl.int64)[:, None] * by_token + feature[None, :], x_md.to(X.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-@no_type_check
-def _online(product_mn, factor, v_ne, top_m, total_m, sum_me):
-    """One step of the online softmax."""
-    higher_m = tl.maximum(top_m, tl.max(product_mn, axis=1) * factor)
-    finite_m = tl.where(higher_m == float("-inf"), 0.0, higher_m)
-    weight_mn = tl.math.exp2(product_mn * factor - finite_m[:, None])
-    shrink_m = tl.math.exp2(top_m - finite_m)
-    total_m = total_m * shrink_m + tl.sum(weight_mn, axis=1)
-    sum_me = tl.dot(weight_mn.to(v_ne.dtype), v_ne, sum_me * shrink_m[:, None], input_precision="ieee")
-    return higher_m, total_m, sum_me
 
 
 @triton.jit
@@ -220,9 +197,9 @@ def forward(
     head, ROW = (tl.program_id(0) // tiles).to(tl.int64), TILES + tl.program_id(0) % tiles * _FIELDS
     K += head // ratio * k_by_head
     V += head // ratio * v_by_head
-    factor = scale * _LOG2E
+    factor = scale * LOG2E
     at_m, here_m, places_m = _own(ROW, ROWS)
-    q_md = _load(Q + head * q_by_head, at_m.to(tl.int64), here_m, q_by_token, D, WIDTH)
+    q_md = load(Q + head * q_by_head, at_m.to(tl.int64), here_m, q_by_token, D, WIDTH)
     sum_me = tl.zeros([ROWS, V_WIDTH], tl.float32)
     top_m = tl.full([ROWS], float("-inf"), tl.float32)
     total_m = tl.zeros([ROWS], tl.float32)
@@ -234,15 +211,15 @@ def forward(
             k_nd = _tile(K_TILES, begin, head // ratio, KEYS, WIDTH)
             product_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee")
             v_ne = _tile(V_TILES, begin, head // ratio, KEYS, V_WIDTH)
-            top_m, total_m, sum_me = _online(product_mn, factor, v_ne, top_m, total_m, sum_me)
+            top_m, total_m, sum_me = online(product_mn, factor, v_ne, top_m, total_m, sum_me)
     for step in tl.range(0, lines[4] + lines[5], num_stages=STAGES):
         begin, left = _stretch(lines, step, KEYS)
-        k_nd = _load(K + begin * k_by_token, item_n, item_n < left, k_by_token, D, WIDTH)
+        k_nd = load(K + begin * k_by_token, item_n, item_n < left, k_by_token, D, WIDTH)
         product_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee")
         if left < KEYS:
             product_mn = tl.where((item_n < left)[None, :], product_mn, float("-inf"))
-        v_ne = _load(V + begin * v_by_token, item_n, item_n < left, v_by_token, E, V_WIDTH)
-        top_m, total_m, sum_me = _online(product_mn, factor, v_ne, top_m, total_m, sum_me)
+        v_ne = load(V + begin * v_by_token, item_n, item_n < left, v_by_token, E, V_WIDTH)
+        top_m, total_m, sum_me = online(product_mn, factor, v_ne, top_m, total_m, sum_me)
     if BOXES is not None:
         BOXES += tl.load(ROW + _BOX + 3).to(tl.int64) * 4
         grid, lengths = tl.load(ROW + _GRID).to(tl.int64), _lengths(ROW)
@@ -252,36 +229,23 @@ def forward(
         for step in tl.range(0, tl.load(ROW + _BOX + 4), num_stages=STAGES):
             token, at, whole = _box(BOXES, step)
             here_n = _in_grid(places_n, at, lengths)
-            k_nd = _load(K + (grid + token) * k_by_token, at_n, here_n, k_by_token, D, WIDTH)
+            k_nd = load(K + (grid + token) * k_by_token, at_n, here_n, k_by_token, D, WIDTH)
             product_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee")
             if whole == 0:
                 pair_mn = _within(_packed(first_m, at)[:, None], _packed(last_m, at)[:, None], key_n[None, :])
                 product_mn = tl.where(pair_mn, product_mn, float("-inf"))
-            v_ne = _load(V + (grid + token) * v_by_token, at_n, here_n, v_by_token, E, V_WIDTH)
-            top_m, total_m, sum_me = _online(product_mn, factor, v_ne, top_m, total_m, sum_me)
+            v_ne = load(V + (grid + token) * v_by_token, at_n, here_n, v_by_token, E, V_WIDTH)
+            top_m, total_m, sum_me = online(product_mn, factor, v_ne, top_m, total_m, sum_me)
     total_m = tl.where(total_m == 0, 1.0, total_m)
     _store(OUT + head * E, sum_me / total_m[:, None], at_m, here_m, heads * E, E, V_WIDTH)
-    tl.store(LSE + at_m.to(tl.int64) * heads + head, (top_m + tl.math.log2(total_m)) * _LN2, mask=here_m)
-
-
-@triton.jit
-@no_type_check
-def _to_queries(q_md, k_nd, v_ne, grad_me, lse_m, delta_m, mask_mn, factor, dq_md):
-    """What some keys add to the gradient of queries, but for the scale; None: all pairs count."""
-    product_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee") * factor
-    if mask_mn is not None:
-        product_mn = tl.where(mask_mn, product_mn, float("-inf"))
-    weight_mn = tl.math.exp2(product_mn - lse_m[:, None])
-    dweight_mn = tl.dot(grad_me, tl.trans(v_ne), input_precision="ieee")
-    dscore_mn = weight_mn * (dweight_mn - delta_m[:, None])
-    return tl.dot(dscore_mn.to(k_nd.dtype), k_nd, dq_md, input_precision="ieee")
+    tl.store(LSE + at_m.to(tl.int64) * heads + head, (top_m + tl.math.log2(total_m)) * LN2, mask=here_m)
 
 
 @triton.jit
 @no_type_check
 def _finite(LSE, at_m, here_m, by_token):
     """The log-sum-exp in powers of two; 0 for queries without keys, whose pairs are none."""
-    lse_m = tl.load(LSE + at_m * by_token, mask=here_m, other=0.0) * _LOG2E
+    lse_m = tl.load(LSE + at_m * by_token, mask=here_m, other=0.0) * LOG2E
     return tl.where(lse_m == float("-inf"), 0.0, lse_m)
 
 
@@ -330,12 +294,12 @@ def backward_queries(
     head, ROW = (tl.program_id(0) // tiles).to(tl.int64), TILES + tl.program_id(0) % tiles * _FIELDS
     K += head // ratio * k_by_head
     V += head // ratio * v_by_head
-    factor = scale * _LOG2E
+    factor = scale * LOG2E
     at_m, here_m, places_m = _own(ROW, ROWS)
     long_m = at_m.to(tl.int64)
-    q_md = _load(Q + head * q_by_head, long_m, here_m, q_by_token, D, WIDTH)
-    grad_me = _load(GRAD + head * g_by_head, long_m, here_m, g_by_token, E, V_WIDTH)
-    out_me = _load(OUT + head * E, long_m, here_m, heads * E, E, V_WIDTH)
+    q_md = load(Q + head * q_by_head, long_m, here_m, q_by_token, D, WIDTH)
+    grad_me = load(GRAD + head * g_by_head, long_m, here_m, g_by_token, E, V_WIDTH)
+    out_me = load(OUT + head * E, long_m, here_m, heads * E, E, V_WIDTH)
     delta_m = tl.sum(grad_me.to(tl.float32) * out_me.to(tl.float32), axis=1)
     tl.store(DELTA + long_m * heads + head, delta_m, mask=here_m)
     lse_m = _finite(LSE + head, long_m, here_m, heads)
@@ -347,13 +311,13 @@ def backward_queries(
             begin, _ = _stretch(whole_lines, step, KEYS)
             k_nd = _tile(K_TILES, begin, head // ratio, KEYS, WIDTH)
             v_ne = _tile(V_TILES, begin, head // ratio, KEYS, V_WIDTH)
-            dq_md = _to_queries(q_md, k_nd, v_ne, grad_me, lse_m, delta_m, None, factor, dq_md)
+            dq_md = to_queries(q_md, k_nd, v_ne, grad_me, lse_m, delta_m, None, factor, dq_md)
     for step in tl.range(0, lines[4] + lines[5], num_stages=STAGES):
         begin, left = _stretch(lines, step, KEYS)
-        k_nd = _load(K + begin * k_by_token, item_n, item_n < left, k_by_token, D, WIDTH)
-        v_ne = _load(V + begin * v_by_token, item_n, item_n < left, v_by_token, E, V_WIDTH)
+        k_nd = load(K + begin * k_by_token, item_n, item_n < left, k_by_token, D, WIDTH)
+        v_ne = load(V + begin * v_by_token, item_n, item_n < left, v_by_token, E, V_WIDTH)
         pair_mn = (item_n < left)[None, :]
-        dq_md = _to_queries(q_md, k_nd, v_ne, grad_me, lse_m, delta_m, pair_mn, factor, dq_md)
+        dq_md = to_queries(q_md, k_nd, v_ne, grad_me, lse_m, delta_m, pair_mn, factor, dq_md)
     if BOXES is not None:
         BOXES += tl.load(ROW + _BOX + 3).to(tl.int64) * 4
         grid, lengths = tl.load(ROW + _GRID).to(tl.int64), _lengths(ROW)
@@ -363,25 +327,11 @@ def backward_queries(
         for step in tl.range(0, tl.load(ROW + _BOX + 4), num_stages=STAGES):
             token, at, _ = _box(BOXES, step)
             here_n = _in_grid(places_n, at, lengths)
-            k_nd = _load(K + (grid + token) * k_by_token, at_n, here_n, k_by_token, D, WIDTH)
-            v_ne = _load(V + (grid + token) * v_by_token, at_n, here_n, v_by_token, E, V_WIDTH)
+            k_nd = load(K + (grid + token) * k_by_token, at_n, here_n, k_by_token, D, WIDTH)
+            v_ne = load(V + (grid + token) * v_by_token, at_n, here_n, v_by_token, E, V_WIDTH)
             pair_mn = _within(_packed(first_m, at)[:, None], _packed(last_m, at)[:, None], key_n[None, :])
-            dq_md = _to_queries(q_md, k_nd, v_ne, grad_me, lse_m, delta_m, pair_mn, factor, dq_md)
+            dq_md = to_queries(q_md, k_nd, v_ne, grad_me, lse_m, delta_m, pair_mn, factor, dq_md)
     _store(DQ + head * D, dq_md * scale, at_m, here_m, heads * D, D, WIDTH)
-
-
-@triton.jit
-@no_type_check
-def _to_keys(k_nd, v_ne, q_md, grad_me, lse_m, delta_m, mask_nm, factor, dk_nd, dv_ne):
-    """What some queries add to the gradients of keys, but for the scale, and of values; None: all pairs count."""
-    score_nm = tl.dot(k_nd, tl.trans(q_md), input_precision="ieee") * factor
-    if mask_nm is not None:
-        score_nm = tl.where(mask_nm, score_nm, float("-inf"))
-    weight_nm = tl.math.exp2(score_nm - lse_m[None, :])
-    dv_ne = tl.dot(weight_nm.to(grad_me.dtype), grad_me, dv_ne, input_precision="ieee")
-    dweight_nm = tl.dot(v_ne, tl.trans(grad_me), input_precision="ieee")
-    dscore_nm = weight_nm * (dweight_nm - delta_m[None, :])
-    return tl.dot(dscore_nm.to(q_md.dtype), q_md, dk_nd, input_precision="ieee"), dv_ne
 
 
 @triton.jit
@@ -431,11 +381,11 @@ def backward_keys(
     g_by_token, g_by_head = g_by_token * UNIT, g_by_head * UNIT
     kv_head, ROW = (tl.program_id(0) // tiles).to(tl.int64), TILES + tl.program_id(0) % tiles * _FIELDS
     own_n, here_n, own_places_n = _own(ROW, KEYS)
-    k_nd = _load(K + kv_head * k_by_head, own_n.to(tl.int64), here_n, k_by_token, D, WIDTH)
-    v_ne = _load(V + kv_head * v_by_head, own_n.to(tl.int64), here_n, v_by_token, E, V_WIDTH)
+    k_nd = load(K + kv_head * k_by_head, own_n.to(tl.int64), here_n, k_by_token, D, WIDTH)
+    v_ne = load(V + kv_head * v_by_head, own_n.to(tl.int64), here_n, v_by_token, E, V_WIDTH)
     dk_nd = tl.zeros([KEYS, WIDTH], tl.float32)
     dv_ne = tl.zeros([KEYS, V_WIDTH], tl.float32)
-    factor = scale * _LOG2E
+    factor = scale * LOG2E
     item_m, lines = tl.arange(0, ROWS), _lines(ROW, ROWS)
     if Q_TILES is not None:
         whole_lines, lines = _whole_steps(lines, ROWS)
@@ -447,17 +397,17 @@ def backward_keys(
             grad_me = _tile(GRAD_TILES, begin, head, ROWS, V_WIDTH)
             lse_m = _finite(LSE + begin * heads + head, item_m, item_m < ROWS, heads)
             delta_m = tl.load(DELTA + begin * heads + head + item_m * heads)
-            dk_nd, dv_ne = _to_keys(k_nd, v_ne, q_md, grad_me, lse_m, delta_m, None, factor, dk_nd, dv_ne)
+            dk_nd, dv_ne = to_keys(k_nd, v_ne, q_md, grad_me, lse_m, delta_m, None, factor, dk_nd, dv_ne)
     steps = lines[4] + lines[5]
     for step in tl.range(0, ratio * steps, num_stages=STAGES):
         head = kv_head * ratio + step // steps
         begin, left = _stretch(lines, step % steps, ROWS)
         here_m = item_m < left
-        q_md = _load(Q + head * q_by_head + begin * q_by_token, item_m, here_m, q_by_token, D, WIDTH)
-        grad_me = _load(GRAD + head * g_by_head + begin * g_by_token, item_m, here_m, g_by_token, E, V_WIDTH)
+        q_md = load(Q + head * q_by_head + begin * q_by_token, item_m, here_m, q_by_token, D, WIDTH)
+        grad_me = load(GRAD + head * g_by_head + begin * g_by_token, item_m, here_m, g_by_token, E, V_WIDTH)
         lse_m = _finite(LSE + begin * heads + head, item_m, here_m, heads)
         delta_m = tl.load(DELTA + begin * heads + head + item_m * heads, mask=here_m, other=0.0)
-        dk_nd, dv_ne = _to_keys(k_nd, v_ne, q_md, grad_me, lse_m, delta_m, None, factor, dk_nd, dv_ne)
+        dk_nd, dv_ne = to_keys(k_nd, v_ne, q_md, grad_me, lse_m, delta_m, None, factor, dk_nd, dv_ne)
     if BOXES is not None:
         BOXES += tl.load(ROW + _BOX + 3).to(tl.int64) * 4
         grid, lengths, count = tl.load(ROW + _GRID).to(tl.int64), _lengths(ROW), tl.load(ROW + _BOX + 4)
@@ -469,14 +419,14 @@ def backward_keys(
             head = kv_head * ratio + step // count
             token, at, _ = _box(BOXES, step % count)
             here_m, begin = _in_grid(places_m, at, lengths), grid + token
-            q_md = _load(Q + head * q_by_head + begin * q_by_token, at_m, here_m, q_by_token, D, WIDTH)
-            grad_me = _load(GRAD + head * g_by_head + begin * g_by_token, at_m, here_m, g_by_token, E, V_WIDTH)
+            q_md = load(Q + head * q_by_head + begin * q_by_token, at_m, here_m, q_by_token, D, WIDTH)
+            grad_me = load(GRAD + head * g_by_head + begin * g_by_token, at_m, here_m, g_by_token, E, V_WIDTH)
             lse_m = _finite(LSE + begin * heads + head, at_m, here_m, heads)
             delta_m = tl.load(DELTA + begin * heads + head + at_m * heads, mask=here_m, other=0.0)
             there_m = (at[0] + places_m[0], at[1] + places_m[1], at[2] + places_m[2])
             first_m, last_m = _spans(SPANS, lengths, there_m, here_m)
             pair_nm = _within(_packed(first_m, own_at)[None, :], _packed(last_m, own_at)[None, :], key_n[:, None])
-            dk_nd, dv_ne = _to_keys(k_nd, v_ne, q_md, grad_me, lse_m, delta_m, pair_nm, factor, dk_nd, dv_ne)
+            dk_nd, dv_ne = to_keys(k_nd, v_ne, q_md, grad_me, lse_m, delta_m, pair_nm, factor, dk_nd, dv_ne)
     kv_heads = heads // ratio
     _store(DK + kv_head * D, dk_nd * scale, own_n, here_n, kv_heads * D, D, WIDTH)
     _store(DV + kv_head * E, dv_ne, own_n, here_n, kv_heads * E, E, V_WIDTH)

@@ -113,8 +113,8 @@ def tiled_refusal(width: int, v_width: int, scale: float) -> str | None:
     """
     if max(width, v_width) > launches.LARGEST:
         return f"its heads have at most {launches.LARGEST} features, got {width} and {v_width}"
-    if scale < 0:
-        return f"its scale is at least 0, got {scale}"
+    if scale <= 0:
+        return f"its scale is above 0, got {scale}"
     return None
 
 

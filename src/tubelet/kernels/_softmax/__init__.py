@@ -1,0 +1,1 @@
+"""What grouped and tiled attention share."""
