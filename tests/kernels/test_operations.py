@@ -269,6 +269,7 @@ def test_what_a_kernel_would_read_amiss_is_an_error_on_every_backend() -> None:
         (lambda: norm_modulate(x, *[Rows(one)] * 2, weight=torch.ones(1)), r"weight must be \(8,\), got \(1,\)"),
         (lambda: residual_norm_modulate(x, x, None, None, None, bias=x[0]), r"bias must be \(8,\), got \(3, 8\)"),
         (lambda: varlen_attention(x, x, x[0], torch.tensor([0, 2])), r"got \(2, 3, 8\), \(2, 3, 8\) and \(3, 8\)"),
+        (lambda: varlen_attention(x, x, x.half(), torch.tensor([0, 2])), r"one dtype, got .*32, .*32 and .*16"),
         (lambda: varlen_attention(x, x, x, torch.tensor([0, 3])), r"cu_q must .* at most at 2 tokens, got \[0, 3\]"),
         (lambda: varlen_attention(x, x, x, *torch.tensor([[0, 1, 2], [0, 2, 1]])), r"cu_k must .*, got \[0, 2, 1\]"),
         (lambda: varlen_attention(x, x, x, torch.tensor([1, 2])), r"cu_q must start at 0.*, got \[1, 2\]"),

@@ -52,7 +52,7 @@ def check_vectors(width: int, of: str = "", **vectors: Tensor | None) -> None:
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Whether queries ``(n, h, d)``, keys ``(m, hk, d)`` and values ``(m, hk, e)`` belong together.
+    """Whether queries ``(n, h, d)``, keys ``(m, hk, d)`` and values ``(m, hk, e)`` belong together, in one precision.
 
     Raises:
         ValueError: they do not.
@@ -63,6 +63,8 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
     if not q.ndim == k.ndim == v.ndim == 3 or k.shape[:2] != v.shape[:2] or q.shape[2] != k.shape[2]:
         shapes = f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
         raise ValueError(f"q, k and v must be (n, h, d), (m, hk, d) and (m, hk, e), got {shapes}")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"q has {q.shape[1]} heads, not a multiple of k's {k.shape[1]}")
 

@@ -154,6 +154,14 @@ def test_the_norm_is_that_of_the_rounded_sum() -> None:
     assert [leaf.grad.dtype for leaf in mixed] == [torch.float32, torch.float16, torch.float32]
 
 
+def test_bfloat16_is_refused() -> None:
+    x, row = torch.ones(2, 4).bfloat16(), Rows(torch.ones(1, 4))
+    for call in (lambda: gate_residual(x, x, row, backend="triton"),
+                 lambda: residual_norm_modulate(x, x, row, row, row, backend="triton")):  # fmt: skip
+        with pytest.raises(ValueError, match="interpreter computes bfloat16 wrongly"):
+            call()
+
+
 def test_sums_repeat_to_the_bit() -> None:
     x, index, leaf = torch.randn(2, 90, 16), torch.randint(0, 7, (90,)), torch.randn(7, 48)
 

@@ -152,6 +152,11 @@ def test_half_precision_is_rounded_once() -> None:
     assert torch.equal(got[:, :, 1:], exact.half())
 
 
+def test_bfloat16_is_refused() -> None:
+    with pytest.raises(ValueError, match="interpreter computes bfloat16 wrongly"):
+        norm_silu_pad(torch.ones(1, 4, 2, 3, 3).bfloat16(), norm="rms", eps=1e-6, backend="triton")
+
+
 @pytest.mark.graph
 @pytest.mark.parametrize("groups", [None, 2])
 def test_the_operators_are_sound(groups: int | None) -> None:

@@ -77,25 +77,25 @@ def store(X, at_r, here_r, first_ri, second_ri, D: tl.constexpr, PAIRS: tl.const
 @triton.jit
 @no_type_check
 def affine(WEIGHT, BIAS, at_r, here_r, D: tl.constexpr, PAIRS: tl.constexpr, AXES: tl.constexpr):
-    """The norm's weight and bias of both members of each pair; None without."""
-    first_w, second_w, first_b, second_b = None, None, None, None
+    """The norm's weight and its bias, each of both members of each pair, or empty: Triton 3.6 returns no None."""
+    weight, bias = (), ()
     if WEIGHT is not None:
-        first_w, second_w = load(WEIGHT, at_r, here_r, D, PAIRS, AXES)
+        weight = load(WEIGHT, at_r, here_r, D, PAIRS, AXES)
     if BIAS is not None:
-        first_b, second_b = load(BIAS, at_r, here_r, D, PAIRS, AXES)
-    return first_w, second_w, first_b, second_b
+        bias = load(BIAS, at_r, here_r, D, PAIRS, AXES)
+    return weight, bias
 
 
 @triton.jit
 @no_type_check
 def angles(COS, SIN, at_r, here_r, D: tl.constexpr, PAIRS: tl.constexpr):
-    """The cosine and the sine of each pair; None without."""
-    cos_ri, sin_ri = None, None
+    """The cosine and the sine of each pair, or nothing."""
+    turns = ()
     if COS is not None:
         mask, at = _real(here_r, D, PAIRS), at_r[:, None] + tl.arange(0, PAIRS)[None, :]
         cos_ri = tl.load(COS + at, mask=mask, other=0.0).to(tl.float32)
-        sin_ri = tl.load(SIN + at, mask=mask, other=0.0).to(tl.float32)
-    return cos_ri, sin_ri
+        turns = (cos_ri, tl.load(SIN + at, mask=mask, other=0.0).to(tl.float32))
+    return turns
 
 
 @triton.jit
@@ -126,13 +126,13 @@ def _normed(first_ri, second_ri, here_r, count, eps, D: tl.constexpr, PAIRS: tl.
 @no_type_check
 def _scaled(first_ri, second_ri, weights):
     """Times the weight plus the bias."""
-    first_w, second_w, first_b, second_b = weights
-    if first_w is not None:
-        first_ri *= first_w
-        second_ri *= second_w
-    if first_b is not None:
-        first_ri += first_b
-        second_ri += second_b
+    weight, bias = weights
+    if len(weight) > 0:
+        first_ri *= weight[0]
+        second_ri *= weight[1]
+    if len(bias) > 0:
+        first_ri += bias[0]
+        second_ri += bias[1]
     return first_ri, second_ri
 
 
@@ -144,8 +144,8 @@ def turn(X, OUT, from_r, to_r, here_r, weights, turns, count, eps, D: tl.constex
     first_ri, second_ri = load(X, from_r, here_r, D, PAIRS, AXES)
     first_ri, second_ri, _ = _normed(first_ri, second_ri, here_r, count, eps, D, PAIRS, NORM, ACROSS)
     first_ri, second_ri = _scaled(first_ri, second_ri, weights)
-    cos_ri, sin_ri = turns
-    if cos_ri is not None:
+    if len(turns) > 0:
+        cos_ri, sin_ri = turns
         turned_ri = first_ri * cos_ri - second_ri * sin_ri
         second_ri = first_ri * sin_ri + second_ri * cos_ri
         first_ri = turned_ri
@@ -160,9 +160,9 @@ def turn_back(GRAD, X, DX, g_from_r, from_r, to_r, here_r, weights, turns, count
     first_g, second_g = load(GRAD, g_from_r, here_r, D, PAIRS, AXES)
     first_x, second_x = load(X, from_r, here_r, D, PAIRS, AXES)
     first_x, second_x, factor = _normed(first_x, second_x, here_r, count, eps, D, PAIRS, NORM, ACROSS)
-    cos_ri, sin_ri = turns
     dcos_ri, dsin_ri = 0.0, 0.0
-    if cos_ri is not None:
+    if len(turns) > 0:
+        cos_ri, sin_ri = turns
         first_y, second_y = _scaled(first_x, second_x, weights)
         dcos_ri = first_g * first_y + second_g * second_y
         dsin_ri = second_g * first_y - first_g * second_y
@@ -170,9 +170,9 @@ def turn_back(GRAD, X, DX, g_from_r, from_r, to_r, here_r, weights, turns, count
         second_g = second_g * cos_ri - first_g * sin_ri
         first_g = straight_g
     sums = (first_g * first_x, second_g * second_x, first_g, second_g)
-    if weights[0] is not None:
-        first_g *= weights[0]
-        second_g *= weights[1]
+    if len(weights[0]) > 0:
+        first_g *= weights[0][0]
+        second_g *= weights[0][1]
     if NORM != "none":
         along = _mean(first_g * first_x + second_g * second_x, count, ACROSS)
         level = _mean(first_g + second_g, count, ACROSS) if NORM == "layer" else 0.0
