@@ -15,7 +15,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from tubelet.kernels._softmax.kernel import LN2, LOG2E, load, online, to_keys, to_queries
+from tubelet.kernels._softmax.kernel import LN2, LOG2E, load, to_keys, to_queries
 
 __all__ = ["PLACES", "backward_keys", "backward_queries", "backward_together", "forward"]
 
@@ -190,11 +190,17 @@ def forward(
             k_nd = _tile(K_TILES, first, set_, count3, head // ratio, KEYS, WIDTH)
         score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision="ieee") * (scale * LOG2E)
         score_mn = tl.where(_pairs(group_m, here_m, group_n, here_n, SHARED), score_mn, float("-inf"))
-        if V_TILES is None:
+        higher_m = tl.maximum(top_m, tl.max(score_mn, axis=1))
+        finite_m = tl.where(higher_m == float("-inf"), 0.0, higher_m)
+        weight_mn = tl.math.exp2(score_mn - finite_m[:, None])
+        shrink_m = tl.math.exp2(top_m - finite_m)
+        total_m = total_m * shrink_m + tl.sum(weight_mn, axis=1)
+        if V_TILES is None:  # read behind the softmax of short groups, where fewer numbers are held
             v_ne = load(V + head // ratio * v_by_head, at_n, here_n, v_by_token, E, V_WIDTH)
         else:
             v_ne = _tile(V_TILES, first, set_, count3, head // ratio, KEYS, V_WIDTH)
-        top_m, total_m, sum_me = online(score_mn, 1.0, v_ne, top_m, total_m, sum_me)
+        sum_me = tl.dot(weight_mn.to(v_ne.dtype), v_ne, sum_me * shrink_m[:, None], input_precision="ieee")
+        top_m = higher_m
     total_m = tl.where(total_m == 0, 1.0, total_m)
     _store(OUT, sum_me / total_m[:, None], at_m, here_m, head, heads, False, E, V_WIDTH)
     tl.store(LSE + at_m * heads + head, (top_m + tl.math.log2(total_m)) * LN2, mask=here_m)
