@@ -140,7 +140,12 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_x = linear(grad, weight.t())
         if ctx.needs_input_grad[1]:
-            of_weight = linear(flat.t(), x.reshape(-1, x.shape[-1]).t())
+            of_weight = _outer(flat, x.reshape(-1, x.shape[-1]))
         if ctx.needs_input_grad[2]:
             of_bias = flat.sum(0)
         return of_x, of_weight, of_bias
+
+
+def _outer(grad: Tensor, x: Tensor) -> Tensor:
+    """``gradᵀ·x``: PyTorch's product of bfloat16 is oneDNN's already, and copies nothing that is transposed."""
+    return linear(grad.t(), x.t()) if grad.dtype == torch.float32 else grad.t() @ x
