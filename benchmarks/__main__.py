@@ -48,6 +48,9 @@ def main() -> int:
     parser.add_argument("--backends", default="auto", help="for the suite of models, of our attention; default auto")
     parser.add_argument("--vaes", default=",".join(vae.VAES), help="for the suite of autoencoders; default all")
     parser.add_argument("--size", default="9x128x128", help="of their videos, frames x height x width")
+    parser.add_argument(
+        "--one-layer", action="store_true", help="for the suite of models: one of each kind, to save memory"
+    )
     parser.add_argument("--fused", action="store_true", help="for the suite of models: ours with fused kernels")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write one JSON file a suite there")
     arguments = parser.parse_args()
@@ -65,7 +68,7 @@ def main() -> int:
     runs = {
         "attention": run_attention,
         "blocks": partial(run_blocks, lists[1], arguments.tokens),
-        "models": partial(run_models_of, *lists, arguments.tokens, arguments.fused),
+        "models": partial(run_models_of, *lists, arguments.tokens, arguments.fused, arguments.one_layer),
         "navit": run_navit,
         "overhead": run_overhead,
         "papers": run_papers,
@@ -89,6 +92,7 @@ def run_models_of(
     backends: list[str],
     tokens: int | None,
     fused: bool,
+    one_layer: bool,
     device: str,
     rounds: int,
     out: Path | None,
@@ -96,7 +100,7 @@ def run_models_of(
     if device != "cpu":
         raise SystemExit("the suite of models runs on the CPU")
     results = []
-    for result in models.compare_models(names, dtypes, backends, [False, True], rounds, tokens, fused):
+    for result in models.compare_models(names, dtypes, backends, [False, True], rounds, tokens, fused, one_layer):
         results.append(result)
         print(models.report_models([result]).splitlines()[-3], flush=True)
         if out is not None:

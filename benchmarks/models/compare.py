@@ -51,14 +51,15 @@ def compare_models(
     rounds: int,
     tokens: int | None = None,
     fused: bool = False,
+    one_layer: bool = False,
 ) -> Iterator[Compared]:
     """Every combination in turn; a backend other than ``auto`` is set on our attention modules.
 
     ``tokens`` are about how many of the video there are, the family's own number by default. ``fused`` models went
-    through :func:`tubelet.fused.use_kernels`.
+    through :func:`tubelet.fused.use_kernels`. With ``one_layer`` a model has one of each kind, and its name says so.
     """
     for name in names:
-        family = FAMILIES[name]
+        family = FAMILIES[name].with_one_layer() if one_layer else FAMILIES[name]
         for dtype in dtypes:
             kind = getattr(torch, dtype)
             theirs = random_peer(family)
@@ -71,7 +72,7 @@ def compare_models(
                 _use(ours, backend)
                 for backward in directions:
                     yield _compared(
-                        name,
+                        f"{name}, one layer" if one_layer else name,
                         dtype,
                         f"{backend}, fused" if fused else backend,
                         backward,

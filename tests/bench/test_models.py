@@ -1,6 +1,7 @@
 """Each open model of the benchmark has its published width, and its question is the same to both, in both dtypes."""
 
 import importlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,3 +58,48 @@ def test_the_width_is_the_published_one(suite, name: str) -> None:
     x = family.latents()
     t, h, w = (side // p for side, p in zip(x.shape[2:], family.patch, strict=True))
     assert (t * h * w, x.shape[1]) == (4096, family.channels)
+
+
+def test_one_layer_of_each_kind_is_said_in_the_name(suite, monkeypatch) -> None:
+    tiny = replace(suite.FAMILIES["wan-1.3b"], config={**suite.FAMILIES["wan-1.3b"].config, **TINY["wan-1.3b"]})
+    monkeypatch.setitem(suite.FAMILIES, "wan-1.3b", tiny)
+    (found,) = suite.compare_models(["wan-1.3b"], ["float32"], ["auto"], [False], 2, tokens=16, one_layer=True)
+    assert found.model == "wan-1.3b, one layer"
+
+
+TITLES = {
+    "latte": "Latte-1",
+    "dit-xl": "DiT-XL/2",
+    "ltx-2b": "LTX-Video 2B",
+    "wan-1.3b": "Wan 1.3B",
+    "cogvideox-5b": "CogVideoX 5B",
+    "cosmos-2b": "Cosmos 2B",
+    "allegro": "Allegro",
+    "mochi": "Mochi",
+    "hunyuan-video, one layer": "HunyuanVideo, one layer of each kind",
+}
+
+
+def test_the_table_of_the_docs_is_that_of_the_results() -> None:
+    folder = ROOT / "benchmarks" / "results" / "2026-11-26-amd-epyc-cpu"
+    documents = [json.loads((folder / name).read_text()) for name in ("models.json", "models-bfloat16.json")]
+    results = [result for document in documents for result in document["results"]]
+    found = {(each["model"], each["dtype"], each["backward"]): each for each in results}
+    assert len(found) == len(results) == 4 * len(TITLES)
+    lines = (ROOT / "docs" / "benchmarks.md").read_text().splitlines()
+    start = lines.index("| model | pass | float32 | bfloat16 | memory, float32, bfloat16 |") + 2
+    assert lines[start : start + 2 * len(TITLES)] == [
+        _line(title if not backward else "", backward, [found[name, dtype, backward] for dtype in DTYPES])
+        for name, title in TITLES.items()
+        for backward in (False, True)
+    ]
+
+
+DTYPES = ("float32", "bfloat16")
+
+
+def _line(title: str, backward: bool, results: list[dict]) -> str:
+    ratios = ("{ratio:.2f} ({low:.2f} to {high:.2f})".format(**each) for each in results)
+    memory = ", ".join("{memory:.2f}".format(**each) for each in results)
+    cells = (title, "with backward" if backward else "forward", *ratios, memory)
+    return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"

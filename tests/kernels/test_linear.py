@@ -59,7 +59,7 @@ def test_gradients_of_both_orders_equal_float64(act, bias: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_tokens_have_a_gradient_of_zeros(dtype: torch.dtype) -> None:
     weight = torch.ones(6, 8, dtype=dtype, requires_grad=True)
-    linear(torch.ones(0, 8, dtype=dtype), weight, backend="onednn").sum().backward()
+    linear(torch.ones(0, 8, dtype=dtype, requires_grad=True), weight, backend="onednn").sum().backward()
     assert weight.grad is not None
     assert weight.grad.shape == (6, 8)
     assert not weight.grad.any()
@@ -67,7 +67,9 @@ def test_no_tokens_have_a_gradient_of_zeros(dtype: torch.dtype) -> None:
 
 def test_only_what_asks_for_a_gradient_gets_one() -> None:
     x, weight, bias = tensors(0, (3,), 4, 2, True)
-    linear(x, nn.Parameter(weight), bias, backend="onednn").sum().backward()
+    learned = nn.Parameter(weight)
+    linear(x, learned, bias, backend="onednn").sum().backward()
+    torch.testing.assert_close(learned.grad, x.sum(0).expand(2, 4))
     frozen = linear(x.requires_grad_(), weight, bias, backend="onednn")
     (got,) = torch.autograd.grad(frozen.sum(), [x])
     torch.testing.assert_close(got, weight.sum(0).expand(3, 4))

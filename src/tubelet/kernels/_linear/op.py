@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from tubelet.kernels._checks import plain
 from tubelet.kernels._linear.reference import ACTIVATIONS, Activation, reference
@@ -140,12 +141,9 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_x = linear(grad, weight.t())
         if ctx.needs_input_grad[1]:
-            of_weight = _outer(flat, x.reshape(-1, x.shape[-1]))
+            # PyTorch's product copies nothing, which counts for a first layer, and is oneDNN's too in bfloat16
+            product = linear if grad.dtype == torch.float32 and ctx.needs_input_grad[0] else F.linear
+            of_weight = product(flat.t(), x.reshape(-1, x.shape[-1]).t())
         if ctx.needs_input_grad[2]:
             of_bias = flat.sum(0)
         return of_x, of_weight, of_bias
-
-
-def _outer(grad: Tensor, x: Tensor) -> Tensor:
-    """``gradᵀ·x``: PyTorch's product of bfloat16 is oneDNN's already, and copies nothing that is transposed."""
-    return linear(grad.t(), x.t()) if grad.dtype == torch.float32 else grad.t() @ x
