@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch  # noqa: F401 - the examples use it
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -21,7 +22,13 @@ Streams = tuple[Float[Tensor, "..."], ...]  # each stream (*lead, d) of its own
 
 
 def norm_modulated(norm: nn.Module, x: Float[Tensor, "*lead d"], shift: Rows, scale: Rows) -> Float[Tensor, "*lead d"]:
-    """What a branch computes before its inner module; hooks may have come since."""
+    """What a branch computes before its inner module; hooks may have come since.
+
+    Example:
+        >>> one = Rows(torch.ones(1, 2))
+        >>> norm_modulated(RMSNorm(2, affine=False), torch.ones(3, 2), one, one).round(decimals=3).unique()
+        tensor([3.])
+    """
     if not plain_norm(norm):
         return modulated(norm, x, shift, scale)
     assert isinstance(norm, LayerNorm | RMSNorm)
@@ -39,7 +46,12 @@ def _described(norm: nn.Module) -> dict[str, Any]:
 def gated_residual(
     x: Float[Tensor, "*lead d"], update: Float[Tensor, "*lead d"], gate: Rows | None
 ) -> Float[Tensor, "*lead d"]:
-    """What a branch computes after its inner module."""
+    """What a branch computes after its inner module.
+
+    Example:
+        >>> gated_residual(torch.ones(1, 2), torch.ones(1, 2), Rows(torch.ones(1, 2))).tolist()
+        [[2.0, 2.0]]
+    """
     if gate is None or not (pays(x) or gate.index is not None or gate.values.dtype != x.dtype):
         return gated(x, update, gate)
     return gate_residual(x, update, gate)
@@ -48,7 +60,12 @@ def gated_residual(
 def joined_in_turn(
     branches: Iterable[nn.Module], x: Float[Tensor, "*lead d"], cond: Rows | None, context: Mapping[str, Any] | None
 ) -> Float[Tensor, "*lead d"]:
-    """Branches in turn, neighbours joined where they can be."""
+    """Branches in turn, neighbours joined where they can be.
+
+    Example:
+        >>> joined_in_turn([Branch(nn.Identity()), Branch(nn.Identity())], torch.ones(1, 2), None, None).tolist()
+        [[4.0, 4.0]]
+    """
     entered: tuple[Tensor, Rows | None] | None = None
     followed: list[nn.Module | None] = [*branches, None]
     for branch, following in pairwise(followed):
@@ -71,7 +88,13 @@ def joined_in_turn(
 def joined_streams(
     branches: Iterable[nn.Module], streams: Streams, conds: Sequence[Rows | None], context: Mapping[str, Any] | None
 ) -> Streams:
-    """Branches of several streams in turn; in each stream one that all share is joined with its own that follows."""
+    """Branches of several streams in turn; in each stream one that all share is joined with its own that follows.
+
+    Example:
+        >>> each = StreamBranches([Branch(nn.Identity()), None])
+        >>> joined_streams([each], (torch.ones(1), torch.ones(1)), (None, None), None)
+        (tensor([2.]), tensor([1.]))
+    """
     rest = list(branches)
     while rest:
         branch = rest.pop(0)
@@ -131,5 +154,10 @@ def _joined(branch: nn.Module, following: nn.Module | None) -> bool:
 
 
 def pays(x: Tensor) -> bool:
-    """Whether a residual of rows as wide as the tokens has a kernel: on the CPU it would save no pass over them."""
+    """Whether a residual of rows as wide as the tokens has a kernel: on the CPU it would save no pass over them.
+
+    Example:
+        >>> pays(torch.ones(1))
+        False
+    """
     return x.is_cuda

@@ -40,12 +40,24 @@ class FusedLayerNorm(LayerNorm):
 
 
 def plain_norm(norm: nn.Module) -> bool:
-    """A norm that the kernel computes, and that nobody listens to."""
+    """A norm that the kernel computes, and that nobody listens to.
+
+    Example:
+        >>> plain_norm(RMSNorm(2)), plain_norm(nn.Identity())
+        (True, False)
+    """
     return type(norm) in (LayerNorm, FusedLayerNorm, RMSNorm) and not heard(norm)
 
 
 def heard(module: nn.Module) -> bool:
-    """Whether somebody listens to a module, which one kernel for it and its neighbour would pass by."""
+    """Whether somebody listens to a module, which one kernel for it and its neighbour would pass by.
+
+    Example:
+        >>> layer = nn.Identity()
+        >>> hook = layer.register_forward_hook(print)
+        >>> heard(layer), heard(nn.Identity())
+        (True, False)
+    """
     return any(getattr(module, hooks) for hooks in _HOOKS)
 
 
