@@ -423,6 +423,115 @@ def test_hooks_of_a_projection_and_of_an_activation_are_still_called(names: list
     assert heard == names
 
 
+class Septupled(Branch):
+    @staticmethod
+    def gated(x: Tensor, update: Tensor, gate: Rows | None = None) -> Tensor:
+        return x + 7 * update
+
+
+class Doubled(Branch):
+    @staticmethod
+    def norm_modulate(norm: nn.Module, x: Tensor, shift: Rows | None = None, scale: Rows | None = None) -> Tensor:
+        return 2 * norm(x)
+
+
+class Backwards(TransformerBlock):
+    @staticmethod
+    def in_turn(branches: Any, x: Tensor, cond: object, context: object) -> Tensor:
+        for branch in reversed(list(branches)):
+            x = branch(x)
+        return x
+
+
+class Raised(MLP):
+    @staticmethod
+    def raised(up: nn.Module, act: Any, x: Tensor) -> Tensor:
+        return 2 * act(up(x))
+
+
+@pytest.mark.usefixtures("joins")
+@pytest.mark.parametrize("place", ["class", "instance"])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Septupled(nn.Linear(8, 8)), "gated"),
+        (lambda: Doubled(nn.Linear(8, 8), LayerNorm(8), modulation=AdaLNZero(8, 8)), "norm_modulate"),
+        (lambda: Backwards([Branch(nn.Sequential(nn.Linear(8, 8), nn.ReLU())), Branch(nn.Linear(8, 8))]), "in_turn"),
+        (lambda: Raised(8), "raised"),
+    ],
+)
+def test_functions_of_a_class_or_a_module_of_its_own_are_kept(place: str, make: Any, name: str) -> None:
+    module, x = randomised(make()), torch.randn(2, 3, 8)
+    given = [x, Rows(torch.randn(2, 8))][: 1 + isinstance(module, Branch)]
+    function = getattr(module, name)
+    if place == "instance":
+        module.__class__ = type(module).__mro__[1]
+        setattr(module, name, function)
+    eager = module(*given)
+    assert use_kernels(module)  # the linear maps inside
+    assert getattr(module, name) is function
+    torch.testing.assert_close(module(*given), eager)
+    use_eager(module)
+    assert (name in vars(module)) == (place == "instance")
+    assert torch.equal(module(*given), eager)
+
+
+@pytest.mark.usefixtures("joins")
+def test_neighbours_with_functions_of_their_own_are_not_joined(monkeypatch) -> None:
+    block = _block()
+    plain = block.branches[1].norm_modulate
+    block.branches[1].norm_modulate = lambda *given: 3 * plain(*given)
+    x, cond = torch.randn(3, 4, 8, **F64), Rows(torch.randn(3, 6, **F64))
+    eager = block(x, cond)
+    use_kernels(block)
+    names = calls(monkeypatch)
+    equal([block(x, cond)], [eager])
+    assert names.count("residual_norm_modulate") == 1
+
+
+def test_what_has_another_forward_stays_eager() -> None:
+    """An instance's own, as wrappers put over a module to move its weights, or a class's."""
+
+    def wrapped(module: nn.Module) -> nn.Module:
+        module.forward = module.forward
+        return module
+
+    for module in (
+        Twice(nn.Identity()),
+        wrapped(nn.Linear(8, 8)),
+        wrapped(LayerNorm(8)),
+        wrapped(Branch(nn.Identity())),
+        wrapped(MLP(8, act=nn.ReLU())),
+        wrapped(Attention(8, 2)),
+    ):
+        assert "" not in use_kernels(module)
+    attention = wrapped(Attention(8, 2, qk_norm=RMSNorm))
+    assert unfused(attention) == {"": "it has a forward of its own"}
+    del attention.forward
+    attention.normed_and_turned = lambda *given: normed.fused_normed_and_turned(*given)
+    assert unfused(attention) == {"": "it has a normed_and_turned of its own"}
+
+
+@pytest.mark.filterwarnings("ignore:For backward hooks to be called")  # a modulation makes no tensor
+@pytest.mark.parametrize("way", ["forward", *(f"register_module_{each}" for each in (
+    "forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"))])  # fmt: skip
+def test_forwards_and_hooks_of_all_modules_that_come_after_the_kernels_are_called(way: str) -> None:
+    branch, heard = Branch(nn.Identity(), LayerNorm(8), modulation=AdaLNZero(8, 8)), []
+    use_kernels(branch)
+    forward = branch.norm.forward
+    if way == "forward":
+        branch.norm.forward = lambda *given: (heard.append(branch.norm), forward(*given))[1]
+    else:
+        handle = getattr(nn.modules.module, way)(lambda module, *_: heard.append(module))
+    try:
+        x, rows = torch.randn(2, 3, 8, requires_grad=True), Rows(torch.randn(2, 8, requires_grad=True))
+        branch(x, rows).sum().backward()
+    finally:
+        if way != "forward":
+            handle.remove()
+    assert branch.norm in heard
+
+
 REGISTER = ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook")
 
 

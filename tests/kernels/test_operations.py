@@ -314,6 +314,23 @@ def test_tables_of_segments_keep_to_the_tokens_whatever_is_said() -> None:
         assert int(here.sum()) == 8
 
 
+@pytest.mark.parametrize("shape", [(0, 5, 8), (2, 0, 8), (2, 5, 0)])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_no_samples_no_tokens_and_no_width_give_nothing(shape: tuple[int, ...], backend: str, indexed: bool) -> None:
+    x, values = torch.ones(shape, requires_grad=True), torch.ones(shape[0], shape[2], requires_grad=True)
+    rows = Rows(values, torch.zeros(shape[:2]).long() if indexed and shape[0] else None)
+    out = [
+        norm_modulate(x, rows, rows, backend=backend),
+        gate_residual(x, x, rows, backend=backend),
+        *residual_norm_modulate(x, x, rows, rows, rows, backend=backend),
+    ]
+    assert all(each.shape == x.shape for each in out)
+    grads = torch.autograd.grad(sum(each.sum() for each in out), [x, values])
+    assert [each.shape for each in grads] == [x.shape, values.shape]
+    assert not grads[1].any()
+
+
 def test_rows_are_ordered_as_kernels_read_them() -> None:
     order, offsets = by_row(torch.tensor([5, -9, 1, -1]), 3)
     assert order.tolist() == [1, 2, 0, 3]

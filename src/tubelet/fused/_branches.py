@@ -150,6 +150,8 @@ def _joined(branch: nn.Module, following: nn.Module | None) -> bool:
     """Whether one kernel ends a branch and begins the next: both use kernels, and nobody listens to either."""
     if not (type(branch) is type(following) is Branch and plain_norm(following.norm)):
         return False
+    if following.norm_modulate not in (modulated, norm_modulated):
+        return False
     return all(each.gated is gated_residual and not heard(each) for each in (branch, following))
 
 

@@ -2,6 +2,7 @@
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules import module as everywhere
 
 from tubelet.kernels import layer_norm, linear
 from tubelet.norms import LayerNorm, RMSNorm
@@ -50,7 +51,9 @@ def plain_norm(norm: nn.Module) -> bool:
 
 
 def heard(module: nn.Module) -> bool:
-    """Whether somebody listens to a module, which one kernel for it and its neighbour would pass by.
+    """Whether somebody listens to a module, or to all, or put a forward of its own over the class's.
+
+    One kernel for the module and its neighbour would pass that by.
 
     Example:
         >>> layer = nn.Identity()
@@ -58,7 +61,8 @@ def heard(module: nn.Module) -> bool:
         >>> heard(layer), heard(nn.Identity())
         (True, False)
     """
-    return any(getattr(module, hooks) for hooks in _HOOKS)
+    hooked = any(getattr(module, hooks) or getattr(everywhere, f"_global{hooks}") for hooks in _HOOKS)
+    return hooked or "forward" in vars(module)
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -1,7 +1,7 @@
 """The transform: which modules use kernels, and the way back."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from tubelet.attention.modules import Attention, CrossAttention, normed_and_turn
 from tubelet.attention.normed import fused_normed_and_turned, fused_normed_heads, head_norm
 from tubelet.attention.projections import normed_heads
 from tubelet.attention.streams import ParallelAttention
-from tubelet.blocks import Branch, TransformerBlock
+from tubelet.blocks import Branch, TransformerBlock, gated, in_turn, norm_modulate
 from tubelet.fused._branches import gated_residual, joined_in_turn, joined_streams, norm_modulated, pays
 from tubelet.fused._layers import FusedLayerNorm, FusedLinear, heard, plain_norm
 from tubelet.kernels import Activation, linear, norm_silu_pad
@@ -20,7 +20,7 @@ from tubelet.kernels._padded.reference import Before
 from tubelet.mlp import MLP, raised
 from tubelet.norms import LayerNorm
 from tubelet.positions import Rotary
-from tubelet.streams import MultiStreamBlock
+from tubelet.streams import MultiStreamBlock, streams_in_turn
 from tubelet.vae.blocks import ChannelNorm
 from tubelet.vae.causal import CausalConv3d, copies, zeros
 from tubelet.vae.chains import NormedConv, convolved
@@ -43,6 +43,7 @@ def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
 
     Results and gradients differ from eager ones by rounding only: in half precision the kernels round once where eager
     code rounds between norm, modulation and rotation, or between a projection and its activation.
+    A module with a forward, or one of these functions, of its own or of its class's stays as it is.
     :func:`use_eager` undoes it.
 
     Args:
@@ -62,25 +63,13 @@ def use_kernels(model: nn.Module, filter: Filter | None = None) -> list[str]:
     for name, module in model.named_modules():
         if filter is not None and not filter(name, module):
             continue
-        if isinstance(module, Branch):
-            module.gated = gated_residual
-            if _modulated(module) and plain_norm(module.norm):
-                module.norm_modulate = norm_modulated
-        elif isinstance(module, TransformerBlock):
-            module.in_turn = joined_in_turn
-        elif isinstance(module, MultiStreamBlock):
-            module.in_turn = joined_streams
-        elif isinstance(module, Attention) and _qk_refusal(module) is None:
-            module.normed_and_turned = _normed_and_turned
-        elif isinstance(module, _CROSSING) and _qk_normed(module) and _qk_refusal(module) is None:
-            module.normed_heads = _normed_heads
-        elif isinstance(module, MLP | ParallelAttention):
-            module.raised = _raised
-        elif isinstance(module, NormedConv) and _padded_norm(module.norm) and _padded_conv(module.conv):
-            module.convolved = _convolved
-        elif type(module) in dict(_CLASSES):
-            module.__class__ = dict(_CLASSES)[type(module)]
-        else:
+        replaced = [each for each in _FUNCTIONS if each.stands_in(module)]
+        for each in replaced:
+            setattr(module, each.name, each.fused)
+        fused = dict(_CLASSES).get(type(module))
+        if fused is not None and "forward" not in vars(module):
+            module.__class__ = fused
+        elif not replaced:
             continue
         changed.append(name)
     return changed
@@ -115,25 +104,12 @@ def use_eager(model: nn.Module) -> list[str]:
         found = [plain for plain, fused in _CLASSES if type(module) is fused]
         if found:
             module.__class__ = found[0]
-        replaced = [each for kind, names in _REPLACED if isinstance(module, kind) for each in names]
-        undone = [each for each in replaced if vars(module).pop(each, None) is not None]
+        undone = {each.name for each in _FUNCTIONS if vars(module).get(each.name) is each.fused}
+        for each in undone:
+            delattr(module, each)
         if found or undone:
             changed.append(name)
     return changed
-
-
-_REPLACED: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
-    (Branch, ("gated", "norm_modulate")),
-    (TransformerBlock, ("in_turn",)),
-    (MultiStreamBlock, ("in_turn",)),
-    (Attention, ("normed_and_turned",)),
-    (CrossAttention, ("normed_heads",)),
-    (JoinedCrossAttention, ("normed_heads",)),
-    (DecoupledCrossAttention, ("normed_heads",)),
-    (MLP, ("raised",)),
-    (ParallelAttention, ("raised",)),
-    (NormedConv, ("convolved",)),
-)
 
 
 def _raised(up: nn.Module, act: Callable[[Tensor], Tensor], x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead h"]:
@@ -192,9 +168,11 @@ def _padded_norm(norm: nn.Module) -> dict[str, Any]:
     return {"norm": "group", "groups": groups.num_groups, "eps": groups.eps, "per_frame": groups is not norm, **affine}
 
 
-def _padded_conv(conv: nn.Module) -> bool:
-    """Whether the kernel knows what stands before the frames of a convolution; a stride checks these first."""
-    return type(conv) is CausalConv3d and conv.before in (copies, zeros) and conv.conv.stride == (1, 1, 1)
+def _padded(layer: NormedConv) -> bool:
+    """Whether the kernel knows the norm and what stands before the frames; a stride checks these first."""
+    conv = layer.conv
+    known = type(conv) is CausalConv3d and conv.before in (copies, zeros) and conv.conv.stride == (1, 1, 1)
+    return known and bool(_padded_norm(layer.norm))
 
 
 def _modulated(branch: Branch) -> bool:
@@ -209,10 +187,17 @@ def _qk_normed(module: nn.Module) -> bool:
     return not all(isinstance(norm, nn.Identity) for norm in _qk_norms(module).values())
 
 
+def _crosses(module: nn.Module) -> bool:
+    return _qk_normed(module) and _qk_refusal(module) is None
+
+
 def _qk_refusal(module: nn.Module) -> str | None:
     """Why no kernel does what an attention does to its queries and keys; None where one does."""
     if type(module) not in (Attention, *_CROSSING):
         return f"{type(module).__name__} may compute otherwise than the class it is made of"
+    for name in ("forward", "normed_and_turned", "normed_heads"):
+        if vars(module).get(name) not in (None, _normed_and_turned, _normed_heads):
+            return f"it has a {name} of its own"
     norms = _qk_norms(module)
     for name, norm in norms.items():
         if not isinstance(norm, nn.Identity) and not plain_norm(norm):
@@ -225,3 +210,37 @@ def _qk_refusal(module: nn.Module) -> str | None:
 
 
 _CROSSING = (CrossAttention, JoinedCrossAttention, DecoupledCrossAttention)
+
+
+class _Function(NamedTuple):
+    """A function that modules of a kind compute by, the one that stands for it, and in which of them it can."""
+
+    kind: type[nn.Module]
+    name: str
+    plain: Callable[..., Any]
+    fused: Callable[..., Any]
+    serves: Callable[[Any], bool] = lambda _: True
+
+    def stands_in(self, module: nn.Module) -> bool:
+        """Whether a module computes as its kind does: not by a function or a forward of its own or of its class."""
+        if not isinstance(module, self.kind) or _reforwarded(module, self.kind):
+            return False
+        given = vars(module).get(self.name) in (None, self.fused) and getattr(type(module), self.name) is self.plain
+        return given and self.serves(module)
+
+
+def _reforwarded(module: nn.Module, kind: type[nn.Module]) -> bool:
+    return "forward" in vars(module) or type(module).forward is not kind.forward
+
+
+_FUNCTIONS = (
+    _Function(Branch, "gated", gated, gated_residual),
+    _Function(Branch, "norm_modulate", norm_modulate, norm_modulated, lambda x: _modulated(x) and plain_norm(x.norm)),
+    _Function(TransformerBlock, "in_turn", in_turn, joined_in_turn),
+    _Function(MultiStreamBlock, "in_turn", streams_in_turn, joined_streams),
+    _Function(Attention, "normed_and_turned", normed_and_turned, _normed_and_turned, lambda x: _qk_refusal(x) is None),
+    *(_Function(kind, "normed_heads", normed_heads, _normed_heads, _crosses) for kind in _CROSSING),
+    _Function(MLP, "raised", raised, _raised),
+    _Function(ParallelAttention, "raised", raised, _raised),
+    _Function(NormedConv, "convolved", convolved, _convolved, _padded),
+)

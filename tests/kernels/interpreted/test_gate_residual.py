@@ -136,6 +136,16 @@ def test_no_tokens() -> None:
         assert torch.equal(grads[1], torch.zeros(2, 8))
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 8), (2, 3, 0)])
+def test_no_samples_and_no_width(shape: tuple[int, ...]) -> None:
+    x, values = (torch.ones(each, requires_grad=True) for each in (shape, (shape[0], shape[2])))
+    rows = Rows(values)
+    out = [gate_residual(x, x, rows, backend="triton"), *residual_norm_modulate(x, x, *[rows] * 3, backend="triton")]
+    grads = torch.autograd.grad(sum(each.sum() for each in out), [x, values])
+    assert all(each.shape == x.shape for each in out)
+    assert grads[1].shape == values.shape
+
+
 def test_the_norm_is_that_of_the_rounded_sum() -> None:
     """In half precision both results are rounded once, and a residual in float32 takes an update in float16."""
     x, update, row = torch.randn(5, 40).half(), torch.randn(5, 40).half(), torch.randn(1, 40)

@@ -144,6 +144,14 @@ def test_no_tokens() -> None:
     assert torch.equal(leaf.grad, torch.zeros(2, 16))
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 8), (2, 3, 0)])
+def test_no_samples_and_no_width(shape: tuple[int, ...]) -> None:
+    x, rows = (torch.ones(each, requires_grad=True) for each in (shape, (shape[0], shape[2])))
+    out = norm_modulate(x, Rows(rows), Rows(rows), backend="triton")
+    grads = torch.autograd.grad(out.sum(), [x, rows])
+    assert (out.shape, grads[1].shape) == (x.shape, rows.shape)
+
+
 def test_half_precision_is_rounded_once() -> None:
     x, rows = torch.randn(5, 40).half(), torch.randn(1, 80).half()
     got = norm_modulate(x, *Rows(rows).chunk(2), backend="triton")

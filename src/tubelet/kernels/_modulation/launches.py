@@ -85,7 +85,7 @@ def forward(
         **given.constants,
         "TOKENS": sizes.tokens,
     }
-    if n:
+    if x.numel():
         launcher(kernel.forward, (-(-n // sizes.tokens),), arguments, sizes.warps)
     return out, stats
 
@@ -137,7 +137,7 @@ def backward(
         "scale_stride": given.scale.stride(0),
         **given.constants,
     }
-    if n:
+    if x.numel():
         launcher(kernel.backward, (cut.count,), arguments, sizes.warps)
     return dx, cut.combined(partial, offsets, given.per_row, launcher)
 

@@ -21,7 +21,7 @@ from tubelet.kernels._launching import dense
 from tubelet.kernels._modulation import launches
 from tubelet.kernels._modulation.cpu import NormModulate
 from tubelet.kernels._modulation.reference import Norm, reference
-from tubelet.kernels._rows.sums import by_row, check_rows, flat_index, row_gradients, tokens_per_row
+from tubelet.kernels._rows.sums import by_row, check_rows, flat, flat_index, row_gradients, tokens_per_row
 from tubelet.layout import Rows
 
 __all__ = ["norm_modulate"]
@@ -72,13 +72,12 @@ def norm_modulate(
     on_cpu = shift.index is scale.index and use_blocks(backend, "norm_modulate", tensors)
     if not on_cpu and not use_triton(backend, "norm_modulate", tensors, _refusal(x, shift, scale)):
         return reference(x, shift, scale, norm, weight, bias, eps).to(dtype)
-    width = x.shape[-1]
     per_row, index = tokens_per_row(x, shift), flat_index(x, shift)
-    flat = (x.reshape(-1, width), shift.values, scale.values, index, weight, bias)
+    given = (flat(x), shift.values, scale.values, index, weight, bias)
     if on_cpu:
-        out: Tensor = NormModulate.apply(*flat, norm == "rms", eps, dtype)  # type: ignore[no-untyped-call]
+        out: Tensor = NormModulate.apply(*given, norm == "rms", eps, dtype)  # type: ignore[no-untyped-call]
     else:
-        out = _norm_modulate(*flat, per_row, norm == "rms", eps)[0].to(dtype)
+        out = _norm_modulate(*given, per_row, norm == "rms", eps)[0].to(dtype)
     return out.view(x.shape)
 
 

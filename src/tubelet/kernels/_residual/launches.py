@@ -122,7 +122,7 @@ def forward(
         **constants,
         "TOKENS": sizes.tokens,
     }
-    if n:
+    if x.numel():
         launcher(kernel.forward, (-(-n // sizes.tokens), -(-width // constants["BLOCK"])), arguments, sizes.warps)
     return results
 
@@ -204,7 +204,7 @@ def backward(
         "GATED": given.gate is not None,
         "SUMMED": summed,
     }
-    if n:
+    if update.numel():
         launcher(kernel.backward, (cut.count, -(-width // constants["BLOCK"])), arguments, sizes.warps)
     return dx, dupdate, cut.combined(partial, offsets, given.per_row, launcher) if kept else partial
 

@@ -20,7 +20,7 @@ from tubelet.kernels._modulation.reference import Norm
 from tubelet.kernels._residual import launches
 from tubelet.kernels._residual.cpu import GateResidual
 from tubelet.kernels._residual.reference import added, normed
-from tubelet.kernels._rows.sums import by_row, check_rows, flat_index, row_gradients, tokens_per_row
+from tubelet.kernels._rows.sums import by_row, check_rows, flat, flat_index, row_gradients, tokens_per_row
 from tubelet.layout import Rows
 
 __all__ = ["gate_residual", "residual_norm_modulate"]
@@ -54,11 +54,11 @@ def gate_residual(
     on_cpu = use_blocks(backend, "gate_residual", tensors)
     if not on_cpu and not use_triton(backend, "gate_residual", tensors, _refusal(x, [gate])):
         return added(x, update, gate)
-    flat = (*(each.reshape(-1, x.shape[-1]) for each in (x, update)), gate.values, flat_index(x, gate))
+    given = (flat(x), flat(update), gate.values, flat_index(x, gate))
     if on_cpu:
-        out: Tensor = GateResidual.apply(*flat)  # type: ignore[no-untyped-call]
+        out: Tensor = GateResidual.apply(*given)  # type: ignore[no-untyped-call]
     else:
-        out = _gate_residual(*flat, tokens_per_row(x, gate))
+        out = _gate_residual(*given, tokens_per_row(x, gate))
     return out.view(x.shape)
 
 
@@ -113,9 +113,8 @@ def residual_norm_modulate(
         return y, normed(y, shift, scale, norm, weight, bias, eps)
     some = rows[0] if rows else None
     values = (None if each is None else each.values for each in (gate, shift, scale))
-    flat = (each.reshape(-1, x.shape[-1]) for each in (x, update))
     places = (flat_index(x, some), weight, bias, tokens_per_row(x, some))
-    y, out, _ = _residual_norm(*flat, *values, *places, norm == "rms", eps)
+    y, out, _ = _residual_norm(flat(x), flat(update), *values, *places, norm == "rms", eps)
     return y.view(x.shape), out.view(x.shape)
 
 

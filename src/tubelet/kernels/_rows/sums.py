@@ -9,7 +9,7 @@ from tubelet.kernels._checks import check_index
 from tubelet.kernels._launching import Launcher, power_of_two
 from tubelet.layout import Rows
 
-__all__ = ["Chunks", "by_row", "check_rows", "chunks", "flat_index", "row_gradients", "tokens_per_row"]
+__all__ = ["Chunks", "by_row", "check_rows", "chunks", "flat", "flat_index", "row_gradients", "tokens_per_row"]
 
 ENOUGH = 1024
 """Programs that keep the largest GPUs busy."""
@@ -41,7 +41,7 @@ class Chunks:
         from tubelet.kernels._rows import kernel
 
         parts, width = partial.shape[0], partial.shape[2]
-        if not self.count:
+        if not (self.count and width):
             return partial.new_zeros(parts, self.rows, width)
         out = partial.new_empty(parts, self.rows, width)
         tile = {"D": width, "PARTS": 32, "COLUMNS": min(64, power_of_two(width))}
@@ -131,9 +131,18 @@ def tokens_per_row(x: Tensor, rows: Rows | None) -> int:
         >>> tokens_per_row(torch.ones(2, 5, 8), Rows(torch.ones(2, 8)))
         5
     """
-    tokens = x.numel() // x.shape[-1]
     alone = rows is None or rows.index is not None or rows.values.shape[0] == 1
-    return tokens if alone else tokens // x.shape[0]
+    return x.shape[:-1].numel() if alone else x.shape[1]
+
+
+def flat(x: Tensor) -> Tensor:
+    """Tokens end to end ``(n, d)``, also where there are none, or their width is 0.
+
+    Example:
+        >>> flat(torch.ones(2, 5, 0)).shape
+        torch.Size([10, 0])
+    """
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
 def flat_index(x: Tensor, rows: Rows | None) -> Tensor | None:
