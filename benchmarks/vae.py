@@ -6,6 +6,7 @@ beyond weights and input, over theirs. No answer is timed before it is compared 
 rounded, so the bound is wide.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -155,7 +156,8 @@ def _timed(
     error = float((ours().double() - expected).norm() / expected.norm())
     if not error <= TOLERANCES[getattr(torch, dtype)]:
         raise RuntimeError(f"{name}, {direction} in {dtype} is off by {error} of the norm: no time is worth it")
-    first, second = interleave([theirs, ours], stopwatch(device), rounds)
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter  # alone: as on an idle machine
+    first, second = interleave([theirs, ours], stopwatch(device, clock), rounds)
     peaks = [peak_bytes(call, device)[0] for call in (theirs, ours)]
     memory = None if peaks[1] is None or not peaks[0] else peaks[1] / peaks[0]
     layout = str(FORMATS[dtype]).removeprefix("torch.")
