@@ -87,7 +87,8 @@ class Adding(Protocol):
 class Course:
     """One video on its way through streaming layers, chunk by chunk.
 
-    Layers with hooks run as the modules they are, their inner ones included.
+    Layers with hooks run as the modules they are, their inner ones included. A layer remembers what it was given or
+    returned in its state alone: the tensor itself may be changed later.
 
     Example:
         >>> from tubelet.vae import CausalConv3d, Chain
@@ -145,7 +146,8 @@ class Course:
         for inner in first:
             y, _ = self._step(last, inner, y, *context)
         kept, free = self._step(last, layer.shortcut, x, *context)
-        free = (free or (own and _place(kept) == _place(x))) and _place(kept) != _place(y) and not kept.requires_grad
+        free = free or (own and _place(kept) == _place(x))
+        free = free and _place(kept) != _place(y) and kept.dtype == y.dtype and not kept.requires_grad
         if free and isinstance(final, Adding) and not _hooked(final) and final.adds(y, *context):
             self._keep(last, final, final.add(kept, y, self.states.pop(final, None), *context))
             return kept
