@@ -83,7 +83,7 @@ def plan_decode(vae: Any, shape: Sequence[int], budget: int, *, overlap: int | N
         overlap: latent positions in which tiles are faded into each other; None allows exact tiles alone.
 
     Raises:
-        ValueError: a shape that does not fit, or a budget below what the smallest plan needs.
+        ValueError: a shape that does not fit, or a budget that is NaN or below what the smallest plan needs.
 
     Example:
         >>> from tubelet.vae import CausalAutoencoder, CausalAutoencoderConfig
@@ -93,6 +93,8 @@ def plan_decode(vae: Any, shape: Sequence[int], budget: int, *, overlap: int | N
     """
     if len(shape) != 5 or shape[1] != vae.config.latent_channels or min(shape) < 1:
         raise ValueError(f"shape must be (b, {vae.config.latent_channels}, t, h, w), got {tuple(shape)}")
+    if not budget > 0:
+        raise ValueError(f"budget must be a positive number of bytes, not {budget}")
     dry = _Dry(vae, tuple(shape))
     least = dry.whole()
     if least <= budget:
