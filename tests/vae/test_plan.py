@@ -55,9 +55,9 @@ def test_tiles_where_chunks_are_not_enough() -> None:
         assert measured(plan, vae, z) <= plan.peak <= min(small, 1.25 * measured(plan, vae, z))
     with pytest.raises(ValueError, match=r"budget 1000 is below the \d+ bytes that the smallest plan for"):
         plan_decode(vae, shape, 1000)
-    for budget in (0, float("nan")):
+    for budget in (0, -1):
         with pytest.raises(ValueError, match=f"budget must be a positive number of bytes, not {budget}"):
-            plan_decode(vae, shape, budget)  # type: ignore[arg-type]
+            plan_decode(vae, shape, budget)
     with pytest.raises(ValueError, match=r"shape must be \(b, 3, t, h, w\), got \(1, 4, 2, 8, 8\)"):
         plan_decode(vae, (1, 4, 2, 8, 8), 1000)
 
