@@ -199,3 +199,112 @@ def test_an_into_of_another_shape_is_refused() -> None:
     conv, x = CausalConv3d(2, 4).requires_grad_(False), torch.zeros(1, 2, 3, 4, 4)
     with pytest.raises(ValueError, match=r"into must have the shape \(1, 4, 3, 4, 4\) of the result, not \(1, 2, 3"):
         conv.convolve(blockwise.pieces_of_tensor(x), x, None, x)
+
+
+class Own(CausalConv3d):
+    """A convolution with a forward of its own."""
+
+    def forward(self, x: Tensor, state: Tensor | None = None, *_: object) -> tuple[Tensor, Tensor]:
+        y, state = super().forward(x, state)
+        return 100 * y, state
+
+
+@torch.no_grad()
+def test_whoever_hears_or_replaces_a_convolution_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockwise, "_MANY", 1)
+    x, norm = torch.randn(1, 4, 3, 6, 6, dtype=F64), ChannelNorm(4, dtype=F64)
+    conv = CausalConv3d(4, 4, dtype=F64)
+    plain = NormedConv(norm, conv)(x)[0]
+    own = Own(4, 4, dtype=F64)
+    own.load_state_dict(conv.state_dict())
+    torch.testing.assert_close(NormedConv(norm, own)(x)[0], 100 * plain)
+    with conv.register_forward_hook(lambda _, __, out: (100 * out[0], out[1])):
+        torch.testing.assert_close(NormedConv(norm, conv)(x)[0], 100 * plain)
+    seen: list[nn.Module] = []
+    with nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module)):
+        Course(NormedConv(norm, conv))(x, last=True)
+    assert {norm, conv, conv.conv} <= set(seen)
+    conv.conv.forward = lambda x: 100 * nn.Conv3d.forward(conv.conv, x)  # type: ignore[method-assign]
+    torch.testing.assert_close(NormedConv(norm, conv)(x)[0], 100 * plain)
+
+
+@torch.no_grad()
+def test_no_hook_s_capture_is_changed_wherever_it_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockwise, "_MANY", 1)
+    layers = Chain(CausalConv3d(4, 4, dtype=F64), residual(), residual(PerFrame(nn.Identity())))
+    x, seen = torch.randn(1, 4, 3, 6, 6, dtype=F64), []
+
+    def keep(_: nn.Module, given: tuple, out: object = None) -> None:
+        every = (*given, *(out if isinstance(out, tuple) else (out,)))
+        seen.extend((tensor, tensor.clone()) for tensor in every if isinstance(tensor, Tensor))
+
+    for module in layers.modules():
+        for register in (module.register_forward_hook, module.register_forward_pre_hook):
+            with register(keep):
+                Course(layers)(x, last=True)
+                layers(x)
+    assert len(seen) > 40
+    assert all(torch.equal(tensor, copy) for tensor, copy in seen)
+
+
+class Table(nn.Module):
+    """A layer that returns what it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.ones(1, 4, 3, 6, 6, dtype=F64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table
+
+
+@torch.no_grad()
+def test_sums_leave_inputs_and_buffers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockwise, "_MANY", 1)
+    x, table = torch.randn(1, 4, 3, 6, 6, dtype=F64), Table()
+    given = x.clone()
+    for layers in (
+        Residual(Chain()),
+        Residual(PerFrame(nn.Dropout())).eval(),
+        Chain(PerFrame(table), residual()),
+        residual(PerFrame(table)),
+        Residual(PerFrame(table)),
+    ):
+        whole = layers(x)[0]
+        torch.testing.assert_close(Course(layers)(x, last=True), whole, rtol=1e-12, atol=1e-12)
+        assert torch.equal(x, given)
+        assert bool((table.table == 1).all())
+
+
+def test_a_bias_that_learns_alone_has_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockwise, "_MANY", 1)
+    conv = CausalConv3d(64, 64, dtype=F64).requires_grad_(False)
+    conv.conv.bias.requires_grad_(True)  # type: ignore[union-attr]
+    NormedConv(ChannelNorm(64, dtype=F64).requires_grad_(False), conv)(torch.randn(1, 64, 3, 4, 4, dtype=F64))[
+        0
+    ].sum().backward()
+    torch.testing.assert_close(conv.conv.bias.grad, torch.full((64,), 48.0, dtype=F64))  # type: ignore[union-attr]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of PyTorch's own derivatives
+@torch.no_grad()
+def test_transforms_of_functions_and_autocast_take_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockwise, "_MANY", 1)
+    layers = Chain(
+        CausalConv3d(4, 64, dtype=F64), NormedConv(ChannelNorm(64, dtype=F64), CausalConv3d(64, 64, dtype=F64))
+    )
+    x = torch.randn(3, 1, 4, 3, 4, 4, dtype=F64)
+    mapped = torch.func.vmap(lambda x: Course(layers)(x, last=True))(x)
+    torch.testing.assert_close(mapped, torch.stack([layers(each)[0] for each in x]), rtol=1e-12, atol=1e-12)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x[0], torch.ones_like(x[0]))
+        assert torch.autograd.forward_ad.unpack_dual(Course(layers)(dual, last=True)).tangent is not None
+    block = residual().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Course(Chain(block))(x[0].float(), last=True).dtype == block(x[0].float())[0].dtype
+
+
+def test_a_layer_stands_once_in_a_chain() -> None:
+    conv = CausalConv3d(2, 2)
+    with pytest.raises(ValueError, match="layer 1 stands in the chain before"):
+        Chain(conv, conv)

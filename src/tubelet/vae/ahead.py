@@ -19,6 +19,7 @@ from tubelet.vae.causal import State
 from tubelet.vae.chains import NormedConv, Residual
 from tubelet.vae.clips import ClipConv3d
 from tubelet.vae.courses import Tree
+from tubelet.vae.hooks import heard
 from tubelet.vae.timed import ModulatedConv, TimedBlock
 
 __all__ = ["advance"]
@@ -41,7 +42,7 @@ def advance(
         The frames, None where all wait; and the state for the next call, empty after the last.
 
     Raises:
-        ValueError: a state of other layers.
+        ValueError: a state of other layers; hooks on a layer that is not called as a whole here.
 
     Example:
         >>> from tubelet.vae import Chain
@@ -75,6 +76,8 @@ class _Way:
 
     def step(self, layer: nn.Module, x: Tensor, *context: Any) -> Tensor:
         """The frames that a layer makes."""
+        if isinstance(layer, (Tree, ModulatedConv, NormedConv, ClipConv3d)) and heard(layer):
+            raise ValueError(f"a hook on {type(layer).__name__} would not hear frames that wait; decode it whole")
         if isinstance(layer, Residual):
             return self._sum(layer, *(_some(self.step, way, x, *context) for way in (layer.branch, layer.shortcut)))
         if isinstance(layer, TimedBlock):

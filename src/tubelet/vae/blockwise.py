@@ -15,12 +15,15 @@ bfloat16. Gradients would keep every block, so whoever wants them convolves plai
 
 from collections.abc import Callable
 from functools import cached_property, partial
+from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from tubelet.vae.formats import layout_of
+from tubelet.vae.hooks import heard
 
 __all__ = ["Pieces", "blockwise", "convolve_blocks", "frame_by_frame", "pieces_of_tensor", "plain"]
 
@@ -61,7 +64,7 @@ def blockwise(conv: nn.Conv3d, x: Tensor) -> bool:
         ...     blockwise(conv, torch.zeros(1, 2, 5, 32, 32)), blockwise(conv, torch.zeros(1, 2, 5, 8, 8))
         (True, False)
     """
-    many = x.shape[0] * x[0, 0].numel() >= _MANY
+    many = x.shape[0] * prod(x.shape[2:]) >= _MANY
     return many and conv.kernel_size[0] > 1 and plain(conv, x)
 
 
@@ -72,13 +75,19 @@ def plain(conv: nn.Conv3d, x: Tensor) -> bool:
         >>> plain(nn.Conv3d(2, 2, 3, stride=2), torch.zeros(1, 2, 5, 8, 8))
         False
     """
-    if type(conv) is not nn.Conv3d or conv._forward_hooks or conv._forward_pre_hooks:  # adapters see it called
+    if type(conv) is not nn.Conv3d or heard(conv):  # adapters see it called
         return False
     same = tuple(conv.padding) == (0, *(side // 2 for side in conv.kernel_size[1:]))
-    same = same and max(*conv.stride, *conv.dilation, conv.groups) == 1
-    learns = torch.is_grad_enabled() and (x.requires_grad or conv.weight.requires_grad)
-    learns = learns or torch.compiler.is_compiling()  # a compiler fuses by itself, and would unroll all blocks
-    return same and not learns and x.device.type == "cpu" and conv.padding_mode in ("zeros", "replicate")
+    same = same and max(*conv.stride, *conv.dilation, conv.groups) == 1 and conv.padding_mode in ("zeros", "replicate")
+    learns = torch.is_grad_enabled() and any(part.requires_grad for part in (x, *conv.parameters()))
+    return same and x.device.type == "cpu" and not learns and not _transformed()
+
+
+def _transformed() -> bool:
+    """Whether a compiler, which fuses by itself and would unroll all blocks, autocast or a function transform is on."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return True
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def convolve_blocks(

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tubelet.vae.blockwise import Pieces
 from tubelet.vae.causal import State
 from tubelet.vae.courses import Step, Tree
+from tubelet.vae.hooks import heard
 from tubelet.vae.normed_pieces import activated, normed_pieces
 
 __all__ = ["Blockwise", "Chain", "Guided", "NormedConv", "PerFrame", "Residual", "SkipFrames"]
@@ -40,6 +41,8 @@ class Chain(nn.Module):
     def __init__(self, *layers: nn.Module, **named: nn.Module) -> None:
         super().__init__()
         for name, layer in ({str(i): layer for i, layer in enumerate(layers)} | named).items():
+            if layer in self.children():
+                raise ValueError(f"layer {name} stands in the chain before: its states could not be told apart")
             self.add_module(name, layer)
 
     def reset_parameters(self) -> None:
@@ -214,8 +217,7 @@ class Residual(nn.Module):
     def walk(self, step: Step, start: bool, x: Tensor, *context: Any) -> Tensor:
         """See :class:`tubelet.vae.courses.Tree`."""
         y = step(self.branch, x, *context)
-        kept = step(self.shortcut, x, *context)
-        return kept + y if y.requires_grad or kept.requires_grad else y.add_(kept)
+        return step(self.shortcut, x, *context) + y
 
     if TYPE_CHECKING:
 
@@ -312,11 +314,17 @@ def in_blocks(norm: nn.Module, conv: nn.Module, x: Float[Tensor, "b c t h w"], *
         >>> in_blocks(ChannelNorm(2), CausalConv3d(2, 4), torch.zeros(1, 2, 3, 32, 32)) is None  # they learn
         True
     """
-    if not (isinstance(conv, Blockwise) and conv.blockwise(x)):
+    if not isinstance(conv, Blockwise) or heard(conv) or not _own_forward(conv) or not conv.blockwise(x):
         return None
     given = (part for part in context if isinstance(part, Tensor))
     learns = torch.is_grad_enabled() and any(part.requires_grad for part in chain(norm.parameters(), given))
     return None if learns else conv
+
+
+def _own_forward(conv: nn.Module) -> bool:
+    """Whether the class that says how to convolve in blocks says how to convolve, too."""
+    kinds = type(conv).__mro__
+    return next("convolve" in vars(kind) for kind in kinds if {"forward", "convolve"} & vars(kind).keys())
 
 
 def reset(module: nn.Module) -> None:

@@ -6,6 +6,8 @@ a few dozen positions. There the input is unfolded instead (im2col; Chellapilla 
 each output position, which is less than the weights, and these are read once, where they lie.
 """
 
+from math import prod
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -26,14 +28,14 @@ def convolved(conv: nn.Conv3d, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "
         ...     torch.allclose(convolved(conv, x), conv(x), atol=1e-5)
         True
     """
-    if plain(conv, x) and x.shape[2] >= conv.kernel_size[0] and _positions(conv, x) < conv.out_channels:
+    if plain(conv, x) and 0 < _positions(conv, x) < conv.out_channels:
         return _product(conv, x)
     y: Tensor = conv(x)
     return y
 
 
 def _positions(conv: nn.Conv3d, x: Tensor) -> int:
-    return int(x.shape[0] * (x.shape[2] - conv.kernel_size[0] + 1) * x[0, 0, 0].numel())
+    return int(x.shape[0] * (x.shape[2] - conv.kernel_size[0] + 1) * prod(x.shape[3:]))
 
 
 def _product(conv: nn.Conv3d, x: Tensor) -> Tensor:

@@ -6,13 +6,16 @@ none where no chunk follows: a video that goes through whole leaves none behind.
 knows it, becomes the sum.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-import torch  # noqa: F401 - the examples use it
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+
+from tubelet.vae.hooks import heard, heard_inside
 
 __all__ = ["Adding", "Course", "InTurn", "Sum", "Tree"]
 
@@ -117,7 +120,7 @@ class Course:
         waiting = [layer]
         while waiting:
             layer, given = waiting.pop(), _place(x)
-            if _hooked(layer) or not isinstance(layer, (InTurn, Tree)):
+            if heard(layer) or not isinstance(layer, (InTurn, Tree)):
                 x = self._leaf(last, layer, x, *context)
             elif isinstance(layer, InTurn):
                 waiting += reversed(layer.in_turn())
@@ -126,7 +129,7 @@ class Course:
                 x = self._sum(last, layer, x, *context, own=own)
             else:
                 x = layer.walk(lambda inner, y, *more: self._step(last, inner, y, *more)[0], self.start, x, *context)
-            own = (own or _place(x) != given) and not any(map(_hooked, layer.modules()))
+            own = (own or _place(x) != given) and not _known(x, layer)
         return x, own
 
     def _leaf(self, last: bool, layer: nn.Module, x: Tensor, *context: Any) -> Tensor:
@@ -147,23 +150,23 @@ class Course:
             y, _ = self._step(last, inner, y, *context)
         kept, free = self._step(last, layer.shortcut, x, *context)
         free = free or (own and _place(kept) == _place(x))
+        free = free and not heard_inside(layer.branch) and not heard_inside(layer.shortcut)
         free = free and _place(kept) != _place(y) and kept.dtype == y.dtype and not kept.requires_grad
-        if free and isinstance(final, Adding) and not _hooked(final) and final.adds(y, *context):
+        if free and isinstance(final, Adding) and final.adds(y, *context):
             self._keep(last, final, final.add(kept, y, self.states.pop(final, None), *context))
             return kept
-        y, fresh = self._step(last, final, y, *context)
-        return y.add_(kept) if fresh and not (y.requires_grad or kept.requires_grad) else kept + y
+        return kept + self._step(last, final, y, *context)[0]
 
 
 def _opened(layer: nn.Module) -> list[nn.Module]:
     """The layers of a chain, or one alone."""
-    layers = layer.in_turn() if isinstance(layer, InTurn) and not _hooked(layer) else []
+    layers = layer.in_turn() if isinstance(layer, InTurn) and not heard(layer) else []
     return layers or [layer]
 
 
 def _place(x: Tensor) -> int:
-    """Where a tensor's numbers lie; views of it lie there as well."""
-    return int(x.untyped_storage()._cdata)
+    """Where a tensor's numbers lie; views of it lie there as well. Inside ``torch.func`` all is one place."""
+    return 0 if torch._C._functorch.is_functorch_wrapped_tensor(x) else int(x.untyped_storage()._cdata)
 
 
 def _apart(state: Any, *tensors: Tensor) -> Any:
@@ -172,5 +175,7 @@ def _apart(state: Any, *tensors: Tensor) -> Any:
     return tree_map_only(Tensor, lambda part: part.clone() if _place(part) in places else part, state)
 
 
-def _hooked(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+def _known(x: Tensor, layer: nn.Module) -> bool:
+    """Whether a hook in a layer may have seen its result, or the layer holds it."""
+    held = itertools.chain(layer.parameters(), layer.buffers())
+    return heard_inside(layer) or any(_place(tensor) == _place(x) for tensor in held)

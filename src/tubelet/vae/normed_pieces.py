@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from tubelet.vae.blockwise import Pieces, pieces_of_tensor
 from tubelet.vae.formats import layout_of
+from tubelet.vae.hooks import heard_inside
 
 __all__ = ["activated", "frame_statistics", "group_normed", "normed_pieces"]
 
@@ -26,7 +27,7 @@ def normed_pieces(norm: nn.Module, x: Tensor, *context: Any) -> Pieces:
         ...     torch.allclose(normed_pieces(norm, x)(1, 3, 0, 4), norm(x)[:, :, 1:, :4], atol=1e-5)
         True
     """
-    hooked = bool(norm._forward_hooks or norm._forward_pre_hooks)
+    hooked = heard_inside(norm)
     if hasattr(norm, "pieces") and not hooked:
         made: Pieces = norm.pieces(x, *context)  # type: ignore[operator]
         return made
