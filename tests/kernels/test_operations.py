@@ -8,9 +8,10 @@ from torch import Tensor
 
 from tubelet import attend
 from tubelet.attention import Temporal, Window
+from tubelet.attention.boxes import tiles_of, window_tiles
 from tubelet.attention.places import Affine
 from tubelet.attention.plan import make_plan
-from tubelet.attention.tiles import Run
+from tubelet.attention.tiles import Run, Sample
 from tubelet.blocks import gated, modulate
 from tubelet.kernels import (
     TileSizes,
@@ -23,6 +24,7 @@ from tubelet.kernels import (
     qk_norm_rope,
     residual_norm_modulate,
     segment_tiles,
+    tiled_attention,
     varlen_attention,
 )
 from tubelet.kernels._choice import use_triton
@@ -259,6 +261,8 @@ def test_what_does_not_fit_is_an_error_on_every_backend() -> None:
 def test_what_a_kernel_would_read_amiss_is_an_error_on_every_backend() -> None:
     x, angles, clip, one = torch.ones(2, 3, 8), torch.ones(3, 4), torch.ones(1, 6, 2, 3, 3), torch.ones(1, 8)
     pad = partial(norm_silu_pad, clip, eps=1e-6)
+    cu = torch.tensor([0, 2])
+    tiles = segment_tiles(cu, cu, 2, 2, TileSizes(*[16] * 6))
     for call, message in [
         (
             lambda: qk_norm_rope(torch.ones(2, 3, 1, 8), torch.ones(1, 3, 1, 8), None),
@@ -281,7 +285,25 @@ def test_what_a_kernel_would_read_amiss_is_an_error_on_every_backend() -> None:
         ),
         (lambda: pad(norm="rms", around=(1,)), r"around \(h, w\), got \(1, 6, 2, 3, 3\) and \(1,\)"),
         (lambda: norm_silu_pad(clip[0], norm="rms", eps=1e-6), r"x must be \(b, c, t, h, w\).*got \(6, 2, 3, 3\)"),
-        (lambda: norm_silu_pad(clip[:, :, :0], norm="rms", eps=1e-6, frames=1), r"frame to copy, got .*6, 0, 3, 3\)"),
+        (lambda: norm_silu_pad(clip[:, :, :0], norm="rms", eps=1e-6, frames=1), r"one frame, got .*6, 0, 3, 3\)"),
+        (
+            lambda: norm_silu_pad(clip[:, :, :0], norm="rms", eps=1e-6, frames=2, before="zeros"),
+            r"x must have at least one frame, got \(1, 6, 0, 3, 3\)",
+        ),
+        (
+            lambda: gate_residual(x, x, Rows(one.expand(2, 8), torch.tensor([True, False, True]))),
+            "index of rows must be int32 or int64, got torch.bool",
+        ),
+        (
+            lambda: gate_residual(x, x, Rows(one, torch.zeros(3))),
+            "index of rows must be int32 or int64, got torch.float32",
+        ),
+        (
+            lambda: norm_modulate(x, *[Rows(one, torch.zeros(3).byte())] * 2),
+            "index of rows must be int32 or int64, got torch.uint8",
+        ),
+        (lambda: grouped_attention(x.half(), x, x, []), r"one dtype, got .*16, .*32 and .*32"),
+        (lambda: tiled_attention(x, x, x.half(), tiles), r"one dtype, got .*32, .*32 and .*16"),
         (
             lambda: norm_silu_pad(clip[..., :0], norm="rms", eps=1e-6, around=(0, 1), edges="replicate"),
             r"edge to copy round \(0, 1\), got x of \(1, 6, 2, 3, 0\)",
@@ -301,6 +323,21 @@ def test_an_index_of_rows_that_are_not_there_is_an_error(row: int, dtype: torch.
     for call in (lambda: gate_residual(x, x, rows), lambda: norm_modulate(x, rows, rows)):
         with pytest.raises(IndexError, match=found):
             call()
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "triton"])
+@pytest.mark.parametrize(("queries", "keys"), [(3, 6), (7, 6), (6, 3), (6, 7)])
+def test_tiles_of_other_numbers_of_tokens_are_refused(backend: str, queries: int, keys: int) -> None:
+    """Their kernels would read memory that is not the tensors'."""
+    cu, sizes = torch.tensor([0, 6]), TileSizes(*[16] * 6)
+    sample, q, k = Sample(0, 6, 0, 1, 1, 6), torch.ones(queries, 1, 8), torch.ones(keys, 1, 8)
+    for tiles in (
+        segment_tiles(cu, cu, 6, 6, sizes),
+        tiles_of(None, [sample], None, (6, 6), [sizes, sizes]),
+        window_tiles(sizes, Grid(1, 1, 6), (1, 1, 3), "cpu"),
+    ):
+        with pytest.raises(ValueError, match=f"of 6 queries and 6 keys, but .* {queries} queries and {keys} keys"):
+            tiled_attention(q, k, k, tiles, backend=backend)
 
 
 def test_tables_of_segments_keep_to_the_tokens_whatever_is_said() -> None:

@@ -347,8 +347,7 @@ def window_tiles(sizes: TileSizes, grid: Grid, sides: tuple[int, int, int], devi
     """
     sample = Sample(0, grid.tokens, 0, grid.t, grid.h, grid.w)
     found = tiles_of(Neighborhood(sides), [sample], None, (grid.tokens, grid.tokens), [sizes, sizes])
-    there: list[Any] = [None if x is None else x.to(device) for x in found[:5]]
-    return Tiles(there[0], there[1], there[2], there[3], there[4], found.sizes)
+    return found.to(device)
 
 
 def _sample_tiles(pattern: Any, sample: Sample, sizes: TileSizes) -> GridTiles:
@@ -387,9 +386,9 @@ def _together(
         lists += [part.boxes[side][1] for part in boxed.values()]
         tables.append(torch.cat(found))
     if not boxed:
-        return Tiles(tables[0], tables[1], tables[2], None, None, chosen)
+        return Tiles(tables[0], tables[1], tables[2], None, None, chosen, shape)
     boxes = torch.cat(lists).to(torch.int32)
-    return Tiles(tables[0], tables[1], tables[2], boxes, torch.cat(spans).to(torch.int32), chosen)
+    return Tiles(tables[0], tables[1], tables[2], boxes, torch.cat(spans).to(torch.int32), chosen, shape)
 
 
 def _count(lists: list[Tensor]) -> int:

@@ -53,8 +53,7 @@ def _made(
         sizes = [tiled_sizes(dtype, width, boxes, device) for boxes in (False, True)]
         sides = table_of(table), None if keys is None else table_of(keys)
         found = tiles_of(pattern, *sides, (queries, tokens), sizes)
-    there: list[Any] = [None if x is None else x.to(device, non_blocking=True) for x in found[:5]]
-    return Tiles(there[0], there[1], there[2], there[3], there[4], found.sizes)
+    return found.to(device, non_blocking=True)
 
 
 TILES: Memory[Tiles] = Memory(_made, limit=1 << 27)

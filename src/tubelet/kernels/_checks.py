@@ -70,9 +70,10 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def check_index(index: Tensor, rows: int) -> None:
-    """Whether an index names rows that are there, ``-rows`` to ``rows - 1``; unasked on a GPU.
+    """Whether an index is of integers and names rows that are there, ``-rows`` to ``rows - 1``; unasked on a GPU.
 
     Raises:
+        ValueError: it is of other numbers.
         IndexError: it names others.
 
     Example:
@@ -80,6 +81,8 @@ def check_index(index: Tensor, rows: int) -> None:
         Traceback (most recent call last):
         IndexError: the index names rows 0 to 3, but there are 3
     """
+    if index.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"the index of rows must be int32 or int64, got {index.dtype}")
     if not index.numel() or not visible(index):
         return
     low, high = (int(end) for end in index.aminmax())

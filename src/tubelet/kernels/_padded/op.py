@@ -59,8 +59,8 @@ def norm_silu_pad(
         padding reads.
 
     Raises:
-        ValueError: groups that do not divide the channels, or shapes that do not fit; or ``triton`` was asked for and
-            cannot serve, with the reason.
+        ValueError: no frames, groups that do not divide the channels, or shapes that do not fit; or ``triton`` was
+            asked for and cannot serve, with the reason.
 
     Example:
         >>> norm_silu_pad(torch.randn(1, 8, 3, 4, 4), norm="rms", eps=1e-6, frames=2, around=(1, 1)).shape
@@ -107,8 +107,8 @@ def _check(
         raise ValueError(f"state has shape {tuple(state.shape)}, which does not go on to x of {tuple(x.shape)}")
     if min(frames, *around) < 0:
         raise ValueError(f"frames and around must not be negative, got {frames} and {around}")
-    if state is None and frames and before == "copies" and not x.shape[2]:
-        raise ValueError(f"before='copies' needs a frame to copy, got x of {tuple(x.shape)}")
+    if not x.shape[2]:
+        raise ValueError(f"x must have at least one frame, got {tuple(x.shape)}")
     if edges == "replicate" and any(pad and not side for pad, side in zip(around, x.shape[3:], strict=True)):
         raise ValueError(f"edges='replicate' needs an edge to copy round {around}, got x of {tuple(x.shape)}")
 

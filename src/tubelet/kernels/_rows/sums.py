@@ -111,7 +111,7 @@ def check_rows(x: Tensor, rows: Rows) -> None:
     """Whether rows without an index belong to the batch of ``x``, and an index names rows that are there.
 
     Raises:
-        ValueError: they do not.
+        ValueError: they do not, or the index is of no integers.
         IndexError: it names others, which is asked on the CPU only.
 
     Example:

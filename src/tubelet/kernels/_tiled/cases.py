@@ -44,7 +44,7 @@ def _run(head_dim: int, dtype: torch.dtype, boxes: bool, descriptors: bool, laun
     table = torch.empty(600, len(FIELDS), dtype=torch.int32, device="meta")
     sizes = launches.fixed_sizes(dtype, head_dim, boxes)
     few, spans = (table.new_empty(99, width) if boxes else None for width in (4, 2))
-    tiles = Tiles(table, table, table, few, spans, sizes)
+    tiles = Tiles(table, table, table, few, spans, sizes, (TOKENS, TOKENS))
     given = launches.Given(q, k, v, head_dim**-0.5, tiles, descriptors)
     out, lse = launches.forward(given, launcher)
     launches.backward(torch.empty_like(out), given, out, lse, launcher)

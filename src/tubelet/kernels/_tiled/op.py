@@ -88,7 +88,8 @@ def tiled_attention(
         tiles: tables on the device of q, of segments (``segment_tiles``) or of a pattern (``tubelet.attention.boxes``).
 
     Raises:
-        ValueError: shapes disagree, or ``triton`` was asked for and cannot serve, with the reason.
+        ValueError: shapes disagree, the tiles are of other numbers of tokens, or ``triton`` was asked for and cannot
+            serve, with the reason.
 
     Example:
         >>> q, cu = torch.randn(6, 2, 8), torch.tensor([0, 6])
@@ -96,9 +97,12 @@ def tiled_attention(
         torch.Size([6, 2, 8])
     """
     check_attention(q, k, v)
+    if tiles.tokens != (len(q), len(k)):
+        made = f"{tiles.tokens[0]} queries and {tiles.tokens[1]} keys"
+        raise ValueError(f"tiles are of {made}, but there are {len(q)} queries and {len(k)} keys")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     refusal = tiled_refusal(q.shape[-1], v.shape[-1], scale)
-    if not use_triton(backend, "tiled_attention", (q, k, v, tiles.queries), refusal):
+    if not use_triton(backend, "tiled_attention", (q, k, v, *tiles[:5]), refusal):
         return reference(q, k, v, scale, tiles)
     out: Tensor = _tiled_attention(q, k, v, *tiles[:5], scale, tiles.sizes)[0]
     return out
@@ -177,7 +181,8 @@ def _tiled_attention(
     scale: float,
     sizes: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    return tiled_forward(q, k, v, scale, Tiles(queries, back_queries, keys, boxes, spans, TileSizes(*sizes)))
+    tiles = Tiles(queries, back_queries, keys, boxes, spans, TileSizes(*sizes), (len(q), len(k)))
+    return tiled_forward(q, k, v, scale, tiles)
 
 
 @_tiled_attention.register_fake
@@ -212,9 +217,8 @@ def _tiled_attention_backward(
     scale: float,
     sizes: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return tiled_backward(
-        grad, q, k, v, out, lse, scale, Tiles(queries, back_queries, keys, boxes, spans, TileSizes(*sizes))
-    )
+    tiles = Tiles(queries, back_queries, keys, boxes, spans, TileSizes(*sizes), (len(q), len(k)))
+    return tiled_backward(grad, q, k, v, out, lse, scale, tiles)
 
 
 @_tiled_attention_backward.register_fake

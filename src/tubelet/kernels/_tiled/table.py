@@ -7,7 +7,7 @@ last``; boxes that lie inside of every span need no such question. Tables are in
 one tile of its side, so that outputs need no zeros.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -51,7 +51,7 @@ class Tiles(NamedTuple):
     """What the kernels read: three tables, boxes, and spans ``(first, last)`` by place.
 
     A box is twice its first token, counted in its grid, plus 1 where no pair needs a question, and its place (t, h, w).
-    Without boxes both last tensors are None.
+    Without boxes both last tensors are None. ``tokens``: how many queries and keys the tables are of.
 
     Example:
         >>> cu = torch.tensor([0, 3, 5])
@@ -65,11 +65,23 @@ class Tiles(NamedTuple):
     boxes: Int[Tensor, "d 4"] | None
     spans: Int[Tensor, "p 2"] | None
     sizes: TileSizes
+    tokens: tuple[int, int]
 
     @property
     def nbytes(self) -> int:
         """How much memory the tables take."""
         return sum(x.nbytes for x in self[:5] if x is not None)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Tiles":
+        """The same on another device.
+
+        Example:
+            >>> cu = torch.tensor([0, 3, 5])
+            >>> segment_tiles(cu, cu, 5, 5, TileSizes(*[4] * 6)).to("meta").keys.device
+            device(type='meta')
+        """
+        moved: list[Any] = [x if x is None else x.to(device, non_blocking=non_blocking) for x in self[:5]]
+        return self._make([*moved, *self[5:]])
 
 
 def segment_tiles(
@@ -98,7 +110,8 @@ def segment_tiles(
     forward, backward, of_keys = (size for size, _ in sizes.pairs)
     table = line_tiles(by_queries, forward, -(-queries // forward) + len(q))
     again = table if forward == backward else line_tiles(by_queries, backward, -(-queries // backward) + len(q))
-    return Tiles(table, again, line_tiles(by_keys, of_keys, -(-keys // of_keys) + len(k)), None, None, sizes)
+    of_k = line_tiles(by_keys, of_keys, -(-keys // of_keys) + len(k))
+    return Tiles(table, again, of_k, None, None, sizes, (queries, keys))
 
 
 def line_tiles(stretches: Int[Tensor, "s 6"], size: int, tiles: int) -> Int[Tensor, "t f"]:
