@@ -81,7 +81,7 @@ class Tiles(NamedTuple):
             device(type='meta')
         """
         moved: list[Any] = [x if x is None else x.to(device, non_blocking=non_blocking) for x in self[:5]]
-        return self._make([*moved, *self[5:]])
+        return Tiles(moved[0], moved[1], moved[2], moved[3], moved[4], self.sizes, self.tokens)
 
 
 def segment_tiles(
