@@ -14,6 +14,7 @@ import tubelet
 ORDER = """
 _version
 files
+hooks
 layout
 protocols
 patchify

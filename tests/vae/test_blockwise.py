@@ -308,3 +308,30 @@ def test_a_layer_stands_once_in_a_chain() -> None:
     conv = CausalConv3d(2, 2)
     with pytest.raises(ValueError, match="layer 1 stands in the chain before"):
         Chain(conv, conv)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("stride", [(1, 2, 2), (2, 2, 2), (3, 2, 2)])
+@pytest.mark.parametrize("before", [copies, zeros])
+@torch.no_grad()
+def test_strides_over_space_go_frame_by_frame(
+    stride: tuple[int, int, int], before: Callable[[Tensor, int], Tensor], layout: torch.memory_format
+) -> None:
+    conv = CausalConv3d(4, 6, (3, 3, 3), stride, before=before, edges="replicate", dtype=F64).to(memory_format=layout)  # type: ignore[call-overload]
+    x, step = torch.randn(1, 4, 1 + 6, 64, 48, dtype=F64).to(memory_format=layout), stride[0]
+    seen = follow(before(x[:, :, :1], 2), x)
+    y, state = conv(x)
+    torch.testing.assert_close(y, conv.conv(seen), rtol=1e-12, atol=1e-12)
+    assert torch.equal(state, seen[:, :, seen.shape[2] - (3 - step) :])
+    assert y.is_contiguous(memory_format=layout)
+    head, own = conv(x[:, :, : 1 + step])
+    tail, last = conv(x[:, :, 1 + step :], own)
+    torch.testing.assert_close(torch.cat([head, tail], 2), y, rtol=1e-12, atol=1e-12)
+    assert torch.equal(last, state)
+
+
+@torch.no_grad()
+def test_a_stride_over_space_holds_no_copy_of_the_clip() -> None:
+    conv, x = CausalConv3d(16, 16, (3, 3, 3), (1, 2, 2), edges="replicate"), torch.randn(1, 16, 33, 64, 64)
+    peak = peak_bytes(lambda: conv(x), torch.device("cpu"))[0] or 0
+    assert peak < 0.9 * x.numel() * 4

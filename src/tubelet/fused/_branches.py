@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tubelet.blocks import Branch, gated
 from tubelet.blocks import norm_modulate as modulated
-from tubelet.fused._layers import heard, plain_norm
+from tubelet.fused._layers import plain_norm
+from tubelet.hooks import heard
 from tubelet.kernels import Norm, gate_residual, norm_modulate, residual_norm_modulate
 from tubelet.layout import Rows
 from tubelet.norms import LayerNorm, RMSNorm

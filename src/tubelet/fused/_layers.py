@@ -2,12 +2,12 @@
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules import module as everywhere
 
+from tubelet.hooks import heard
 from tubelet.kernels import layer_norm, linear
 from tubelet.norms import LayerNorm, RMSNorm
 
-__all__ = ["FusedLayerNorm", "FusedLinear", "heard", "plain_norm"]
+__all__ = ["FusedLayerNorm", "FusedLinear", "plain_norm"]
 
 
 class FusedLinear(nn.Linear):
@@ -48,21 +48,3 @@ def plain_norm(norm: nn.Module) -> bool:
         (True, False)
     """
     return type(norm) in (LayerNorm, FusedLayerNorm, RMSNorm) and not heard(norm)
-
-
-def heard(module: nn.Module) -> bool:
-    """Whether somebody listens to a module, or to all, or put a forward of its own over the class's.
-
-    One kernel for the module and its neighbour would pass that by.
-
-    Example:
-        >>> layer = nn.Identity()
-        >>> hook = layer.register_forward_hook(print)
-        >>> heard(layer), heard(nn.Identity())
-        (True, False)
-    """
-    hooked = any(getattr(module, hooks) or getattr(everywhere, f"_global{hooks}") for hooks in _HOOKS)
-    return hooked or "forward" in vars(module)
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -14,7 +14,8 @@ from tubelet.attention.projections import normed_heads
 from tubelet.attention.streams import ParallelAttention
 from tubelet.blocks import Branch, TransformerBlock, gated, in_turn, norm_modulate
 from tubelet.fused._branches import gated_residual, joined_in_turn, joined_streams, norm_modulated, pays
-from tubelet.fused._layers import FusedLayerNorm, FusedLinear, heard, plain_norm
+from tubelet.fused._layers import FusedLayerNorm, FusedLinear, plain_norm
+from tubelet.hooks import heard
 from tubelet.kernels import Activation, linear, norm_silu_pad
 from tubelet.kernels._padded.reference import Before
 from tubelet.mlp import MLP, raised

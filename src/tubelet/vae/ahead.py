@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tubelet.hooks import heard
 from tubelet.vae.causal import State
 from tubelet.vae.chains import NormedConv, Residual
 from tubelet.vae.clips import ClipConv3d
 from tubelet.vae.courses import Tree
-from tubelet.vae.hooks import heard
 from tubelet.vae.timed import ModulatedConv, TimedBlock
 
 __all__ = ["advance"]

@@ -22,10 +22,19 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+from tubelet.hooks import heard
 from tubelet.vae.formats import layout_of
-from tubelet.vae.hooks import heard
 
-__all__ = ["Pieces", "blockwise", "convolve_blocks", "frame_by_frame", "pieces_of_tensor", "plain"]
+__all__ = [
+    "Pieces",
+    "blockwise",
+    "convolve_blocks",
+    "frame_by_frame",
+    "pieces_of_tensor",
+    "plain",
+    "stepwise",
+    "unwatched",
+]
 
 Pieces = Callable[[int, int, int, int], Tensor]
 """Makes ``(b, c, stop - start, bottom - top, w)`` of a video: ``pieces(start, stop, top, bottom)``; fresh or views.
@@ -68,6 +77,18 @@ def blockwise(conv: nn.Conv3d, x: Tensor) -> bool:
     return many and conv.kernel_size[0] > 1 and plain(conv, x)
 
 
+def stepwise(conv: nn.Conv3d, x: Tensor) -> bool:
+    """Whether a convolution with a stride over space is done frame by frame, so that no copy of the clip is held.
+
+    Example:
+        >>> with torch.no_grad():
+        ...     stepwise(nn.Conv3d(2, 2, 3, stride=(1, 2, 2)), torch.zeros(1, 2, 5, 64, 64))
+        True
+    """
+    many = x.shape[0] * prod(x.shape[3:]) >= _MANY
+    return many and conv.kernel_size[0] > 1 and max(conv.stride[1:]) > 1 and unwatched(conv, x)
+
+
 def plain(conv: nn.Conv3d, x: Tensor) -> bool:
     """Whether a convolution may be computed otherwise: on a CPU, without gradients, one output for each position.
 
@@ -75,12 +96,22 @@ def plain(conv: nn.Conv3d, x: Tensor) -> bool:
         >>> plain(nn.Conv3d(2, 2, 3, stride=2), torch.zeros(1, 2, 5, 8, 8))
         False
     """
+    same = tuple(conv.padding) == (0, *(side // 2 for side in conv.kernel_size[1:]))
+    same = same and max(*conv.stride, *conv.dilation, conv.groups) == 1
+    return same and conv.padding_mode in ("zeros", "replicate") and unwatched(conv, x)
+
+
+def unwatched(conv: nn.Conv3d, x: Tensor) -> bool:
+    """Whether only the result counts, on a CPU: no gradients, no hooks, no adapter, no transform of the call.
+
+    Example:
+        >>> unwatched(nn.Conv3d(2, 2, 3), torch.zeros(1, 2, 5, 8, 8))
+        False
+    """
     if type(conv) is not nn.Conv3d or heard(conv):  # adapters see it called
         return False
-    same = tuple(conv.padding) == (0, *(side // 2 for side in conv.kernel_size[1:]))
-    same = same and max(*conv.stride, *conv.dilation, conv.groups) == 1 and conv.padding_mode in ("zeros", "replicate")
     learns = torch.is_grad_enabled() and any(part.requires_grad for part in (x, *conv.parameters()))
-    return same and x.device.type == "cpu" and not learns and not _transformed()
+    return x.device.type == "cpu" and not learns and not _transformed()
 
 
 def _transformed() -> bool:

@@ -10,6 +10,7 @@ Shapes: ``(b, c, t, h, w)``; the state is ``(b, c, kt - s, h, w)``, whatever the
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -17,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tubelet.vae.blockwise import Pieces, blockwise, convolve_blocks, joined, pieces_of_tensor
+from tubelet.vae.blockwise import Pieces, blockwise, convolve_blocks, joined, pieces_of_tensor, stepwise
 from tubelet.vae.columns import convolved
+from tubelet.vae.formats import layout_of
 
 __all__ = ["CausalConv3d", "State", "copies", "follow", "zeros"]
 
@@ -159,6 +161,8 @@ class CausalConv3d(nn.Module):
         if self.blockwise(x):
             return self.convolve(pieces_of_tensor(x), x, state)
         self._check(x, state)
+        if stepwise(self.conv, x):
+            return self._stepped(x, state)
         kt = self.conv.kernel_size[0]
         if kt > 1:
             x = follow(self.before(x[:, :, :1], kt - 1) if state is None else state, x)
@@ -210,13 +214,27 @@ class CausalConv3d(nn.Module):
 
     def _longer(self, pieces: Pieces, state: Tensor | None, start: int, stop: int, top: int, bottom: int) -> Tensor:
         """Pieces of the frames and of those that stand before them."""
-        past = self.conv.kernel_size[0] - 1
+        past = self.conv.kernel_size[0] - 1 if state is None else state.shape[2]
         if start >= past:
             return pieces(start - past, stop - past, top, bottom)
         head = pieces(0, max(stop - past, 1), top, bottom)
         before = self.before(head[:, :, :1], past) if state is None else state[:, :, :, top:bottom].to(head.dtype)
         before = before[:, :, start : min(stop, past)]
         return joined(before, head) if stop > past else before
+
+    def _stepped(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `forward`, one frame of the result after the other."""
+        kt, stride, height = self.conv.kernel_size[0], self.conv.stride[0], x.shape[3]
+        pieces = partial(self._longer, pieces_of_tensor(x), state)
+        frames = x.shape[2] + (kt - 1 if state is None else state.shape[2])
+        starts = range(0, frames - kt + 1, stride)
+        first = self.conv(pieces(0, kt, 0, height))
+        shape = (*first.shape[:2], len(starts), *first.shape[3:])
+        y = torch.empty(shape, dtype=first.dtype, device=x.device, memory_format=layout_of(x))
+        y[:, :, :1] = first
+        for i, start in enumerate(starts[1:], 1):
+            y[:, :, i : i + 1] = self.conv(pieces(start, start + kt, 0, height))
+        return y, pieces(frames - (kt - stride), frames, 0, height).clone()
 
     def _check(self, x: Tensor, state: Tensor | None) -> None:
         """Whether frames fit the stride and go on from a state."""

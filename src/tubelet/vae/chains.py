@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tubelet.hooks import heard
 from tubelet.vae.blockwise import Pieces
 from tubelet.vae.causal import State
 from tubelet.vae.courses import Step, Tree
-from tubelet.vae.hooks import heard
 from tubelet.vae.normed_pieces import activated, normed_pieces
 
 __all__ = ["Blockwise", "Chain", "Guided", "NormedConv", "PerFrame", "Residual", "SkipFrames"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from tubelet.vae.hooks import heard, heard_inside
+from tubelet.hooks import heard, heard_inside
 
 __all__ = ["Adding", "Course", "InTurn", "Sum", "Tree"]
 

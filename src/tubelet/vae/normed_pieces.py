@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tubelet.hooks import heard_inside
 from tubelet.vae.blockwise import Pieces, pieces_of_tensor
 from tubelet.vae.formats import layout_of
-from tubelet.vae.hooks import heard_inside
 
 __all__ = ["activated", "frame_statistics", "group_normed", "normed_pieces"]
 
