@@ -19,11 +19,10 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from tubelet.hooks import heard
 from tubelet.vae.formats import layout_of
+from tubelet.vae.unwatched import plain, unwatched
 
 __all__ = [
     "Pieces",
@@ -31,9 +30,7 @@ __all__ = [
     "convolve_blocks",
     "frame_by_frame",
     "pieces_of_tensor",
-    "plain",
     "stepwise",
-    "unwatched",
 ]
 
 Pieces = Callable[[int, int, int, int], Tensor]
@@ -87,38 +84,6 @@ def stepwise(conv: nn.Conv3d, x: Tensor) -> bool:
     """
     many = x.shape[0] * prod(x.shape[3:]) >= _MANY
     return many and conv.kernel_size[0] > 1 and max(conv.stride[1:]) > 1 and unwatched(conv, x)
-
-
-def plain(conv: nn.Conv3d, x: Tensor) -> bool:
-    """Whether a convolution may be computed otherwise: on a CPU, without gradients, one output for each position.
-
-    Example:
-        >>> plain(nn.Conv3d(2, 2, 3, stride=2), torch.zeros(1, 2, 5, 8, 8))
-        False
-    """
-    same = tuple(conv.padding) == (0, *(side // 2 for side in conv.kernel_size[1:]))
-    same = same and max(*conv.stride, *conv.dilation, conv.groups) == 1
-    return same and conv.padding_mode in ("zeros", "replicate") and unwatched(conv, x)
-
-
-def unwatched(conv: nn.Conv3d, x: Tensor) -> bool:
-    """Whether only the result counts, on a CPU: no gradients, no hooks, no adapter, no transform of the call.
-
-    Example:
-        >>> unwatched(nn.Conv3d(2, 2, 3), torch.zeros(1, 2, 5, 8, 8))
-        False
-    """
-    if type(conv) is not nn.Conv3d or heard(conv):  # adapters see it called
-        return False
-    learns = torch.is_grad_enabled() and any(part.requires_grad for part in (x, *conv.parameters()))
-    return x.device.type == "cpu" and not learns and not _transformed()
-
-
-def _transformed() -> bool:
-    """Whether a compiler, which fuses by itself and would unroll all blocks, autocast or a function transform is on."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-        return True
-    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def convolve_blocks(

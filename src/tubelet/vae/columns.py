@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tubelet.vae.blockwise import plain
 from tubelet.vae.formats import layout_of
+from tubelet.vae.unwatched import plain
 
 __all__ = ["convolved"]
 
