@@ -1,7 +1,6 @@
 """``python -m benchmarks``: measure, print tables, and write JSON where asked. Exit status 1: a result was wrong."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +29,7 @@ from benchmarks import (
 )
 from tubelet.bench import report, run_plan, summary
 from tubelet.bench.device import environment
-from tubelet.files import replacing
+from tubelet.files import write_json
 
 SUITES = ("attention", "blocks", "models", "navit", "overhead", "papers", "samplers", "vae", "video_dit")
 
@@ -105,8 +104,7 @@ def run_models_of(
         print(models.report_models([result]).splitlines()[-3], flush=True)
         if out is not None:
             document = {"environment": environment(torch.device(device)), "results": [asdict(each) for each in results]}
-            with replacing(out / ("models-fused.json" if fused else "models.json")) as temporary:
-                temporary.write_text(json.dumps(document, indent=1) + "\n")
+            write_json(out / ("models-fused.json" if fused else "models.json"), document)
     print("\n" + models.report_models(results), flush=True)
     return True
 
@@ -118,8 +116,7 @@ def run_blocks(dtypes: list[str], tokens: int | None, device: str, rounds: int, 
         print("\n" + blocks.report_blocks(group), flush=True)
         if out is not None:
             document = {"environment": environment(torch.device(device)), "results": [asdict(line) for line in lines]}
-            with replacing(out / "blocks.json") as temporary:
-                temporary.write_text(json.dumps(document, indent=1) + "\n")
+            write_json(out / "blocks.json", document)
     return True
 
 
@@ -174,8 +171,7 @@ def run_vae(names: list[str], dtypes: list[str], size: str, device: str, rounds:
         print(vae.report_vaes([line]).splitlines()[-1], flush=True)
         if out is not None:
             document = {"environment": environment(torch.device(device)), "results": [asdict(each) for each in lines]}
-            with replacing(out / "vae.json") as temporary:
-                temporary.write_text(json.dumps(document, indent=1) + "\n")
+            write_json(out / "vae.json", document)
     print("\n" + vae.report_vaes(lines), flush=True)
     return True
 
@@ -199,8 +195,7 @@ def run_groups(
         print("\n" + table(group), flush=True)
         results += group
     if out is not None:
-        with replacing(out / f"{name}.json") as temporary:
-            temporary.write_text(json.dumps(as_json(results, device), indent=1) + "\n")
+        write_json(out / f"{name}.json", as_json(results, device))
     return results
 
 

@@ -6,7 +6,6 @@ beyond weights and input, over theirs. No answer is timed before it is compared 
 rounded, so the bound is wide.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +15,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
+from benchmarks.clock import fair_clock
 from tubelet.bench import interleave, stopwatch, summary
 from tubelet.bench.compare import ratio_interval
 from tubelet.bench.memory import peak_bytes
@@ -156,8 +156,7 @@ def _timed(
     error = float((ours().double() - expected).norm() / expected.norm())
     if not error <= TOLERANCES[getattr(torch, dtype)]:
         raise RuntimeError(f"{name}, {direction} in {dtype} is off by {error} of the norm: no time is worth it")
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter  # alone: as on an idle machine
-    first, second = interleave([theirs, ours], stopwatch(device, clock), rounds)
+    first, second = interleave([theirs, ours], stopwatch(device, fair_clock()), rounds)
     peaks = [peak_bytes(call, device)[0] for call in (theirs, ours)]
     memory = None if peaks[1] is None or not peaks[0] else peaks[1] / peaks[0]
     layout = str(FORMATS[dtype]).removeprefix("torch.")

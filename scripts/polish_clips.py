@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from real_clips import SIDES, _fitting, train
+from real_clips import SIDES, fitting, train
 from torch import Tensor
 
 from tubelet import hub
 from tubelet.bench.device import environment
 from tubelet.data import read_video, write_contact_sheet
+from tubelet.files import write_json
 from tubelet.metrics import LPIPS, load_weights, psnr, ssim
 
 PHASE = ("--steps", "400", "--batch", "8", "--lr", "3e-4", "--muon-lr", "2e-3", "--l1", "1", "--lpips", "0.5")
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = look(arguments.folder, runs, distance, picture=arguments.picture)
     print(table(result))
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(arguments.json, result)
     return 0 if all(clip["after"]["lpips"] < clip["before"]["lpips"] for clip in result["clips"]) else 1
 
 
@@ -71,7 +72,7 @@ def look(
     shown, labels = [], []
     for path in sorted((folder / "held").iterdir()):
         for side in sides:
-            video = _fitting(read_video(path, size=(side, side)), vaes["before"])
+            video = fitting(read_video(path, size=(side, side)), vaes["before"])
             made = {name: vae(video).clamp(-1, 1) for name, vae in vaes.items()}
             scores = {name: seen(distance, video, each) for name, each in made.items()}
             clips.append({"clip": path.name, "side": side, "frames": video.shape[2], **scores})

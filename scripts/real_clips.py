@@ -36,6 +36,7 @@ from einops import rearrange
 from tubelet import cli, hub
 from tubelet.bench.device import environment
 from tubelet.data import RandomCrops, read_video, write_contact_sheet
+from tubelet.files import write_json
 from tubelet.metrics import psnr, ssim
 from tubelet.vae_recipe import compare
 
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(result))
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(arguments.json, result)
     return 0 if all(clip["passed"] for clip in result["clips"]) else 1
 
 
@@ -134,7 +135,7 @@ def score(folder: Path, out: Path, *, picture: Path | None = None, sides: Sequen
     labels: dict[int, list[str]] = {side: [] for side in sides}
     for path in sorted((folder / "held").iterdir()):
         for side in sides:
-            video = _fitting(read_video(path, size=(side, side)), vae)
+            video = fitting(read_video(path, size=(side, side)), vae)
             made, scores = compare(vae, video)
             made["pca"] = through(video, codes)
             scores["pca"] = {"psnr": float(psnr(video, made["pca"])), "ssim": float(ssim(video, made["pca"]))}
@@ -162,7 +163,7 @@ def score(folder: Path, out: Path, *, picture: Path | None = None, sides: Sequen
     }
 
 
-def _fitting(video: torch.Tensor, vae: Any) -> torch.Tensor:
+def fitting(video: torch.Tensor, vae: Any) -> torch.Tensor:
     """As many frames as the autoencoder takes, from the first, as a batch of one."""
     factors = vae.config.factors
     spare = (video.shape[1] - factors.first) % factors.temporal

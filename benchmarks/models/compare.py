@@ -5,7 +5,6 @@
 """
 
 import gc
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.clock import fair_clock
 from benchmarks.models.families import FAMILIES
 from benchmarks.models.family import Family
 from tubelet.attention import Attention, JointAttention
@@ -134,9 +134,7 @@ def _compared(
     error = float((got - expected).norm() / expected.norm())
     if not error <= (1e-4 if dtype == "float32" else 0.05):
         raise RuntimeError(f"{name} in {dtype} is off by {error:.2e} of the norm: no time is worth it")
-    alone = torch.get_num_threads() == 1  # then the process's own time is that of an idle machine
-    clock = time.process_time if alone else time.perf_counter
-    seconds = interleave(calls, stopwatch(x.device, clock), rounds)
+    seconds = interleave(calls, stopwatch(x.device, fair_clock()), rounds)
     ratio, low, high = ratio_interval(seconds[1], seconds[0])
     peaks = [peak_bytes(call, x.device)[0] for call in calls]
     memory = None if None in peaks or not peaks[0] else peaks[1] / peaks[0]  # type: ignore[operator]

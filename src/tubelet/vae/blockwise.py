@@ -151,22 +151,26 @@ def _add(layout: torch.memory_format, out: Tensor, make: Callable[[Tensor], None
     out.add_(made)
 
 
-def frame_by_frame(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A call that treats each frame alone, one after the other, so that it holds no more than one needs.
+def frame_by_frame(make: Callable[[int], Tensor], frames: int, layout: torch.memory_format) -> Tensor:
+    """A video whose frames are made one after the other, so that no more is held than one needs.
+
+    Args:
+        make: the frame of a number, ``(b, c, 1, h, w)``.
+        frames: how many, at least one.
+        layout: memory format of the video.
 
     Example:
-        >>> frame_by_frame(lambda x: x[:, :, :, ::2], torch.zeros(1, 2, 5, 8, 8)).shape
-        torch.Size([1, 2, 5, 4, 8])
+        >>> frame_by_frame(lambda i: torch.full((1, 2, 1, 4, 4), float(i)), 3, torch.contiguous_format)[0, 0, :, 0, 0]
+        tensor([0., 1., 2.])
     """
-    frames = torch.split(x, 1, 2)
-    first = call(frames[0])
-    if len(frames) == 1:
+    first = make(0)
+    if frames == 1:
         return first
-    shape = (*first.shape[:2], len(frames), *first.shape[3:])
-    y = torch.empty(shape, dtype=first.dtype, device=x.device, memory_format=layout_of(x))
+    shape = (*first.shape[:2], frames, *first.shape[3:])
+    y = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=layout)
     y[:, :, :1] = first
-    for i, frame in enumerate(frames[1:], 1):
-        y[:, :, i : i + 1] = call(frame)
+    for i in range(1, frames):
+        y[:, :, i : i + 1] = make(i)
     return y
 
 

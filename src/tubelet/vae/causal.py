@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tubelet.vae.blockwise import Pieces, blockwise, convolve_blocks, joined, pieces_of_tensor, stepwise
+from tubelet.vae.blockwise import Pieces, blockwise, convolve_blocks, frame_by_frame, joined, pieces_of_tensor, stepwise
 from tubelet.vae.columns import convolved
 from tubelet.vae.formats import layout_of
 
@@ -228,12 +228,7 @@ class CausalConv3d(nn.Module):
         pieces = partial(self._longer, pieces_of_tensor(x), state)
         frames = x.shape[2] + (kt - 1 if state is None else state.shape[2])
         starts = range(0, frames - kt + 1, stride)
-        first = self.conv(pieces(0, kt, 0, height))
-        shape = (*first.shape[:2], len(starts), *first.shape[3:])
-        y = torch.empty(shape, dtype=first.dtype, device=x.device, memory_format=layout_of(x))
-        y[:, :, :1] = first
-        for i, start in enumerate(starts[1:], 1):
-            y[:, :, i : i + 1] = self.conv(pieces(start, start + kt, 0, height))
+        y = frame_by_frame(lambda i: self.conv(pieces(starts[i], starts[i] + kt, 0, height)), len(starts), layout_of(x))
         return y, pieces(frames - (kt - stride), frames, 0, height).clone()
 
     def _check(self, x: Tensor, state: Tensor | None) -> None:

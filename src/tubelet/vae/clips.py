@@ -104,7 +104,7 @@ class ClipConv3d(nn.Module):
             raise ValueError(f"held has shape {tuple(held.shape)}, which does not go on to x of {tuple(x.shape)}")
         parts = [self.around(x[:, :, :1], side) if held is None else held, x]
         x = torch.cat([*parts, self.around(x[:, :, -1:], side)] if last else parts, 2)
-        y: Tensor | None = self.conv(x) if x.shape[2] >= kt else None
+        y = convolved(self.conv, x) if x.shape[2] >= kt else None
         return y, x[:, :, max(0, x.shape[2] - (kt - 1)) :].clone()
 
     def blockwise(self, x: Float[Tensor, "b c t h w"]) -> bool:

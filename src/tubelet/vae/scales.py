@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from tubelet.vae.blocks import Device
 from tubelet.vae.blockwise import frame_by_frame
 from tubelet.vae.causal import CausalConv3d, State, zeros
+from tubelet.vae.formats import layout_of
 from tubelet.vae.repeats import convolve_repeated
+from tubelet.vae.unwatched import unwatched
 
 __all__ = ["DoubleSpace", "DoubleTime", "HalveSpace", "HalveTime", "MeanTime"]
 
@@ -38,9 +40,9 @@ class HalveSpace(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h2 w2"]:
         """Half the height and width, rounded down."""
-        if torch.is_grad_enabled() or x.device.type != "cpu":  # a device wants all frames at once
+        if not unwatched(self.conv, x):
             return self._halved(x)
-        return frame_by_frame(self._halved, x)
+        return frame_by_frame(lambda i: self._halved(x[:, :, i : i + 1]), x.shape[2], layout_of(x))
 
     def _halved(self, x: Tensor) -> Tensor:
         y: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
