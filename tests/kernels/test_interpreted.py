@@ -11,8 +11,9 @@ def test_kernels_in_tritons_interpreter() -> None:
 
 
 @pytest.mark.slow
-def test_kernels_in_tritons_interpreter_on_many_shapes() -> None:
-    run("many", *OPERATIONS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_kernels_in_tritons_interpreter_on_many_shapes(operation: str) -> None:
+    run("many", operation)
 
 
 def test_no_operation_is_left_out() -> None:

@@ -19,6 +19,7 @@ def run(profile: str, *operations: str) -> None:
         env={**os.environ, "TRITON_INTERPRET": "1"},
         timeout=900,
     )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    print(done.stdout[-6000:], done.stderr[-2000:])  # shown with a failure, and not in the summary's one line
+    assert done.returncode == 0, f"tests of {', '.join(operations)} failed"
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout

@@ -118,6 +118,7 @@ def both(case: Case) -> None:
 @example(Case(2, 11, 33, "layer", EVERY, 3, False, "both", 1, 0, 0))
 @example(Case(2, 9, 7, "rms", (False, False, False, True), None, True, "both", 1024, 4096, 1))
 @example(Case(1, 2, 7, "layer", (False, False, False, False), None, False, "sum", 1024, 4096, 2))
+@example(Case(2, 11, 33, "layer", (True, False, False, False), 3, False, "both", 1, 0, 3))
 def test_values_and_gradients_equal_the_definition(case: Case) -> None:
     together = patch("tubelet.kernels._residual.launches._TOGETHER", case.together)
     with patch("tubelet.kernels._rows.sums.ENOUGH", case.enough), together:

@@ -206,7 +206,7 @@ def backward(
     }
     if update.numel():
         launcher(kernel.backward, (cut.count, -(-width // constants["BLOCK"])), arguments, sizes.warps)
-    return dx, dupdate, cut.combined(partial, offsets, given.per_row, launcher) if kept else partial
+    return dx, dupdate, cut.combined(partial, offsets, given.per_row, launcher)
 
 
 def together(width: int) -> bool:

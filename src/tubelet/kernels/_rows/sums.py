@@ -41,7 +41,7 @@ class Chunks:
         from tubelet.kernels._rows import kernel
 
         parts, width = partial.shape[0], partial.shape[2]
-        if not (self.count and width):
+        if not (parts and self.count and width):
             return partial.new_zeros(parts, self.rows, width)
         out = partial.new_empty(parts, self.rows, width)
         tile = {"D": width, "PARTS": 32, "COLUMNS": min(64, power_of_two(width))}
