@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from tubelet.bench.memory import peak_bytes
+from tubelet.kernels import linear
 from tubelet.vae.memory import predicted_peak
 
 CASES = {
@@ -36,3 +37,32 @@ def test_a_convolution_holds_what_is_predicted_in_every_format(case: str, format
     measured, _ = peak_bytes(lambda: call(x), torch.device("cpu"))
     assert measured is not None
     assert measured <= predicted_peak(conv, call, x.shape) <= 1.25 * measured + 2**14
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize(("rows", "deep", "columns"), [(8, 27, 512), (512, 1100, 192), (40, 432, 100), (300, 81, 1024)])
+def test_a_product_holds_what_is_predicted(
+    rows: int, deep: int, columns: int, dense: bool, dtype: torch.dtype, threads: int
+) -> None:
+    """oneDNN's, of a second factor whose rows or columns lie dense, and PyTorch's own, in bfloat16 oneDNN's too."""
+    weight = nn.Linear(deep, rows, bias=False, dtype=dtype).requires_grad_(False)
+    shape = (deep, columns) if dense else (columns, deep)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return linear(weight.weight, x.t() if dense else x)
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        return weight.weight @ (x if dense else x.t())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for product in (call, plain):
+            x = torch.randn(shape).to(dtype)
+            measured, _ = peak_bytes(lambda product=product, x=x: product(x), torch.device("cpu"))
+            assert measured is not None
+            assert measured <= predicted_peak(weight, product, shape) <= 1.25 * measured + 2**10
+    finally:
+        torch.set_num_threads(before)

@@ -8,9 +8,10 @@ Two frames after each other share two of their three taps, so four multiplicatio
 
     y[0] = u·(a - c) + p + q,  y[1] = p - q + w·(d - b),  p = (u + v + w)/2 · (b + c),  q = (u - v + w)/2 · (c - b).
 
-The first frame of a video behind copies of it, or behind zeros, needs one tap: the sum of all, or the last. Nine causal
-frames take 17 multiplications for 27. Equal to the plain convolution but for rounding, about 2.5 times as large in
-bfloat16. Gradients would keep every block, so whoever wants them convolves plainly; so do other devices.
+A last frame without another is the first of a pair, of three multiplications. The first frame of a video behind copies
+of it, or behind zeros, needs one tap: the sum of all, or the last. Nine causal frames take 17 multiplications for 27.
+Equal to the plain convolution but for rounding, about 2.5 times as large in bfloat16. Gradients would keep every block,
+so whoever wants them convolves plainly; so do other devices.
 """
 
 from collections.abc import Callable
@@ -43,6 +44,7 @@ Example:
 """
 
 _BLOCK = 2**20  # numbers in a block of input or result: within the second or third level of cache
+_CLIP = 2**18  # numbers of several frames, which make a multiplication as fast as those of a block do
 _WIDE = 64  # channels from which on a multiplication costs more than the sums that save it
 _MANY = 2048  # positions from which on a convolution costs much more than copies of its weights
 
@@ -182,7 +184,7 @@ def _paired(conv: nn.Conv3d) -> bool:
 def _block(numbers: int, frames: int, height: int) -> tuple[int, int]:
     """Frames, an even number, and rows of a block, where a row of a frame has so many numbers."""
     rows = min(max(_BLOCK // numbers, 1), height)
-    step = max(_BLOCK // (numbers * height), 1) if rows == height else 1
+    step = max(_CLIP // (numbers * height), 1) if rows == height else 1
     return 2 * max(min(step, frames + 1) // 2, 1), rows
 
 
@@ -201,13 +203,12 @@ class _Block:
 
     def __call__(self, held: Tensor, new: Tensor, margins: tuple[int, int], out: Tensor) -> None:
         """The frames of a window that has moved on by ``new``."""
-        even = new.shape[2] // 2 * 2 if self.kernels else 0
-        if even:
-            self._pairs(_strided(held, new[:, :, :even]), margins, out[:, :, :even])
-        if even < new.shape[2]:
-            seen = joined(held, new)[:, :, even:]
-            frames = [seen[:, :, tap : tap + new.shape[2] - even] for tap in range(self.taps)]
-            out[:, :, even:] = self._convolved(frames, margins, self.all)
+        if self.kernels:
+            self._pairs(_strided(held, new), margins, out)
+        else:
+            seen = joined(held, new)
+            frames = [seen[:, :, tap : tap + new.shape[2]] for tap in range(self.taps)]
+            out.copy_(self._convolved(frames, margins, self.all))
 
     def alone(self, x: Tensor, margins: tuple[int, int], out: Tensor) -> None:
         """The first frame, which needs one tap."""
@@ -221,11 +222,13 @@ class _Block:
         p = self._mixed(torch.add, b, c, margins, plus, self.conv.bias)
         q = self._mixed(torch.sub, c, b, margins, minus)
         even, odd = out[:, :, ::2], out[:, :, 1::2]
+        whole = odd.shape[2]  # the last pair may lack its second frame
         torch.add(p, q, out=even)
-        torch.sub(p, q, out=odd)
+        torch.sub(p[:, :, :whole], q[:, :, :whole], out=odd)
         del p, q
         even.add_(self._mixed(torch.sub, a, c, margins, u))
-        odd.add_(self._mixed(torch.sub, d, b, margins, w))
+        if whole:
+            odd.add_(self._mixed(torch.sub, d, b[:, :, :whole], margins, w))
 
     def _mixed(
         self,
@@ -332,8 +335,9 @@ def joined(held: Tensor, new: Tensor) -> Tensor:
 
 
 def _strided(held: Tensor, new: Tensor) -> list[Tensor]:
-    """What stands at each of the four places of all pairs of frames."""
-    if new.shape[2] == 2:
-        return [*torch.split(held, 1, 2), *torch.split(new, 1, 2)]
-    seen, pairs = joined(held, new), new.shape[2] // 2
-    return [seen[:, :, place : place + 2 * pairs - 1 : 2] for place in range(4)]
+    """What stands at each of the four places of all pairs of frames; the last place lacks one of an odd number."""
+    frames = new.shape[2]
+    if frames <= 2:
+        return [*torch.split(held, 1, 2), new[:, :, :1], new[:, :, 1:]]
+    seen, ends = joined(held, new), frames + frames % 2 - 1
+    return [seen[:, :, place : place + ends : 2] for place in range(4)]

@@ -69,7 +69,9 @@ class _Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten.convolution.default:
             self.most = max(self.most, before + _convolution_peak(out, *args) + _SCRATCH)
         elif func in _PRODUCTS:
-            self.most = max(self.most, self.held + _product_buffers(out))
+            self.most = max(self.most, self.held + _product_buffers(args[-2], args[-1]))
+        elif func.name() == "mkldnn::_linear_pointwise":
+            self.most = max(self.most, self.held + _product_buffers(args[0], args[1].mT, mkl=False))
         self.most = max(self.most, self.held)
         return out
 
@@ -109,11 +111,19 @@ def _copies(layout: torch.memory_format, *tensors: Tensor) -> int:
     return sum(_size(tensor) for tensor in tensors if not tensor.is_contiguous(memory_format=layout))
 
 
-def _product_buffers(out: Tensor) -> int:
-    """What oneDNN's matrix products in half precision take for each thread, whatever the number of rows."""
-    if out.device.type != "cpu" or out.element_size() > 2:
+def _product_buffers(x: Tensor, y: Tensor, mkl: bool = True) -> int:
+    """What a matrix product of oneDNN's takes besides its result: pieces of one factor, and in half precision sums.
+
+    In float32 PyTorch's own products are MKL's and take nothing, and oneDNN copies no factor whose columns lie dense.
+    """
+    half = x.element_size() < 4
+    dense = y.stride(-2) != 1 and y.shape[-1] % 512 != 0
+    if x.device.type != "cpu" or x.element_size() > 4 or (not half and mkl):
         return 0
-    return torch.get_num_threads() * min(5120 + 1280 * out.shape[-1], 2**17)
+    deep = -(-x.shape[-1] // (32 if half else 16)) * (32 if half else 16)
+    pieces = 64 * min(deep, 1024) * x.element_size() if half or not dense else 0
+    sums = 64 * min(x.shape[-2], 256) * 4 if half else 0
+    return 512 + torch.get_num_threads() * (pieces + sums + 640)
 
 
 def _placeholder(tensor: Tensor) -> Tensor:

@@ -154,9 +154,10 @@ class _Dry:
 
         def stream(x: Tensor) -> None:
             for piece in pieces(layer, x, plan):
+                ramp = piece.new_ones(max(piece.shape[3:])) if fade else None
                 faded = piece * piece if fade else piece
                 faded = faded * piece if fade else piece
-                del piece, faded
+                del piece, faded, ramp
 
         return predicted_peak(self.vae, stream, (b, c, sum(plan), h, w))
 
