@@ -1,5 +1,7 @@
 """Plans of decoding: what was predicted against what is measured, budgets, the order of plans, constant memory."""
 
+from dataclasses import replace
+
 import pytest
 import small_vaes
 import torch
@@ -60,6 +62,22 @@ def test_tiles_where_chunks_are_not_enough() -> None:
             plan_decode(vae, shape, budget)
     with pytest.raises(ValueError, match=r"shape must be \(b, 3, t, h, w\), got \(1, 4, 2, 8, 8\)"):
         plan_decode(vae, (1, 4, 2, 8, 8), 1000)
+
+
+def test_a_decoder_that_sees_later_latents_goes_in_chunks() -> None:
+    """Frames come late, all the same; nothing grows with the video but the video."""
+    vae, extra = small_vaes.small("LTXAutoencoder").float().requires_grad_(False), []
+    for frames in (40, 80):
+        z = torch.randn(1, vae.config.latent_channels, frames, 2, 3)
+        whole = plan_decode(vae, tuple(z.shape), 10**12)
+        plan = plan_decode(vae, tuple(z.shape), int(0.75 * whole.peak))
+        assert plan.chunk is not None
+        assert plan.tile is None
+        assert measured(plan, vae, z) <= plan.peak <= 1.25 * measured(plan, vae, z)
+        video = plan.decode(vae, z)
+        torch.testing.assert_close(video, vae.decode(z), rtol=0, atol=1e-5 * video.abs().max().item())
+        extra.append(measured(replace(plan, chunk=4), vae, z) - video.nbytes)
+    assert extra[0] == extra[1]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -26,7 +26,7 @@ from tubelet.vae.video import Chunks
 
 __all__ = ["DecodePlan", "plan_decode"]
 
-_STEADY = 2  # chunks after which a stream holds what it will ever hold
+_STEADY = 2  # chunks after which a stream holds what it will ever hold, once the first frames have come
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def plan_decode(vae: Any, shape: Sequence[int], budget: int, *, overlap: int | N
     least = dry.whole()
     if least <= budget:
         return DecodePlan(None, None, None, least)
-    chunk, peak = _first(dry.chunks, lambda chunk: dry.video + dry.streamed(vae.decoder, chunk), budget)
+    chunk, peak = _first(dry.chunks, lambda chunk: dry.streamed(vae.decoder, chunk, beside=dry.video), budget)
     if peak <= budget:
         return DecodePlan(chunk, None, None, peak)
     split = split_decoder(vae) if overlap is None else None
@@ -131,13 +131,19 @@ class _Dry:
     def __init__(self, vae: Any, shape: tuple[int, ...]) -> None:
         self.vae, self.shape = vae, shape
         self.own = getattr(vae, "chunks", Chunks()).decode
-        self.itemsize = blank(vae, 1).element_size()
+        self.itemsize, self.ahead = blank(vae, 1).element_size(), getattr(vae, "looks_ahead", False)
         self.video = self._bytes(vae.config.in_channels, *vae.config.factors.video_size(Grid(*shape[2:])))
+
+    @cached_property
+    def later(self) -> int | None:
+        """Later latent frames that a frame depends on, as it does on all behind a joint norm, which is None."""
+        time = along(0, self.vae.decode, blank(self.vae, self.vae.config.latent_channels), self.vae.config.factors)
+        return None if time is None else time[1]
 
     @cached_property
     def chunks(self) -> list[int | None]:
         """Latent frames at a time, the most first: fewer than all or than the autoencoder's own, if any are equal."""
-        if not _streams(self.vae):
+        if self.later is None or (self.later and not self.ahead):
             return [self.own]
         most = self.shape[2] if self.own is None else min(self.shape[2], self.own + 1)
         return [2**i for i in reversed(range(most.bit_length())) if 2**i < max(most, 2)]
@@ -146,14 +152,25 @@ class _Dry:
         return predicted_peak(self.vae, self.vae.decode, self.shape)
 
     def streamed(
-        self, layer: Layer, chunk: int | None, shape: tuple[int, ...] | None = None, fade: bool = False
+        self,
+        layer: Layer,
+        chunk: int | None,
+        shape: tuple[int, ...] | None = None,
+        fade: bool = False,
+        beside: int = 0,
     ) -> int:
-        """What a layer holds while it runs chunk by chunk and what it gives is put away, faded or not."""
+        """What a layer holds while it runs chunk by chunk and what it gives is put away, faded or not.
+
+        ``beside``: bytes that are held from the first frames on.
+        """
         b, c, t, h, w = self.shape if shape is None else shape
-        plan = lengths(t, chunk, self.own)[:_STEADY]
+        steady = _STEADY + (-(-(self.later or 0) // chunk) if self.ahead and chunk else 0)
+        plan = lengths(t, chunk, self.own)[:steady]
 
         def stream(x: Tensor) -> None:
-            for piece in pieces(layer, x, plan):
+            whole = None
+            for piece in pieces(layer, x, plan, self.ahead):
+                whole = piece.new_empty(beside // self.itemsize) if whole is None else whole
                 ramp = piece.new_ones(max(piece.shape[3:])) if fade else None
                 faded = piece * piece if fade else piece
                 faded = faded * piece if fade else piece
@@ -183,12 +200,6 @@ class _Dry:
 
     def _bytes(self, *sides: int) -> int:
         return self.shape[0] * prod(sides) * self.itemsize
-
-
-def _streams(vae: Any) -> bool:
-    """Whether the answer is the same in any chunks: no frame depends on later ones, as it does behind a joint norm."""
-    time = along(0, vae.decode, blank(vae, vae.config.latent_channels), vae.config.factors)
-    return time is not None and time[1] == 0
 
 
 def _tiles(sides: Sequence[int], overlap: int | None, reach: Reach | None) -> list[tuple[int, int]]:

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from tubelet.vae.ahead import advance
+from tubelet.vae.causal import State
 from tubelet.vae.factors import Factors, check_channels
 from tubelet.vae.reach import Reach
 from tubelet.vae.splitting import Layer, Split, split_decoder, split_encoder
@@ -75,7 +77,8 @@ def decode_tiled(
         tile: the most latent frames, rows and columns of a tile without its surroundings; None for a whole axis.
         overlap: latent positions that all layers run beyond a tile on each side, to be faded; None for an exact result.
         chunk: latent frames decoded at a time, the state carried on; not together with windows of time. None for the
-            autoencoder's own chunks, on which the answer depends where norms see all frames of a chunk.
+            autoencoder's own chunks, on which the answer depends where norms see all frames of a chunk. A decoder that
+            sees later latents (LTX-Video's, :mod:`tubelet.vae.ahead`) makes each frame when they are there.
         split: the decoder's, where it is known; it is found otherwise.
 
     Raises:
@@ -98,13 +101,14 @@ def decode_tiled(
     else:
         spans, layer, whole_layer = spans_of(z.shape[2:], tile, overlap or 0, None), vae.decoder, None
     factors, own = vae.config.factors, getattr(vae, "chunks", Chunks()).decode
+    ahead = getattr(vae, "looks_ahead", False)
     if whole_layer is not None:
-        z = gathered(whole_layer, z, lengths(z.shape[2], chunk, own))
+        z = gathered(whole_layer, z, lengths(z.shape[2], chunk, own), ahead)
     rulers = _Ruler.of(factors)
     whole: Tensor | None = None
     for place in itertools.product(*spans):
         part, frame = _cropped(z, [span.run for span in place]), 0
-        for piece in pieces(layer, part, lengths(part.shape[2], chunk, own)):
+        for piece in pieces(layer, part, lengths(part.shape[2], chunk, own), ahead):
             if whole is None:
                 sides = (ruler.edge(side) for ruler, side in zip(rulers, z.shape[2:], strict=True))
                 whole = piece.new_zeros(*piece.shape[:2], *sides)
@@ -173,19 +177,24 @@ def lengths(frames: int, chunk: int | None, own: int | None) -> list[int]:
     return [min(chunk, frames - start) for start in range(0, frames, chunk)]
 
 
-def pieces(layer: Layer, x: Tensor, plan: Sequence[int]) -> Iterator[Tensor]:
-    """What a layer gives, chunk by chunk."""
-    state = None
-    for part in torch.split(x, list(plan), 2):
-        y, state = layer(part, state)
-        yield y
+def pieces(layer: Layer, x: Tensor, plan: Sequence[int], ahead: bool = False) -> Iterator[Tensor]:
+    """What a layer gives, chunk by chunk; ``ahead``: it sees later frames, so chunks give what is ready."""
+    state: State | None = None
+    for number, part in enumerate(torch.split(x, list(plan), 2), 1):
+        if ahead and len(plan) > 1:
+            assert isinstance(layer, nn.Module)
+            y, state = advance(layer, part, state, last=number == len(plan))
+        else:
+            y, state = layer(part, state)
+        if y is not None:
+            yield y
         del y
 
 
-def gathered(layer: Layer, x: Tensor, plan: Sequence[int]) -> Tensor:
+def gathered(layer: Layer, x: Tensor, plan: Sequence[int], ahead: bool = False) -> Tensor:
     """What a layer that keeps the grid gives for all chunks, without a second copy of it."""
     whole, frame = None, 0
-    for piece in pieces(layer, x, plan):
+    for piece in pieces(layer, x, plan, ahead):
         if len(plan) == 1:
             return piece
         if whole is None:
