@@ -22,6 +22,7 @@ __all__ = ["predicted_peak"]
 
 _BLOCK = 16  # channels that oneDNN's layouts hold together on the widest vector units; narrower ones take 8
 _SCRATCH = 2**13 + 2**6  # bytes of small buffers that a convolution takes besides
+_NUMBER = 16  # bytes of a number of Python's, which is a tensor for a moment
 _PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
 
 
@@ -72,7 +73,8 @@ class _Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.most = max(self.most, self.held + _product_buffers(args[-2], args[-1]))
         elif func.name() == "mkldnn::_linear_pointwise":
             self.most = max(self.most, self.held + _product_buffers(args[0], args[1].mT, mkl=False))
-        self.most = max(self.most, self.held)
+        numbers = sum(isinstance(arg, (int, float)) for arg in args)
+        self.most = max(self.most, self.held + _NUMBER * numbers)
         return out
 
     def _begin(self, tensor: Tensor) -> None:
@@ -94,15 +96,18 @@ def _convolution_peak(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | Non
     if x.device.type != "cpu":
         return _size(out)
     sized = [None if tensor is None else _placeholder(tensor) for tensor in (x, weight, bias)]
-    backend = torch._C._select_conv_backend(*sized, *how).name
+    backend, groups = torch._C._select_conv_backend(*sized, *how).name, int(how[-1])
     layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
     if "Mkldnn" in backend and out.is_contiguous(memory_format=layout) and not out.is_contiguous():
-        return _size(out) + _filters(weight) + _copies(layout, x, weight)
+        return _size(out) + _filters(weight, groups) + _copies(layout, x, weight)
     copies = _copies(torch.contiguous_format, x, weight)
     if "Slow" in backend:
-        return _size(out) + _columns(out, weight) + copies
+        parts = _size(out) if groups > 1 else 0
+        return _size(out) + parts + _columns(out, weight) // groups + copies
+    if "Mkldnn" in backend and groups > 1 and weight.shape[1] == 1:  # such weights are of both formats: theirs wins
+        return _size(x) + 2 * _size(out) + _filters(weight, groups) + copies
     if "Mkldnn" in backend:
-        return _blocked_peak(out, x, weight) + copies
+        return _blocked_peak(out, x, weight, groups) + copies
     return _size(out) + copies
 
 
@@ -123,7 +128,13 @@ def _product_buffers(x: Tensor, y: Tensor, mkl: bool = True) -> int:
     deep = -(-x.shape[-1] // (32 if half else 16)) * (32 if half else 16)
     pieces = 64 * min(deep, 1024) * x.element_size() if half or not dense else 0
     sums = 64 * min(x.shape[-2], 256) * 4 if half else 0
-    return 512 + torch.get_num_threads() * (pieces + sums + 640)
+    turned = x.stride(-1) != 1
+    return 512 + torch.get_num_threads() * (pieces + sums + 640 * (1 + turned)) + sum(map(_interleaved, (x, y)))
+
+
+def _interleaved(factor: Tensor) -> int:
+    """A copy of a batch of matrices that do not lie one after the other, such as one shared by all."""
+    return _size(factor) if factor.ndim == 3 and factor.stride(0) < max(factor.stride()[1:]) else 0
 
 
 def _placeholder(tensor: Tensor) -> Tensor:
@@ -138,7 +149,7 @@ def _columns(out: Tensor, weight: Tensor) -> int:
     return 0 if alone else out.shape[0] * kernel * prod(out.shape[2:]) * out.element_size()
 
 
-def _blocked_peak(out: Tensor, x: Tensor, weight: Tensor) -> int:
+def _blocked_peak(out: Tensor, x: Tensor, weight: Tensor, groups: int) -> int:
     """Copies in blocks: weights and result live through, the input's until the result is copied back.
 
     Few input channels are read as they are. A kernel of one position is a matrix product, whose sums in half precision
@@ -148,11 +159,12 @@ def _blocked_peak(out: Tensor, x: Tensor, weight: Tensor) -> int:
     copied = _blocks(x) if alone or x.shape[1] >= _BLOCK else 0
     if alone and out.element_size() < 4:
         copied += torch.get_num_threads() * 4 * _blocks(out[:1]) // out.element_size()
-    return _filters(weight) + _blocks(out) + max(copied, _size(out))
+    return _filters(weight, groups) + _blocks(out) + max(copied, _size(out))
 
 
-def _filters(weight: Tensor) -> int:
-    return _padded(weight.shape[0]) * _padded(weight.shape[1]) * prod(weight.shape[2:]) * weight.element_size()
+def _filters(weight: Tensor, groups: int) -> int:
+    before = weight.shape[1] if groups > 1 else _padded(weight.shape[1])
+    return _padded(weight.shape[0]) * before * prod(weight.shape[2:]) * weight.element_size()
 
 
 def _blocks(x: Tensor) -> int:

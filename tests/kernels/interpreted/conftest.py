@@ -1,6 +1,7 @@
 """Everything here runs kernels in Triton's interpreter, on the CPU, with uninitialised memory full of NaN."""
 
 import importlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,8 @@ from hypothesis import Phase, settings
 settings.register_profile(
     "few", deadline=None, derandomize=True, max_examples=7, phases=[Phase.explicit, Phase.generate]
 )
-settings.register_profile("many", deadline=None, max_examples=60, print_blob=True)
+CI = "CI" in os.environ  # a change must pass the same draws each time; whoever looks for more runs them elsewhere
+settings.register_profile("many", deadline=None, derandomize=CI, max_examples=30 if CI else 60, print_blob=True)
 
 
 @pytest.fixture(autouse=True)

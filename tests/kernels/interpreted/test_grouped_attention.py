@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rounding import HALF, TOLERANCE, near
+from rounding import GRADIENT, HALF, TOLERANCE, near
 from strides import place
 from torch import Tensor
 
@@ -89,7 +89,7 @@ def test_values_and_gradients_equal_the_definition(case: Case) -> None:
     grad = place(n, heads, v_width, case.memory)
     grads = torch.autograd.grad(got, ours, grad)
     for name, a, b in zip("qkv", grads, torch.autograd.grad(expected, exact, grad.double()), strict=True):
-        near(a, b, f"gradient of {name}", TOLERANCE)
+        near(a, b, f"gradient of {name}", GRADIENT)
         assert torch.equal(a[used:], torch.zeros_like(a[used:]))
 
 
@@ -156,7 +156,7 @@ def test_tiles_by_descriptor(pattern: Any, grids: list[Grid], text: int, descrip
     near(got, expected, "output", TOLERANCE)
     grads = torch.autograd.grad(got, ours, grad), torch.autograd.grad(expected, exact, grad.double())
     for name, a, b in zip("qkv", *grads, strict=True):
-        near(a, b, f"gradient of {name}", TOLERANCE)
+        near(a, b, f"gradient of {name}", GRADIENT)
     assert len(descriptors) >= 6
     assert None not in descriptors
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rounding import HALF, TOLERANCE, near
+from rounding import GRADIENT, HALF, TOLERANCE, near
 from strides import place
 from torch import Tensor
 
@@ -68,7 +68,7 @@ def compare_segments(case: Segments) -> None:
     zeros = [torch.zeros_like(x) for x in exact]
     wanted = torch.autograd.grad(expected, exact, grad.double(), allow_unused=True) if expected.requires_grad else zeros
     for name, a, b, zero in zip("qkv", grads, wanted, zeros, strict=True):
-        near(a, zero if b is None else b, f"gradient of {name}", TOLERANCE)
+        near(a, zero if b is None else b, f"gradient of {name}", GRADIENT)
 
 
 def test_whole_steps_of_lines_by_descriptor(descriptors: list[Any]) -> None:
