@@ -66,7 +66,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         """Normalise over axis 1."""
-        y = _scaled(x, torch.rsqrt(_mean_square(x) + self.eps))
+        y = _normed(x, self.eps)
         if self.weight is not None:
             weight = self.weight.to(x.dtype).reshape(-1, 1, 1, 1)
             y = y * weight if y.requires_grad or weight.requires_grad else y.mul_(weight)
@@ -85,19 +85,14 @@ class ChannelNorm(nn.Module):
         def __call__(self, x: Tensor) -> Tensor: ...
 
 
-def _scaled(x: Tensor, scale: Tensor) -> Tensor:
-    """``x * scale`` in ``scale``'s dtype, rounded once; a narrow ``x`` is held in it once, a product would hold two."""
-    wide = x.to(scale.dtype)
-    own = wide is not x and not wide.requires_grad and not scale.requires_grad
-    return (wide.mul_(scale) if own else wide * scale).to(x.dtype)
-
-
-def _mean_square(x: Tensor) -> Tensor:
-    """Over the channels, in at least float32; a narrow ``x`` is not copied in it."""
-    if x.dtype in (torch.float32, torch.float64):
-        return x.square().mean(1, keepdim=True)
-    norm: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-    return norm.square() / x.shape[1]
+def _normed(x: Tensor, eps: float) -> Tensor:
+    """Over the channels, in at least float32 and rounded once; a narrow ``x`` is held in that once."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if wide is x:
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + eps)
+    norm: Tensor = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    scale = torch.rsqrt(norm.square() / x.shape[1] + eps)
+    return (wide * scale if wide.requires_grad else wide.mul_(scale)).to(x.dtype)
 
 
 class CausalResBlock(nn.Module):

@@ -45,7 +45,7 @@ Example:
 
 _BLOCK = 2**20  # numbers in a block of input or result: within the second or third level of cache
 _CLIP = 2**18  # numbers of several frames, which make a multiplication as fast as those of a block do
-_WIDE = 64  # channels from which on a multiplication costs more than the sums that save it
+_WIDE = 48  # channels from which on a multiplication costs more than the sums that save it
 _MANY = 2048  # positions from which on a convolution costs much more than copies of its weights
 
 

@@ -70,8 +70,9 @@ def follow(state: Float[Tensor, "b c s h w"], x: Float[Tensor, "b c t h w"]) -> 
 
 def _alone(before: Callable[[Tensor, int], Tensor], weight: Tensor) -> Tensor | None:
     """The one tap of a first frame, where what stands before it is known."""
-    if before is copies:
-        return weight.sum(2, keepdim=True)
+    if before is copies:  # tap after tap, in float32 at least: `sum` over an axis inside is many times as slow
+        first, *others = torch.split(weight, 1, 2)
+        return sum(others, first.to(torch.promote_types(weight.dtype, torch.float32))).to(weight.dtype)
     return weight[:, :, -1:] if before is zeros else None
 
 
