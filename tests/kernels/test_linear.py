@@ -81,6 +81,15 @@ def test_views_and_transposed_weights() -> None:
     torch.testing.assert_close(linear(x[:, ::2], weight, backend="onednn"), x[:, ::2] @ weight.t())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("strides", [(2, 1), (1, 3), (0, 1), (1, 0), (0, 0), (64, 4)])
+def test_rows_that_overlap_or_lie_apart(strides: tuple[int, int], dtype: torch.dtype) -> None:
+    numbers, dense = torch.randn(2000).to(dtype), torch.randn(6, 8).to(dtype)
+    view = numbers.as_strided((4, 8), strides)
+    for x, weight in ((view, dense), (dense, view)):
+        torch.testing.assert_close(linear(x, weight, backend="onednn"), nn.functional.linear(x.clone(), weight.clone()))
+
+
 def test_what_it_cannot_serve_is_refused_by_name_and_served_otherwise() -> None:
     x, weight, _ = tensors(0, (3,), 4, 2, False)
     with pytest.raises(ValueError, match="float32 or bfloat16, all alike, and a tensor is torch.float64"):

@@ -77,6 +77,14 @@ def test_small_inputs_that_no_library_convolves_are_products(
     assert (y.double() - exact).norm() < (1e-6 if dtype == torch.float32 else 4e-3) * exact.norm()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_frames_of_one_position_share_their_columns(layout: torch.memory_format) -> None:
+    """Taps of frames after each other overlap in memory."""
+    conv = nn.Conv3d(8, 64, (3, 1, 1)).requires_grad_(False).to(memory_format=layout)
+    x = torch.randn(1, 8, 6, 1, 1).to(memory_format=layout)
+    torch.testing.assert_close(convolved(conv, x), conv(x))
+
+
 def test_what_learns_or_has_hooks_is_called_itself() -> None:
     conv, x = nn.Conv3d(2, 64, 3, padding=(0, 1, 1)), torch.randn(1, 2, 3, 4, 4)
     convolved(conv, x).sum().backward()

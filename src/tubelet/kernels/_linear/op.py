@@ -122,8 +122,14 @@ def _refusal(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation | None = None) -> Tensor:
     kind, variant = _NAMES[act]
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, [], variant)
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, _apart(weight), bias, kind, [], variant)
     return out
+
+
+def _apart(weight: Tensor) -> Tensor:
+    """A weight whose rows or columns lie one behind the other, since oneDNN refuses those that overlap."""
+    (rows, columns), (down, across) = weight.shape, weight.stride()
+    return weight if (across == 1 and down >= columns) or (down == 1 and across >= rows) else weight.contiguous()
 
 
 class _Linear(torch.autograd.Function):
