@@ -87,3 +87,13 @@ def test_a_state_of_other_layers_is_named() -> None:
         advance(Chain(conv(3, copies), PerFrame(nn.Identity())), x, state, last=True)
     with pytest.raises(ValueError, match=r"held has shape \(1, 2, 3, 2, 3\), .* to x of \(1, 2, 2, 2, 4\)"):
         conv(5, copies).ahead(torch.zeros(1, 2, 2, 2, 4, dtype=F64), torch.zeros(1, 2, 3, 2, 3, dtype=F64), last=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", ["", "0", "1", "1.conv"])
+def test_a_hook_that_would_not_hear_all_frames_is_refused(place: str) -> None:
+    """On a chain, a convolution, a norm with a convolution, and the convolution in that."""
+    layer = Chain(conv(3, copies), NormedConv(ChannelNorm(2), conv(3, copies))).double()
+    layer.get_submodule(place).register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="would not hear frames that wait; decode it whole"):
+        advance(layer, torch.randn(1, 2, 2, 2, 3, dtype=F64), None, last=False)

@@ -33,7 +33,8 @@ BLOCKS = {"whole": (2**20, 1), "rows": (40, 1), "frames": (700, 1), "plain": (40
 
 @pytest.fixture(params=BLOCKS.values(), ids=BLOCKS)
 def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in zip(("_BLOCK", "_WIDE", "_MANY"), (*request.param, 1), strict=True):
+    numbers, wide = request.param
+    for name, value in {"_BLOCK": numbers, "_CLIP": numbers, "_WIDE": wide, "_MANY": 1}.items():
         monkeypatch.setattr(blockwise, name, value)
 
 
@@ -47,7 +48,7 @@ def twice(first: Tensor, frames: int) -> Tensor:
 @torch.no_grad()
 def test_equal_to_the_plain_convolution(kt: int, before: Callable[[Tensor, int], Tensor], edges: str) -> None:
     for layout in (torch.contiguous_format, torch.channels_last_3d):
-        conv = CausalConv3d(4, 5, (kt, 3, 3), before=before, edges=edges, dtype=F64)  # type: ignore[arg-type]
+        conv = CausalConv3d(4, 5, (kt, 3, 5), before=before, edges=edges, dtype=F64)  # type: ignore[arg-type]
         conv.to(memory_format=layout)  # type: ignore[call-overload]
         for frames in (1, 2, 5, 8):
             x = torch.randn(2, 4, frames, 7, 6, dtype=F64).contiguous(memory_format=layout)
@@ -247,6 +248,15 @@ def test_no_hook_s_capture_is_changed_wherever_it_hangs(monkeypatch: pytest.Monk
     assert all(torch.equal(tensor, copy) for tensor, copy in seen)
 
 
+@torch.no_grad()
+def test_a_hook_on_a_norm_keeps_what_it_has_seen_in_small_videos_too() -> None:
+    norm, seen = ChannelNorm(4), []
+    norm.register_forward_hook(lambda _, __, out: seen.append((out, out.clone())))
+    layer = NormedConv(norm, CausalConv3d(4, 4))
+    layer(torch.randn(1, 4, 2, 4, 4))
+    assert torch.equal(*seen[0])
+
+
 class Table(nn.Module):
     """A layer that returns what it holds."""
 
@@ -323,6 +333,7 @@ def test_strides_over_space_go_frame_by_frame(
     y, state = conv(x)
     torch.testing.assert_close(y, conv.conv(seen), rtol=1e-12, atol=1e-12)
     assert torch.equal(state, seen[:, :, seen.shape[2] - (3 - step) :])
+    assert state.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
     assert y.is_contiguous(memory_format=layout)
     head, own = conv(x[:, :, : 1 + step])
     tail, last = conv(x[:, :, 1 + step :], own)

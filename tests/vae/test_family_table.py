@@ -70,3 +70,16 @@ def test_the_table_is_what_comes_out(name: str) -> None:
                 assert way() <= EXACT
             else:
                 assert way() == pytest.approx(float(says), rel=0.15)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("name", small_vaes.NAMES)
+def test_every_family_inside_of_function_transforms(name: str, layout: torch.memory_format) -> None:
+    vae = small_vaes.small(name).requires_grad_(False)
+    z = torch.randn(2, vae.config.latent_channels, 2, 3, 2, dtype=torch.float64).to(memory_format=layout)
+    for call, x in ((lambda z: vae.decode(z[None])[0], z), (lambda x: vae.encode(x[None]).mode()[0], vae.decode(z))):
+        torch.testing.assert_close(torch.vmap(call)(x), torch.stack([call(each) for each in x]))
+        moved = torch.func.jvp(call, (x[0],), (x[1],))[1]
+        step = 1e-6 * x[1]
+        torch.testing.assert_close(moved, (call(x[0] + step) - call(x[0] - step)) / 2e-6, rtol=1e-4, atol=1e-4)

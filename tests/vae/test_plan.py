@@ -60,6 +60,9 @@ def test_tiles_where_chunks_are_not_enough() -> None:
     for budget in (0, -1):
         with pytest.raises(ValueError, match=f"budget must be a positive number of bytes, not {budget}"):
             plan_decode(vae, shape, budget)
+    for overlap in (-1, 21):
+        with pytest.raises(ValueError, match=rf"overlap must be from 0 to half of a side of \(40, 40\), not {overlap}"):
+            plan_decode(vae, shape, 1000, overlap=overlap)
     with pytest.raises(ValueError, match=r"shape must be \(b, 3, t, h, w\), got \(1, 4, 2, 8, 8\)"):
         plan_decode(vae, (1, 4, 2, 8, 8), 1000)
 

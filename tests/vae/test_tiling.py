@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import small_vaes
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,6 +94,14 @@ def test_layers_that_see_whole_frames_run_on_them() -> None:
         assert error(decode_tiled(vae, z, (None, 9, 3), chunk=chunk), video) <= 1e-14
     assert error(decode_tiled(vae, z, (1, 9, None)), video) <= 1e-14
     assert error(encode_tiled(vae, video, (None, 9, None)).mean, vae.encode(video).mean) <= 1e-13
+
+
+@torch.no_grad()
+def test_windows_of_time_are_run_from_a_frame_more() -> None:
+    """The first frame of a run is special: linear cells of one frame, not of four."""
+    vae, video = small_vaes.small("CausalAutoencoder"), torch.randn(1, 3, 33, 8, 8, dtype=torch.float64)
+    for window in (1, 2, 3):
+        assert error(encode_tiled(vae, video, (window, None, None)).mean, vae.encode(video).mean) <= 1e-14
 
 
 LTX: dict[str, Any] = {"widths": (4, 8), "depths": (1, 1), "changes": ("conv",), "decoder_widths": (8,)}

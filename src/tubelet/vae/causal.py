@@ -63,7 +63,7 @@ def follow(state: Float[Tensor, "b c s h w"], x: Float[Tensor, "b c t h w"]) -> 
         >>> follow(zeros(x[:, :, :1], 2), x).is_contiguous(memory_format=torch.channels_last_3d)
         True
     """
-    if x.is_contiguous():
+    if layout_of(x) == torch.contiguous_format:
         return torch.cat([state.to(x.dtype), x], 2)
     return torch.cat([state.to(x.dtype, memory_format=torch.channels_last_3d), x], 2)
 

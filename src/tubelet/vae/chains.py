@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tubelet.hooks import heard
+from tubelet.hooks import heard, heard_inside
 from tubelet.vae.blockwise import Pieces
 from tubelet.vae.causal import State
 from tubelet.vae.courses import Step, Tree
@@ -131,7 +131,8 @@ def convolved(norm: nn.Module, conv: nn.Module, x: Float[Tensor, "b c t h w"], s
         torch.Size([1, 4, 3, 4, 4])
     """
     normed = norm(x, *context)
-    return conv(F.silu(normed, inplace=normed is not x and not normed.requires_grad), state)
+    alone = normed is not x and not normed.requires_grad and not heard_inside(norm)  # a hook may keep what it has seen
+    return conv(F.silu(normed, inplace=alone), state)
 
 
 class NormedConv(nn.Module):

@@ -15,12 +15,14 @@ __all__ = ["layout_of", "rearranged"]
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
-    """The memory format that what is made of a tensor should have.
+    """The memory format that what is made of a tensor should have; inside of ``torch.func`` there is but one.
 
     Example:
         >>> layout_of(torch.zeros(1, 2, 3, 4, 4))
         torch.contiguous_format
     """
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return torch.contiguous_format
     last = x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous()
     return torch.channels_last_3d if last else torch.contiguous_format
 

@@ -22,6 +22,7 @@ from tubelet.vae.blocks import Device
 from tubelet.vae.blockwise import Pieces
 from tubelet.vae.formats import layout_of
 from tubelet.vae.normed_pieces import frame_statistics, group_normed, normed_pieces
+from tubelet.vae.unwatched import transformed
 
 __all__ = ["FrameGroupNorm", "SpatialNorm"]
 
@@ -122,13 +123,13 @@ class SpatialNorm(nn.Module):
             ValueError: sides of ``x`` that are not those of ``z`` times whole numbers.
         """
         by = _ratios(x, z, start)
-        layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last_3d
+        layout = layout_of(x)
         scale, shift = (
             _spread(of(z), by, start).contiguous(memory_format=layout).unsqueeze(4) for of in (self.scale, self.shift)
         )
         normed: Tensor = self.norm(x)
         rows = torch.unflatten(normed, 3, (z.shape[3], by[1]))
-        if any(each.requires_grad for each in (rows, scale, shift)):
+        if any(each.requires_grad for each in (rows, scale, shift)) or transformed():
             return torch.addcmul(shift, rows, scale).flatten(3, 4)
         torch.addcmul(shift, rows, scale, out=rows)
         return normed

@@ -83,7 +83,8 @@ def plan_decode(vae: Any, shape: Sequence[int], budget: int, *, overlap: int | N
         overlap: latent positions in which tiles are faded into each other; None allows exact tiles alone.
 
     Raises:
-        ValueError: a shape that does not fit, or a budget that is NaN or below what the smallest plan needs.
+        ValueError: a shape that does not fit, an overlap of more than half a side, or a budget that is NaN or below
+            what the smallest plan needs.
 
     Example:
         >>> from tubelet.vae import CausalAutoencoder, CausalAutoencoderConfig
@@ -95,6 +96,10 @@ def plan_decode(vae: Any, shape: Sequence[int], budget: int, *, overlap: int | N
         raise ValueError(f"shape must be (b, {vae.config.latent_channels}, t, h, w), got {tuple(shape)}")
     if not budget > 0:
         raise ValueError(f"budget must be a positive number of bytes, not {budget}")
+    if overlap is not None and not 0 <= overlap <= max(shape[3:]) // 2:
+        raise ValueError(
+            f"overlap must be a whole number from 0 to half of a side of {tuple(shape[3:])}, not {overlap}"
+        )
     dry = _Dry(vae, tuple(shape))
     least = dry.whole()
     if least <= budget:

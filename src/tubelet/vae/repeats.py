@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from tubelet.vae.blocks import Device
 from tubelet.vae.causal import State, copies, follow
+from tubelet.vae.formats import layout_of
 
 __all__ = ["RepeatConv3d", "RepeatFrames", "convolve_repeated"]
 
@@ -134,11 +135,12 @@ def convolve_repeated(
     before = [-axis[0][0] for axis in axes]
     behind = [max(first + sums.shape[0] for first, sums in axis) - 1 for axis in axes]
     sides = (x.shape[2] - before[0], *x.shape[3:])
-    layout = torch.channels_last_3d if _channels_last(x) else torch.contiguous_format
+    layout = layout_of(x)
     pads = (before[2], behind[2], before[1], behind[1], 0, 0)
     x = F.pad(x, pads, mode="constant" if edges == "zeros" else edges)
-    shape = (x.shape[0], conv.out_channels, *(n * side for n, side in zip(repeats, sides, strict=True)))
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    b, c, shape = x.shape[0], conv.out_channels, [n * side for n, side in zip(repeats, sides, strict=True)]
+    last = layout == torch.channels_last_3d
+    y = x.new_empty(b, *shape, c).movedim(-1, 1) if last else x.new_empty(b, c, *shape)  # with axes of `torch.func`
     for i, j, k in product(*map(range, repeats)):
         chosen = [axis[phase] for axis, phase in zip(axes, (i, j, k), strict=True)]
         weight = _mixed(conv.weight, [sums for _, sums in chosen])
@@ -163,7 +165,3 @@ def _phases(kernel: int, before: int, repeats: int) -> list[tuple[int, Tensor]]:
         sums = torch.tensor([[float(place == own) for place in places] for own in range(places[0], places[-1] + 1)])
         phases.append((places[0], sums))
     return phases
-
-
-def _channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()

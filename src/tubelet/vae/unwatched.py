@@ -6,7 +6,7 @@ from torch.autograd import forward_ad
 
 from tubelet.hooks import heard
 
-__all__ = ["plain", "unwatched"]
+__all__ = ["plain", "transformed", "unwatched"]
 
 
 def plain(conv: nn.Conv3d, x: Tensor) -> bool:
@@ -31,11 +31,16 @@ def unwatched(conv: nn.Conv3d, x: Tensor) -> bool:
     if type(conv) is not nn.Conv3d or heard(conv):  # adapters see it called
         return False
     learns = torch.is_grad_enabled() and any(part.requires_grad for part in (x, *conv.parameters()))
-    return x.device.type == "cpu" and not learns and not _transformed()
+    return x.device.type == "cpu" and not learns and not transformed()
 
 
-def _transformed() -> bool:
-    """Whether a compiler, which fuses by itself and would unroll all blocks, autocast or a function transform is on."""
+def transformed() -> bool:
+    """Whether a compiler, which fuses by itself and would unroll all blocks, autocast or a function transform is on.
+
+    Example:
+        >>> transformed()
+        False
+    """
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return True
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
