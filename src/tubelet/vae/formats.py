@@ -21,7 +21,7 @@ def layout_of(x: Tensor) -> torch.memory_format:
         >>> layout_of(torch.zeros(1, 2, 3, 4, 4))
         torch.contiguous_format
     """
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x):
         return torch.contiguous_format
     last = x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous()
     return torch.channels_last_3d if last else torch.contiguous_format

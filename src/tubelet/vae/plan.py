@@ -97,9 +97,7 @@ def plan_decode(vae: Any, shape: Sequence[int], budget: int, *, overlap: int | N
     if not budget > 0:
         raise ValueError(f"budget must be a positive number of bytes, not {budget}")
     if overlap is not None and not 0 <= overlap <= max(shape[3:]) // 2:
-        raise ValueError(
-            f"overlap must be a whole number from 0 to half of a side of {tuple(shape[3:])}, not {overlap}"
-        )
+        raise ValueError(f"overlap must be from 0 to half of a side of {tuple(shape[3:])}, not {overlap}")
     dry = _Dry(vae, tuple(shape))
     least = dry.whole()
     if least <= budget:
