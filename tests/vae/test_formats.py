@@ -43,7 +43,7 @@ class _Seen(TorchDispatchMode):
 @pytest.mark.parametrize(("channels", "enough"), [(64, 512), (64, 32), (64, 64), (31, 512)])
 def test_few_positions_are_products(
     layout: torch.memory_format, kernel, stride, edges: str, channels: int, enough: int, monkeypatch
-) -> None:  # type: ignore[no-untyped-def]
+) -> None:
     monkeypatch.setattr("tubelet.vae.columns._ENOUGH", enough)  # one product, one for each frame, one for two
     padding = (0, kernel[1] // 2, kernel[2] // 2)
     bias = stride != 1

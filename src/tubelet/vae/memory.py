@@ -125,7 +125,7 @@ def _product_buffers(x: Tensor, y: Tensor, mkl: bool = True) -> int:
     dense = y.stride(-2) != 1 and y.shape[-1] % 512 != 0
     if x.device.type != "cpu" or x.element_size() > 4 or (not half and mkl):
         return 0
-    deep = -(-x.shape[-1] // (32 if half else 16)) * (32 if half else 16)
+    deep = _padded(x.shape[-1], 32 if half else 16)
     pieces = 64 * min(deep, 1024) * x.element_size() if half or not dense else 0
     sums = 64 * min(x.shape[-2], 256) * 4 if half else 0
     turned = x.stride(-1) != 1
@@ -171,8 +171,8 @@ def _blocks(x: Tensor) -> int:
     return x.shape[0] * _padded(x.shape[1]) * prod(x.shape[2:]) * x.element_size()
 
 
-def _padded(channels: int) -> int:
-    return -(-channels // _BLOCK) * _BLOCK
+def _padded(channels: int, block: int = _BLOCK) -> int:
+    return -(-channels // block) * block
 
 
 def _size(tensor: Tensor) -> int:

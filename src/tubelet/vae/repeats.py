@@ -135,11 +135,10 @@ def convolve_repeated(
     before = [-axis[0][0] for axis in axes]
     behind = [max(first + sums.shape[0] for first, sums in axis) - 1 for axis in axes]
     sides = (x.shape[2] - before[0], *x.shape[3:])
-    layout = layout_of(x)
+    last = layout_of(x) == torch.channels_last_3d
     pads = (before[2], behind[2], before[1], behind[1], 0, 0)
     x = F.pad(x, pads, mode="constant" if edges == "zeros" else edges)
     b, c, shape = x.shape[0], conv.out_channels, [n * side for n, side in zip(repeats, sides, strict=True)]
-    last = layout == torch.channels_last_3d
     y = x.new_empty(b, *shape, c).movedim(-1, 1) if last else x.new_empty(b, c, *shape)  # with axes of `torch.func`
     for i, j, k in product(*map(range, repeats)):
         chosen = [axis[phase] for axis, phase in zip(axes, (i, j, k), strict=True)]
